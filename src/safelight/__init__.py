@@ -1,0 +1,1 @@
+"""Safelight: self-hosted generation jobs that nothing can lose."""

@@ -1,0 +1,241 @@
+"""The provider contract: what a plug-in that generates must offer, and what it may say.
+
+A provider is given a `Generation` (values only) and answers with an async generator of updates. It knows nothing of
+jobs, rows, queues or events; the runner alone turns its updates into state. Register one under the entry point group
+`safelight.providers`.
+"""
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+# --- what is asked ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """A LoRA to apply, with its strengths on the diffusion model and on the text encoder."""
+
+    name: str
+    strength_model: float = 1.0
+    strength_clip: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """What to generate. `width` and `height` are pixels; `None` means the provider's default."""
+
+    kind: str
+    prompt: str
+    negative_prompt: str | None = None
+    model: str | None = None
+    checkpoint_model: str | None = None
+    lora_models: tuple[Lora, ...] = ()
+    width: int | None = None
+    height: int | None = None
+    batch_size: int = 1
+    seed: int | None = None
+    sampler_params: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One attempt's order. `job_id` and `attempt` may serve as idempotency key where the provider takes one."""
+
+    job_id: str
+    attempt: int
+    parameters: Parameters
+    soft_limit_seconds: float
+
+
+# --- what is told -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Submitting:
+    """The next step may cost money. The runner writes this down before it asks for the next update."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The provider has the job under this id. Written down at once, so that a later attempt adopts it."""
+
+    remote_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where the generation stands. `percent` is 0-100 or None if unknown; `stage` a machine word, `message` for people."""
+
+    percent: int | None
+    stage: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A small picture of the unfinished result."""
+
+    data: bytes
+    content_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One finished result as bytes. `seed` is the one that made this very result, if known."""
+
+    data: bytes
+    content_type: str
+    seed: int | None = None
+
+
+Update = Submitting | Accepted | Progress | Preview | Output
+
+
+# --- what can go wrong ------------------------------------------------------------------------------------------------
+#
+#   ProviderError
+#   ├── InvalidParameters   never again        422 at submit, or refused later by the provider
+#   ├── ContentRejected     never again
+#   ├── RateLimited         later              retry_after wins over our own delays
+#   ├── ProviderUnavailable later
+#   ├── ProviderTimedOut    later
+#   ├── JobLost             later              the provider forgot a job it had accepted
+#   ├── BadOutput           later              empty, corrupt or not what was asked
+#   └── UnknownOutcome      never blindly      it may have been carried out and charged
+
+
+class ProviderError(Exception):
+    """The provider failed."""
+
+    code: ClassVar[str] = "provider_error"
+    retryable: ClassVar[bool] = False
+    may_have_cost: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        retry_after: float | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.message = message or (type(self).__doc__ or "").strip().splitlines()[0]
+        self.retry_after = retry_after
+        self.details = dict(details or {})
+        super().__init__(self.message)
+
+
+class InvalidParameters(ProviderError):
+    """The provider cannot work with these parameters.
+
+    `field` is the name of the wrong field in the submit body (dotted below it, `provider_options.mock`).
+    """
+
+    code = "invalid_request"
+
+    def __init__(self, message: str, *, field: str = "", details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message, details=details)
+        self.field = field
+
+
+class ContentRejected(ProviderError):
+    """The provider refuses this content."""
+
+    code = "content_rejected"
+
+
+class RateLimited(ProviderError):
+    """The provider asks us to slow down."""
+
+    code = "rate_limited"
+    retryable = True
+
+
+class ProviderUnavailable(ProviderError):
+    """The provider cannot be reached or fails on its side."""
+
+    code = "provider_unavailable"
+    retryable = True
+
+
+class ProviderTimedOut(ProviderError):
+    """The provider did not answer in time."""
+
+    code = "provider_timed_out"
+    retryable = True
+
+
+class JobLost(ProviderError):
+    """The provider no longer knows the job it had accepted."""
+
+    code = "provider_job_lost"
+    retryable = True
+
+
+class BadOutput(ProviderError):
+    """The provider delivered something that is not a usable result."""
+
+    code = "bad_output"
+    retryable = True
+    may_have_cost = True
+
+
+class UnknownOutcome(ProviderError):
+    """The request may have been carried out, and nobody can tell."""
+
+    code = "unknown_outcome"
+    may_have_cost = True
+
+
+# --- the port ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds an attempt may take: at `soft` it is failed, at `hard` its slot is freed whatever its code does."""
+
+    soft_seconds: float
+    hard_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a provider can do; shown to people and used to refuse early."""
+
+    kinds: frozenset[str]
+    models: tuple[str, ...]  # the first is the default; empty: any name is passed on
+    max_width: int
+    max_height: int
+    max_batch: int
+    cancel: bool
+    progress: bool
+    previews: bool
+    limits: Limits | None = None  # None: the defaults of the kind
+
+
+class Provider(Protocol):
+    """A plug-in that generates. All methods must be safe to call concurrently on one event loop."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def check(self, parameters: Parameters) -> Parameters:
+        """Check offline and at once; return the parameters with defaults filled in. Raises `InvalidParameters`."""
+        ...
+
+    def generate(self, generation: Generation) -> AsyncGenerator[Update]:
+        """Carry the order out. Raises `ProviderError`."""
+        ...
+
+    def resume(self, generation: Generation, remote_id: str) -> AsyncGenerator[Update]:
+        """Follow a job the provider accepted for an earlier attempt. Raises `JobLost` if it is gone."""
+        ...
+
+    async def cancel(self, remote_id: str) -> None:
+        """Ask the provider to stop; unknown and finished jobs are no error."""
+        ...
+
+    async def health(self) -> str | None:
+        """None if well, else one sentence for people."""
+        ...
