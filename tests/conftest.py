@@ -1,0 +1,110 @@
+"""Fixtures that every slice needs. Servers start when the first test asks for them; each xdist worker has its own."""
+
+import importlib
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from servers import Postgres, PostgresServer, ServerMissing, ValkeyServer, open_postgres
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """Tests marked `anyio` run on the loop that production uses."""
+    return "asyncio", {"use_uvloop": True}
+
+
+def migrate(url: str) -> None:
+    """Bring a database to the newest schema. Imported here: most tests need neither Alembic nor its start-up time."""
+    importlib.import_module("safelight.migrations").migrate(url)
+
+
+@pytest.fixture(scope="session")
+def shared_valkey() -> Iterator[ValkeyServer]:
+    try:
+        server = ValkeyServer()
+    except ServerMissing as reason:
+        pytest.skip(str(reason))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def valkey(shared_valkey: ValkeyServer) -> ValkeyServer:
+    """An empty Valkey that the session's tests share: leave it running."""
+    shared_valkey.flush()
+    return shared_valkey
+
+
+@pytest.fixture
+def valkey_server() -> Iterator[Callable[..., ValkeyServer]]:
+    """Make servers that the test may break: `valkey_server(tcp=True, aof=True, password="...")`."""
+    servers: list[ValkeyServer] = []
+
+    def make(**options: Any) -> ValkeyServer:
+        servers.append(ValkeyServer(**options))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """The session's PostgreSQL, its template migrated: leave it running."""
+    try:
+        server = open_postgres()
+    except ServerMissing as reason:
+        pytest.skip(str(reason))
+    server.make_template(migrate)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def postgres_server() -> Iterator[Callable[[], PostgresServer]]:
+    """Make servers that the test may break; their template is empty until `make_template`."""
+    servers: list[PostgresServer] = []
+
+    def make() -> PostgresServer:
+        servers.append(PostgresServer())
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sqlite") / "template.db"
+    migrate(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
+    """A migrated SQLite file of the test's own."""
+    return f"sqlite:///{shutil.copy(sqlite_template, tmp_path / 'safelight.db')}"
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> Iterator[str]:
+    """A migrated PostgreSQL database of the test's own."""
+    name = f"safelight_{os.getpid()}_{next(_numbers)}"
+    yield postgres.database(name)
+    postgres.drop(name)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """A migrated database of the test's own, once per kind: for contract tests."""
+    return request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
