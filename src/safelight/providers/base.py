@@ -66,7 +66,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where the generation stands. `percent` is 0-100 or None if unknown; `stage` a machine word, `message` for people."""
+    """Where it stands. `percent` is 0-100, None if unknown; `stage` is a machine word, `message` for people."""
 
     percent: int | None
     stage: str
