@@ -1,0 +1,272 @@
+"""What becomes known about a job, in the one shape that SSE, polling, the command line and Redis share.
+
+State events (`job.pending`, `job.started` and the three ends) are history: each raises the row's `version` by exactly
+one, so a reader can tell that it missed one, and all of them can be rebuilt from the rows of `jobs` and `attempts`.
+Progress, previews and outputs are news: latest only, ordered by `seq` within a version.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import orjson
+
+from safelight.artifacts import Artifact
+from safelight.jobs.job import BLOCKED, TERMINAL, Attempt, Job, Status
+from safelight.stream import Message
+
+EventType = Literal[
+    "job.snapshot",
+    "job.pending",
+    "job.started",
+    "job.progress",
+    "job.preview",
+    "job.output",
+    "job.completed",
+    "job.failed",
+    "job.cancelled",
+]
+
+STATE_EVENTS: frozenset[EventType] = frozenset(
+    {"job.pending", "job.started", "job.completed", "job.failed", "job.cancelled"}
+)
+ENDS: dict[Status, EventType] = {
+    "completed": "job.completed",
+    "failed": "job.failed",
+    "cancelled": "job.cancelled",
+}
+CELERY_STATES: dict[Status, str] = {
+    "pending": "PENDING",
+    "processing": "PROGRESS",
+    "completed": "SUCCESS",
+    "failed": "FAILURE",
+    "cancelled": "REVOKED",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """One event. `seq` orders the news within a `version`; state events have `seq` 0. `at` is when it became so."""
+
+    type: EventType
+    job_id: str
+    task_id: str
+    kind: str
+    status: Status
+    is_terminal: bool
+    stage: str | None
+    message: str | None
+    progress: int | None
+    attempt: int
+    retry_count: int
+    blocked_reason: str | None
+    provider: str
+    mocked: bool
+    project_id: str | None
+    chapter_id: str | None
+    scene_number: int | None
+    character_id: str | None
+    artifacts: Sequence[dict[str, Any]]
+    preview_url: str | None
+    error: dict[str, Any] | None
+    at: datetime
+    version: int
+    seq: int
+
+    def as_json(self) -> bytes:
+        return orjson.dumps(self, option=orjson.OPT_UTC_Z)
+
+    def as_message(self, payload: bytes | None = None) -> Message:
+        """Framed once for every watcher; state events alone carry an SSE id."""
+        payload = payload or self.as_json()
+        head = f"id: {self.version}\n" if self.type in STATE_EVENTS else ""
+        frame = f"{head}event: {self.type}\ndata: ".encode() + payload + b"\n\n"
+        return Message(
+            version=self.version,
+            seq=self.seq,
+            is_state=self.type in STATE_EVENTS,
+            is_terminal=self.is_terminal,
+            topic=self.type,
+            frame=frame,
+        )
+
+    def as_celery_result(self) -> bytes:
+        """What Celery's Redis result backend would hold, so that a host's `AsyncResult(task_id)` tells the truth."""
+        state = CELERY_STATES[self.status]
+        if self.status == "failed":
+            error = self.error or {}
+            result: dict[str, Any] = {
+                "exc_type": "JobFailed",
+                "exc_message": [f"{error.get('code')}: {error.get('message')}"],
+                "exc_module": "safelight.jobs",
+            }
+        elif self.status == "cancelled":
+            result = {"exc_type": "TaskRevokedError", "exc_message": ["cancelled"], "exc_module": "celery.exceptions"}
+        else:
+            result = {"progress": self.progress, "message": self.message, "artifacts": list(self.artifacts)}
+        return orjson.dumps(
+            {
+                "status": state,
+                "result": result,
+                "traceback": None,
+                "children": [],
+                "date_done": self.at.isoformat() if self.is_terminal else None,
+                "task_id": self.task_id,
+            }
+        )
+
+
+def describe_artifact(artifact: Artifact) -> dict[str, Any]:
+    """An artifact as clients see it; URLs are paths on the API's host."""
+    url = f"/api/v1/artifacts/{artifact.id}"
+    return {
+        "id": artifact.id,
+        "url": f"{url}/content",
+        "content_type": artifact.content_type,
+        "width": artifact.width,
+        "height": artifact.height,
+        "size_bytes": artifact.size_bytes,
+        "sha256": artifact.sha256,
+        "thumbhash": artifact.thumbhash,
+        "seed": artifact.seed,
+        "thumbnails": [
+            {"width": thumbnail["width"], "url": f"{url}/thumbnails/{thumbnail['width']}"}
+            for thumbnail in artifact.thumbnails
+        ],
+    }
+
+
+def message_of(job: Job) -> str | None:
+    """The sentence for people: why it waits if it is blocked, that it is being cancelled, or what it says itself."""
+    if job.status == "pending" and job.blocked_reason:
+        return BLOCKED.get(job.blocked_reason, job.blocked_reason)
+    if job.status == "processing" and job.cancel_requested_at is not None:
+        return "Cancelling"
+    return job.message
+
+
+def snapshot(job: Job, artifacts: Iterable[Artifact]) -> JobEvent:
+    """How things stand now; the first thing every connection is told."""
+    return JobEvent(
+        type="job.snapshot",
+        job_id=job.id,
+        task_id=job.celery_task_id,
+        kind=job.kind,
+        status=job.status,
+        is_terminal=job.is_terminal,
+        stage=job.stage,
+        message=message_of(job),
+        progress=job.progress,
+        attempt=job.attempt,
+        retry_count=job.retry_count,
+        blocked_reason=job.blocked_reason,
+        provider=job.provider,
+        mocked=job.mocked,
+        project_id=job.project_id,
+        chapter_id=job.chapter_id,
+        scene_number=job.scene_number,
+        character_id=job.character_id,
+        artifacts=[describe_artifact(artifact) for artifact in artifacts],
+        preview_url=None,
+        error=job.error,
+        at=job.updated_at,
+        version=job.version,
+        seq=0,
+    )
+
+
+def of_state(job: Job, artifacts: Iterable[Artifact] = ()) -> JobEvent:
+    """The state event that brought the job to where its row stands."""
+    if job.status == "processing":
+        kind: EventType = "job.started"
+        at = job.started_at
+    elif job.status == "pending":
+        kind, at = "job.pending", job.updated_at
+    else:
+        kind, at = ENDS[job.status], job.finished_at
+    return replace(snapshot(job, artifacts), type=kind, at=at or job.updated_at)
+
+
+def news(
+    job: Job,
+    kind: Literal["job.progress", "job.preview", "job.output"],
+    *,
+    seq: int,
+    progress: int | None,
+    stage: str | None,
+    message: str | None,
+    preview_url: str | None = None,
+    artifacts: Iterable[Artifact] = (),
+) -> JobEvent:
+    """News of the attempt whose claim returned `job`."""
+    return replace(
+        snapshot(job, artifacts),
+        type=kind,
+        seq=seq,
+        progress=progress,
+        stage=stage,
+        message=message,
+        preview_url=preview_url,
+        at=datetime.now(UTC),
+    )
+
+
+def history(job: Job, attempts: Iterable[Attempt], artifacts: Iterable[Artifact], after: int) -> list[JobEvent]:
+    """Every state event with a version greater than `after`, rebuilt from the rows, oldest first."""
+    events: list[JobEvent] = []
+    current = replace(
+        snapshot(job, ()), type="job.pending", artifacts=[], error=None, blocked_reason=None, progress=None
+    )
+
+    def add(kind: EventType, status: Status, version: int, at: datetime, **changes: Any) -> None:
+        nonlocal current
+        current = replace(current, type=kind, status=status, is_terminal=False, version=version, at=at, **changes)
+        events.append(current)
+
+    add(
+        "job.pending",
+        "pending",
+        1,
+        job.created_at,
+        attempt=0,
+        retry_count=0,
+        stage="queued",
+        message="Waiting to start",
+    )
+    for attempt in sorted(attempts, key=lambda attempt: attempt.number):
+        add(
+            "job.started",
+            "processing",
+            attempt.started_version,
+            attempt.started_at,
+            attempt=attempt.number,
+            stage="starting",
+            message="Starting",
+            error=None,
+        )
+        if attempt.ended_version is None or attempt.finished_at is None:
+            continue
+        if attempt.outcome == "retry":
+            current = replace(current, retry_count=current.retry_count + 1)
+        add(
+            "job.pending",
+            "pending",
+            attempt.ended_version,
+            attempt.finished_at,
+            stage="waiting",
+            message=RETURNED.get(attempt.outcome or "", "Waiting to start again"),
+            error=attempt.error,
+        )
+    if job.status in TERMINAL:
+        events = [event for event in events if event.version < job.version]
+        events.append(of_state(job, artifacts))
+    return [event for event in events if after < event.version <= job.version]
+
+
+# What a job that came back to the queue says, by the outcome of the attempt that gave it back.
+RETURNED: dict[str, str] = {
+    "retry": "Will be tried again",
+    "handed_back": "Its worker is restarting; it will go on elsewhere",
+    "lost": "Its worker was lost; it will be tried again in isolation",
+}

@@ -1,0 +1,257 @@
+"""A job: its row, its statuses and the few facts that follow from a row alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, Row, String, Table, Text, text
+
+from safelight.db import Instant, Json, RowId, metadata
+
+Status = Literal["pending", "processing", "completed", "failed", "cancelled"]
+STATUSES: tuple[Status, ...] = ("pending", "processing", "completed", "failed", "cancelled")
+TERMINAL: frozenset[Status] = frozenset({"completed", "failed", "cancelled"})
+
+# The only steps there are. `jobs/service.py` alone takes them; the state machine test walks them.
+TRANSITIONS: Mapping[Status, frozenset[Status]] = {
+    "pending": frozenset({"processing", "failed", "cancelled"}),
+    "processing": frozenset({"pending", "completed", "failed", "cancelled"}),
+    "completed": frozenset(),
+    "failed": frozenset(),
+    "cancelled": frozenset(),
+}
+
+# Why a pending job is not running, for programs and for people.
+BLOCKED: Mapping[str, str] = {
+    "no_worker": "No worker serves this queue at the moment",
+    "provider_limit": "The provider runs as many jobs as it may",
+    "owner_limit": "You have as many jobs running as you may",
+}
+
+Outcome = Literal["completed", "failed", "cancelled", "retry", "handed_back", "lost"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One row of `jobs`. Times are aware UTC from the database's clock; fields stand in the table's column order."""
+
+    id: str
+    kind: str
+    owner_id: str
+    status: Status
+    stage: str | None
+    message: str | None
+    progress: int | None
+    blocked_reason: str | None
+    celery_task_id: str
+    batch_id: str | None
+    origin_job_id: str | None
+    provider: str
+    provider_job_id: str | None
+    mocked: bool
+    prompt: str
+    negative_prompt: str | None
+    model: str | None
+    checkpoint_model: str | None
+    lora_models: list[dict[str, Any]]
+    width: int | None
+    height: int | None
+    batch_size: int
+    seed: int | None
+    sampler_params: dict[str, Any]
+    provider_options: dict[str, Any]
+    image_type: str | None
+    project_id: str | None
+    chapter_id: str | None
+    script_id: str | None
+    scene_number: int | None
+    character_id: str | None
+    metadata: dict[str, str]
+    priority: int
+    run_at: datetime
+    start_deadline_at: datetime | None
+    soft_limit_seconds: float
+    hard_limit_seconds: float
+    max_retries: int
+    queue: str
+    attempt: int
+    retry_count: int
+    crash_count: int
+    hinted_at: datetime | None
+    hint_count: int
+    worker_id: str | None
+    lease_until: datetime | None
+    deadline_at: datetime | None
+    submitting_at: datetime | None
+    cancel_requested_at: datetime | None
+    error: dict[str, Any] | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    updated_at: datetime
+    version: int
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.status in TERMINAL
+
+    @classmethod
+    def of(cls, row: Row[*tuple[Any, ...]]) -> "Job":
+        """From a row of all columns of the table, in order."""
+        return cls(*row)
+
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", RowId, primary_key=True),
+    Column("kind", String(40), nullable=False),
+    Column("owner_id", String(200), nullable=False),
+    Column("status", String(12), nullable=False),
+    Column("stage", String(80)),
+    Column("message", Text),
+    Column("progress", Integer),
+    Column("blocked_reason", String(40)),
+    Column("celery_task_id", RowId, nullable=False),
+    Column("batch_id", RowId),
+    Column("origin_job_id", RowId),
+    Column("provider", String(80), nullable=False),
+    Column("provider_job_id", String(500)),
+    Column("mocked", Boolean(create_constraint=False), nullable=False),
+    Column("prompt", Text, nullable=False),
+    Column("negative_prompt", Text),
+    Column("model", String(300)),
+    Column("checkpoint_model", String(300)),
+    Column("lora_models", Json, nullable=False),
+    Column("width", Integer),
+    Column("height", Integer),
+    Column("batch_size", Integer, nullable=False),
+    Column("seed", BigInteger),
+    Column("sampler_params", Json, nullable=False),
+    Column("provider_options", Json, nullable=False),
+    Column("image_type", String(80)),
+    Column("project_id", String(200)),
+    Column("chapter_id", String(200)),
+    Column("script_id", String(200)),
+    Column("scene_number", Integer),
+    Column("character_id", String(200)),
+    Column("metadata", Json, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("run_at", Instant, nullable=False),
+    Column("start_deadline_at", Instant),
+    Column("soft_limit_seconds", Float, nullable=False),
+    Column("hard_limit_seconds", Float, nullable=False),
+    Column("max_retries", Integer, nullable=False),
+    Column("queue", String(40), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("retry_count", Integer, nullable=False),
+    Column("crash_count", Integer, nullable=False),
+    Column("hinted_at", Instant),
+    Column("hint_count", Integer, nullable=False),
+    Column("worker_id", RowId),
+    Column("lease_until", Instant),
+    Column("deadline_at", Instant),
+    Column("submitting_at", Instant),
+    Column("cancel_requested_at", Instant),
+    Column("error", Json),
+    Column("created_at", Instant, nullable=False),
+    Column("started_at", Instant),
+    Column("finished_at", Instant),
+    Column("updated_at", Instant, nullable=False),
+    Column("version", Integer, nullable=False),
+)
+
+_pending = text("status = 'pending'")
+_processing = text("status = 'processing'")
+_completed = text("status = 'completed'")
+
+
+def _partial(name: str, *columns: Any, where: Any, unique: bool = False) -> Index:
+    return Index(name, *columns, sqlite_where=where, postgresql_where=where, unique=unique)
+
+
+# What runs next, whose lease ran out, who waited too long: all small, whatever the table's size.
+_partial("ix_jobs_due", jobs.c.queue, jobs.c.priority.desc(), jobs.c.run_at, jobs.c.id, where=_pending)
+_partial(
+    "ix_jobs_start_deadline",
+    jobs.c.start_deadline_at,
+    where=text("status = 'pending' AND start_deadline_at IS NOT NULL"),
+)
+_partial("ix_jobs_lease", jobs.c.lease_until, where=_processing)
+_partial("ix_jobs_run_times", jobs.c.provider, jobs.c.model, jobs.c.finished_at, where=_completed)
+_partial("ix_jobs_comfyui_prompt", jobs.c.provider_job_id, where=text("provider = 'comfyui'"), unique=True)
+# Lists and look-ups by owner; ids sort by time.
+Index("ix_jobs_owner", jobs.c.owner_id, jobs.c.id)
+Index("ix_jobs_owner_status", jobs.c.owner_id, jobs.c.status, jobs.c.id)
+_partial("ix_jobs_scene", jobs.c.chapter_id, jobs.c.scene_number, jobs.c.id, where=text("chapter_id IS NOT NULL"))
+_partial("ix_jobs_script", jobs.c.script_id, jobs.c.id, where=text("script_id IS NOT NULL"))
+_partial("ix_jobs_character", jobs.c.character_id, jobs.c.id, where=text("character_id IS NOT NULL"))
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One execution of a job. `started_version` and `ended_version` are the job's versions at its two state events."""
+
+    job_id: str
+    number: int
+    worker_id: str
+    worker_name: str
+    queue: str
+    provider: str
+    provider_job_id: str | None
+    started_at: datetime
+    finished_at: datetime | None
+    outcome: Outcome | None
+    error: dict[str, Any] | None
+    started_version: int
+    ended_version: int | None
+
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("job_id", RowId, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("worker_id", RowId, nullable=False),
+    Column("worker_name", String(200), nullable=False),
+    Column("queue", String(40), nullable=False),
+    Column("provider", String(80), nullable=False),
+    Column("provider_job_id", String(500)),
+    Column("started_at", Instant, nullable=False),
+    Column("finished_at", Instant),
+    Column("outcome", String(20)),
+    Column("error", Json),
+    Column("started_version", Integer, nullable=False),
+    Column("ended_version", Integer),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("owner_id", String(200), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("fingerprint", String(64), nullable=False),
+    Column("job_id", RowId, nullable=False),
+    Column("created_at", Instant, nullable=False, index=True),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(80), primary_key=True),
+    Column("holder", RowId, nullable=False),
+    Column("until", Instant, nullable=False),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", RowId, primary_key=True),
+    Column("name", String(200), nullable=False),
+    Column("queues", Json, nullable=False),
+    Column("slots", Integer, nullable=False),
+    Column("running", Integer, nullable=False),
+    Column("started_at", Instant, nullable=False),
+    Column("seen_at", Instant, nullable=False),
+)

@@ -1,0 +1,139 @@
+"""Reading jobs: lists, attempts, what watchers missed, and what has been learnt about durations."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from sqlalchemy import bindparam, select
+
+from safelight import artifacts as results
+from safelight.artifacts import Artifact
+from safelight.db import Tx, db_now
+from safelight.jobs import events
+from safelight.jobs.job import Attempt, Job, attempts, jobs
+from safelight.stream import Message
+
+RUN_TIME_SAMPLES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """What a list asks for; None means any. `before_id` is the last id of the page before."""
+
+    owner_id: str
+    ids: Sequence[str] | None = None
+    statuses: Sequence[str] | None = None
+    kind: str | None = None
+    provider: str | None = None
+    project_id: str | None = None
+    chapter_id: str | None = None
+    scene_number: int | None = None
+    character_id: str | None = None
+    text: str | None = None
+    younger_than_seconds: float | None = None
+    older_than_seconds: float | None = None
+    before_id: str | None = None
+    limit: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Newest first, with their artifacts; `more` tells whether another page follows."""
+
+    jobs: Sequence[Job]
+    artifacts: Mapping[str, Sequence[Artifact]]
+    more: bool
+
+
+def find(tx: Tx, wanted: Filter) -> Page:
+    """The owner's jobs that match, newest first."""
+    query = select(*jobs.c).where(jobs.c.owner_id == wanted.owner_id)
+    if wanted.ids is not None:
+        query = query.where(jobs.c.id.in_(wanted.ids))
+    if wanted.statuses is not None:
+        query = query.where(jobs.c.status.in_(wanted.statuses))
+    for column, value in (
+        (jobs.c.kind, wanted.kind),
+        (jobs.c.provider, wanted.provider),
+        (jobs.c.project_id, wanted.project_id),
+        (jobs.c.chapter_id, wanted.chapter_id),
+        (jobs.c.scene_number, wanted.scene_number),
+        (jobs.c.character_id, wanted.character_id),
+    ):
+        if value is not None:
+            query = query.where(column == value)
+    if wanted.text:
+        query = query.where(jobs.c.prompt.icontains(wanted.text, autoescape=True))
+    if wanted.younger_than_seconds is not None:
+        query = query.where(jobs.c.created_at >= db_now(-wanted.younger_than_seconds))
+    if wanted.older_than_seconds is not None:
+        query = query.where(jobs.c.created_at <= db_now(-wanted.older_than_seconds))
+    if wanted.before_id is not None:
+        query = query.where(jobs.c.id < wanted.before_id)
+    rows = tx.execute(query.order_by(jobs.c.id.desc()).limit(wanted.limit + 1)).all()
+    found = [Job.of(row) for row in rows[: wanted.limit]]
+    made = results.of_jobs(tx, [job.id for job in found if job.status == "completed"])
+    return Page(found, made, more=len(rows) > wanted.limit)
+
+
+def with_artifacts(tx: Tx, job_id: str, owner_id: str) -> tuple[Job, Sequence[Artifact]] | None:
+    """A job of this owner and what it made."""
+    row = tx.execute(_GET, {"b_id": job_id, "b_owner": owner_id}).one_or_none()
+    if row is None:
+        return None
+    job = Job.of(row)
+    return job, artifacts_of(tx, job)
+
+
+_GET = select(*jobs.c).where(jobs.c.id == bindparam("b_id"), jobs.c.owner_id == bindparam("b_owner"))
+
+
+def artifacts_of(tx: Tx, job: Job) -> Sequence[Artifact]:
+    """A completed job's artifacts; no other job has any."""
+    return results.of_jobs(tx, [job.id]).get(job.id, []) if job.status == "completed" else []
+
+
+def attempts_of(tx: Tx, job_id: str) -> list[Attempt]:
+    """Every attempt of a job, first to last."""
+    query = select(*attempts.c).where(attempts.c.job_id == job_id).order_by(attempts.c.number)
+    return [Attempt(*row) for row in tx.execute(query)]
+
+
+def missed(tx: Tx, versions: Mapping[str, int]) -> dict[str, list[Message]]:
+    """For each job, the state events after the version given: what a watcher who knows that version has missed."""
+    behind: list[Job] = []
+    ids = list(versions)
+    for start in range(0, len(ids), 500):
+        some = ids[start : start + 500]
+        newer: dict[str, int] = {
+            row[0]: row[1] for row in tx.execute(select(jobs.c.id, jobs.c.version).where(jobs.c.id.in_(some)))
+        }
+        changed = [job_id for job_id, version in newer.items() if version > versions[job_id]]
+        if changed:
+            behind += [Job.of(row) for row in tx.execute(select(*jobs.c).where(jobs.c.id.in_(changed)))]
+    return {job.id: [event.as_message() for event in history(tx, job, versions[job.id])] for job in behind}
+
+
+def history(tx: Tx, job: Job, after: int) -> list[events.JobEvent]:
+    """The state events of a job after a version, rebuilt from its rows."""
+    return events.history(job, attempts_of(tx, job.id), artifacts_of(tx, job), after)
+
+
+def run_seconds(tx: Tx, provider: str, model: str | None, width: int | None, height: int | None) -> float | None:
+    """The median run time of the latest completed jobs like this; None until there is one. Waiting is not in it."""
+    query = (
+        select(jobs.c.started_at, jobs.c.finished_at)
+        .where(
+            jobs.c.status == "completed",
+            jobs.c.provider == provider,
+            jobs.c.model == model,
+            jobs.c.width == width,
+            jobs.c.height == height,
+        )
+        .order_by(jobs.c.finished_at.desc())
+        .limit(RUN_TIME_SAMPLES)
+    )
+    rows = tx.execute(query).all()
+    if not rows:
+        return None
+    return median((finished - started).total_seconds() for started, finished in rows)

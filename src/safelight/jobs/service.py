@@ -1,0 +1,534 @@
+"""What can be done to a job. The only writer of `status`, and only along the transition table.
+
+Every method here is a transaction (`await database.write(jobs.cancel, ...)`): plain code over rows. Each change of
+state is one conditional UPDATE that raises `version` by one; nothing updated means that somebody else was first. What
+must follow the commit, an event or a hint, is a note on the transaction.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol, assert_never
+
+from sqlalchemy import Float, Update, and_, bindparam, case, delete, func, insert, null, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from safelight import artifacts as results
+from safelight.artifacts import Artifact
+from safelight.db import Instant, Tx, db_now
+from safelight.errors import SafelightError
+from safelight.jobs import events
+from safelight.jobs.events import JobEvent
+from safelight.jobs.job import Job, Outcome, Status, attempts, idempotency_keys, jobs
+
+ISOLATED = "isolated"
+MAX_CRASHES = 3
+IDEMPOTENCY_SECONDS = 24 * 3600.0
+OVERDUE_GRACE_SECONDS = 5.0
+RECOVERY_BATCH = 200
+
+QUEUE_OF_KIND: Mapping[str, str] = {"image.generate": "image_generation"}
+
+
+class JobNotFound(SafelightError):
+    """There is no such job."""
+
+    kind = "not_found"
+    code = "job_not_found"
+
+
+class JobEnded(SafelightError):
+    """The job has already ended."""
+
+    kind = "conflict"
+    code = "job_ended"
+
+
+class IdempotencyKeyReused(SafelightError):
+    """This Idempotency-Key was used before with another body."""
+
+    kind = "invalid"
+    code = "idempotency_key_reused"
+
+
+# --- how an attempt can end -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The results are stored; their rows are written together with the status."""
+
+    artifacts: Sequence[Artifact]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """It will not be tried again."""
+
+    error: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """Its owner asked for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TryAgain:
+    """A transient failure: another attempt after `after_seconds`."""
+
+    error: Mapping[str, Any]
+    after_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class HandBack:
+    """The worker is leaving; nothing is wrong with the job."""
+
+
+Settlement = Completed | Failed | Cancelled | TryAgain | HandBack
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A checked request. `values` holds every column that `submit` does not fill in itself."""
+
+    id: str
+    kind: str
+    owner_id: str
+    values: Mapping[str, Any]
+    run_at: datetime | None = None
+    start_within_seconds: float | None = None
+    idempotency_key: str | None = None
+    fingerprint: str = ""
+    hint: bool = False  # the caller found room for a hint: wake a worker as soon as this is committed
+
+    @property
+    def queue(self) -> str:
+        return QUEUE_OF_KIND[self.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    job: Job
+    replayed: bool
+
+
+class Announcer(Protocol):
+    """Where events, hints and nudges go once they are committed. None of them waits or fails."""
+
+    def event(self, event: JobEvent) -> None: ...
+
+    def hint(self, job: Job) -> None: ...
+
+    def nudge(self, job_id: str) -> None: ...
+
+
+OnSettled = Callable[[Tx, Job], None]
+
+
+# --- statements -------------------------------------------------------------------------------------------------------
+# Built once: the shape of a statement costs more than running it.
+
+_INSERT = (
+    insert(jobs)
+    .values(
+        run_at=func.coalesce(bindparam("run_at_or_now", type_=Instant), db_now()),
+        start_deadline_at=db_now(bindparam("start_within", type_=Float)),
+        hinted_at=db_now(bindparam("hint_moved", type_=Float)),  # NULL seconds give NULL
+        created_at=db_now(),
+        updated_at=db_now(),
+    )
+    .returning(*jobs.c)
+)
+_FRESH: Mapping[str, Any] = {
+    "status": "pending",
+    "stage": "queued",
+    "message": "Waiting to start",
+    "attempt": 0,
+    "retry_count": 0,
+    "crash_count": 0,
+    "version": 1,
+}
+
+
+def _move(*, to: Status, **values: Any) -> Update:
+    """The frame of every step: whoever calls adds the WHERE that says from where."""
+    changes: dict[str, Any] = {"status": to, "version": jobs.c.version + 1, "updated_at": db_now(), **values}
+    if to != "processing":
+        changes |= {"lease_until": null(), "deadline_at": null(), "hinted_at": null(), "hint_count": 0}
+    if to not in ("pending", "processing"):
+        changes |= {"finished_at": db_now(), "blocked_reason": null()}
+    return update(jobs).values(changes).returning(*jobs.c)
+
+
+_OURS = and_(
+    jobs.c.id == bindparam("b_id"), jobs.c.attempt == bindparam("b_attempt"), jobs.c.status == bindparam("b_status")
+)
+_CLAIM = _move(
+    to="processing",
+    attempt=jobs.c.attempt + 1,
+    worker_id=bindparam("b_worker"),
+    lease_until=db_now(bindparam("b_lease", type_=Float)),
+    deadline_at=db_now(jobs.c.hard_limit_seconds),
+    started_at=db_now(),
+    stage="starting",
+    message="Starting",
+    progress=0,
+    blocked_reason=null(),
+    error=null(),
+    hinted_at=null(),
+    hint_count=0,
+).where(
+    jobs.c.id == bindparam("b_id"),
+    jobs.c.status == "pending",
+    jobs.c.queue == bindparam("b_queue"),
+    jobs.c.hinted_at.is_not(None),  # only what dispatch released: old hints cannot get round a cap or a delay
+)
+_COMPLETE = _move(to="completed", stage="completed", message="Completed", progress=100, error=null()).where(_OURS)
+_FAIL = _move(
+    to="failed", stage="failed", message=bindparam("b_message"), error=bindparam("b_error", type_=jobs.c.error.type)
+).where(_OURS)
+_CANCEL = _move(to="cancelled", stage="cancelled", message="Cancelled").where(_OURS)
+_RETURN = _move(
+    to="pending",
+    stage="waiting",
+    message=bindparam("b_message"),
+    progress=null(),
+    error=bindparam("b_error", type_=jobs.c.error.type),
+    queue=bindparam("b_queue"),
+    run_at=db_now(bindparam("b_after", type_=Float)),
+    retry_count=jobs.c.retry_count + bindparam("b_retries"),
+    crash_count=jobs.c.crash_count + bindparam("b_crashes"),
+    # A transient failure ends the provider's job; after a lost worker it may still be there to be adopted.
+    provider_job_id=case((bindparam("b_retries") > 0, null()), else_=jobs.c.provider_job_id),
+    submitting_at=case((bindparam("b_retries") > 0, null()), else_=jobs.c.submitting_at),
+).where(_OURS)
+_END_ATTEMPT = (
+    update(attempts)
+    .where(attempts.c.job_id == bindparam("b_id"), attempts.c.number == bindparam("b_attempt"))
+    .values(
+        finished_at=db_now(),
+        outcome=bindparam("b_outcome"),
+        error=bindparam("b_error", type_=attempts.c.error.type),
+        ended_version=bindparam("b_version"),
+    )
+)
+_BEGIN_ATTEMPT = insert(attempts).values(started_at=db_now())
+
+
+class Jobs:
+    """The transactions on jobs. `on_settled` functions of other slices run inside the settling transaction."""
+
+    def __init__(self, announcer: Announcer, on_settled: Sequence[OnSettled] = ()) -> None:
+        self._announcer = announcer
+        self._on_settled = tuple(on_settled)
+
+    # --- by request ---------------------------------------------------------------------------------------------------
+
+    def submit(self, tx: Tx, new: NewJob) -> Submitted | IdempotencyKeyReused:
+        """Accept a job, or find the one its idempotency key stands for."""
+        if new.idempotency_key is not None:
+            earlier = _first_with_key(tx, new)
+            if earlier is not None:
+                return earlier
+        row = tx.execute(
+            _INSERT,
+            {
+                **_FRESH,
+                **new.values,
+                "id": new.id,
+                "celery_task_id": new.id,
+                "kind": new.kind,
+                "owner_id": new.owner_id,
+                "queue": new.queue,
+                "hint_count": int(new.hint),
+                "run_at_or_now": new.run_at,
+                "start_within": new.start_within_seconds,
+                "hint_moved": 0.0 if new.hint else None,
+            },
+        ).one()
+        job = Job.of(row)
+        if new.hint:
+            tx.on_commit(lambda: self._announcer.hint(job))
+        # No event: nobody can be watching a job whose id has not been told yet.
+        return Submitted(job, replayed=False)
+
+    def cancel(self, tx: Tx, job_id: str, owner_id: str) -> Job | JobNotFound | JobEnded:
+        """End a pending job now; ask the worker of a processing one to stop. Cancelling twice changes nothing."""
+        pending = _CANCEL_PENDING
+        row = tx.execute(pending, {"b_id": job_id, "b_owner": owner_id}).one_or_none()
+        if row is not None:
+            job = Job.of(row)
+            self._settled(tx, job, ())
+            return job
+        row = tx.execute(_REQUEST_CANCEL, {"b_id": job_id, "b_owner": owner_id}).one_or_none()
+        if row is not None:
+            job = Job.of(row)
+            tx.on_commit(lambda: self._announcer.nudge(job.id))
+            return job
+        job = get(tx, job_id, owner_id)
+        if job is None:
+            return JobNotFound()
+        return job if job.status == "cancelled" else JobEnded(f"The job has already {job.status}.")
+
+    # --- by its worker ------------------------------------------------------------------------------------------------
+
+    def claim(
+        self, tx: Tx, job_id: str, queue: str, worker_id: str, worker_name: str, lease_seconds: float
+    ) -> Job | None:
+        """Take a released job for a worker; None if there is nothing to take (a doubled or outdated hint)."""
+        row = tx.execute(
+            _CLAIM, {"b_id": job_id, "b_queue": queue, "b_worker": worker_id, "b_lease": lease_seconds}
+        ).one_or_none()
+        if row is None:
+            return None
+        job = Job.of(row)
+        tx.execute(
+            _BEGIN_ATTEMPT,
+            {
+                "job_id": job.id,
+                "number": job.attempt,
+                "worker_id": worker_id,
+                "worker_name": worker_name,
+                "queue": queue,
+                "provider": job.provider,
+                "provider_job_id": job.provider_job_id,
+                "started_version": job.version,
+            },
+        )
+        tx.on_commit(lambda: self._announcer.event(events.of_state(job)))
+        return job
+
+    def decline(self, tx: Tx, job_id: str) -> None:
+        """A leaving worker met a hint: let dispatch send another at once."""
+        tx.execute(update(jobs).where(jobs.c.id == job_id, jobs.c.status == "pending").values(hinted_at=None))
+
+    def record_submitting(self, tx: Tx, job_id: str, attempt: int) -> bool:
+        """Write down that money may be spent from here on. False: the job is no longer this attempt's."""
+        statement = update(jobs).where(_OURS).values(submitting_at=db_now())
+        return tx.execute(statement, _ours(job_id, attempt)).rowcount == 1
+
+    def record_accepted(self, tx: Tx, job_id: str, attempt: int, remote_id: str) -> bool:
+        """Write down the provider's own id, for a later attempt to adopt. False as above."""
+        statement = update(jobs).where(_OURS).values(provider_job_id=remote_id, updated_at=db_now())
+        if tx.execute(statement, _ours(job_id, attempt)).rowcount != 1:
+            return False
+        tx.execute(
+            update(attempts)
+            .where(attempts.c.job_id == job_id, attempts.c.number == attempt)
+            .values(provider_job_id=remote_id)
+        )
+        return True
+
+    def settle(self, tx: Tx, job: Job, settlement: Settlement) -> Job | None:
+        """Bring the attempt whose claim returned `job` to its end. None: it was no longer this attempt's to end."""
+        ours = _ours(job.id, job.attempt)
+        match settlement:
+            case Completed(artifacts=made):
+                return self._end(tx, _COMPLETE, ours, "completed", None, made)
+            case Failed(error=error):
+                return self._end(tx, _FAIL, {**ours, **_because(error)}, "failed", error)
+            case Cancelled():
+                return self._end(tx, _CANCEL, ours, "cancelled", None)
+            case TryAgain(error=error, after_seconds=after):
+                cancelled = self._end_if_cancel_requested(tx, job, "cancelled")
+                if cancelled is not None:
+                    return cancelled
+                message = f"Trying again in {after:.0f} s: {error.get('message', '')}"
+                back = {"b_message": message, "b_error": dict(error), "b_after": after, "b_retries": 1, "b_crashes": 0}
+                back["b_queue"] = QUEUE_OF_KIND[job.kind]  # it outlived isolation, if it was there
+                return self._end(tx, _RETURN, {**ours, **back}, "retry", error)
+            case HandBack():
+                cancelled = self._end_if_cancel_requested(tx, job, "cancelled")
+                if cancelled is not None:
+                    return cancelled
+                message = events.RETURNED["handed_back"]
+                back = {"b_message": message, "b_error": None, "b_after": 0.0, "b_retries": 0, "b_crashes": 0}
+                return self._end(tx, _RETURN, {**ours, **back, "b_queue": job.queue}, "handed_back", None)
+            case _:
+                assert_never(settlement)
+
+    # --- by dispatch, when nobody else is there to do it --------------------------------------------------------------
+
+    def recover_lost(self, tx: Tx) -> list[Job]:
+        """Bring back the jobs whose lease ran out; their process is gone or frozen."""
+        lost = select(*jobs.c).where(jobs.c.status == "processing", jobs.c.lease_until < db_now())
+        return [
+            moved
+            for row in tx.execute(_some(lost.order_by(jobs.c.lease_until)))
+            if (moved := self._recover(tx, Job.of(row))) is not None
+        ]
+
+    def fail_overdue(self, tx: Tx) -> list[Job]:
+        """Fail what ran past its hard limit although its worker still renews the lease."""
+        overdue = select(*jobs.c).where(
+            jobs.c.status == "processing", jobs.c.deadline_at < db_now(-OVERDUE_GRACE_SECONDS)
+        )
+        return [
+            moved
+            for row in tx.execute(_some(overdue))
+            if (moved := self._fail(tx, Job.of(row), time_limit_error(Job.of(row)))) is not None
+        ]
+
+    def fail_unstarted(self, tx: Tx) -> list[Job]:
+        """Fail what could not start within the time its maker gave it."""
+        late = select(*jobs.c).where(jobs.c.status == "pending", jobs.c.start_deadline_at < db_now())
+        failed: list[Job] = []
+        for row in tx.execute(_some(late)):
+            job = Job.of(row)
+            error = job_error("start_deadline_exceeded", "The job could not start within the time given.", job, True)
+            ours = {**_ours(job.id, job.attempt), "b_status": "pending", **_because(error)}
+            moved = tx.execute(_FAIL, ours).one_or_none()
+            if moved is not None:
+                self._settled(tx, Job.of(moved), ())
+                failed.append(Job.of(moved))
+        return failed
+
+    # --- within -------------------------------------------------------------------------------------------------------
+
+    def _recover(self, tx: Tx, job: Job) -> Job | None:
+        cancelled = self._end_if_cancel_requested(tx, job, "lost")
+        if cancelled is not None:
+            return cancelled
+        crashed_alone = job.queue == ISOLATED
+        error = job_error("worker_lost", "The worker that ran this job was lost.", job, True)
+        if crashed_alone and job.crash_count + 1 >= MAX_CRASHES:
+            error = job_error(
+                "worker_lost",
+                f"The job was in {MAX_CRASHES} workers of its own that died; it will not be tried again.",
+                job,
+                True,
+            )
+            tx.execute(update(jobs).where(jobs.c.id == job.id).values(crash_count=jobs.c.crash_count + 1))
+            return self._end(tx, _FAIL, {**_ours(job.id, job.attempt), **_because(error)}, "lost", error)
+        back: dict[str, Any] = {
+            "b_message": events.RETURNED["lost"],
+            "b_error": error,
+            "b_after": 0.0,
+            "b_retries": 0,
+            "b_crashes": int(crashed_alone),
+            "b_queue": ISOLATED,
+        }
+        return self._end(tx, _RETURN, {**_ours(job.id, job.attempt), **back}, "lost", error)
+
+    def _fail(self, tx: Tx, job: Job, error: Mapping[str, Any]) -> Job | None:
+        return self._end(tx, _FAIL, {**_ours(job.id, job.attempt), **_because(error)}, "failed", error)
+
+    def _end_if_cancel_requested(self, tx: Tx, job: Job, outcome: Outcome) -> Job | None:
+        asked = select(jobs.c.cancel_requested_at).where(jobs.c.id == job.id)
+        if tx.execute(asked).scalar_one_or_none() is None:
+            return None
+        return self._end(tx, _CANCEL, _ours(job.id, job.attempt), outcome, None)
+
+    def _end(
+        self,
+        tx: Tx,
+        statement: Update,
+        parameters: Mapping[str, Any],
+        outcome: Outcome,
+        error: Mapping[str, Any] | None,
+        made: Sequence[Artifact] = (),
+    ) -> Job | None:
+        """One attempt's end: status, attempt row and artifact rows together; late writers change nothing."""
+        row = tx.execute(statement, dict(parameters)).one_or_none()
+        if row is None:
+            return None
+        job = Job.of(row)
+        tx.execute(
+            _END_ATTEMPT,
+            {
+                "b_id": job.id,
+                "b_attempt": job.attempt,
+                "b_outcome": outcome,
+                "b_error": dict(error) if error is not None else None,
+                "b_version": job.version,
+            },
+        )
+        if made:
+            results.insert(tx, made)
+        self._settled(tx, job, made)
+        return job
+
+    def _settled(self, tx: Tx, job: Job, made: Sequence[Artifact]) -> None:
+        for follow in self._on_settled:
+            follow(tx, job)
+        tx.on_commit(lambda: self._announcer.event(events.of_state(job, made)))
+
+
+_CANCEL_PENDING = _move(to="cancelled", stage="cancelled", message="Cancelled before it started").where(
+    jobs.c.id == bindparam("b_id"), jobs.c.owner_id == bindparam("b_owner"), jobs.c.status == "pending"
+)
+_REQUEST_CANCEL = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("b_id"), jobs.c.owner_id == bindparam("b_owner"), jobs.c.status == "processing")
+    .values(cancel_requested_at=func.coalesce(jobs.c.cancel_requested_at, db_now()), updated_at=db_now())
+    .returning(*jobs.c)
+)
+
+
+def get(tx: Tx, job_id: str, owner_id: str) -> Job | None:
+    """A job of this owner; another's job does not exist for them."""
+    row = tx.execute(_GET, {"b_id": job_id, "b_owner": owner_id}).one_or_none()
+    return None if row is None else Job.of(row)
+
+
+_GET = select(*jobs.c).where(jobs.c.id == bindparam("b_id"), jobs.c.owner_id == bindparam("b_owner"))
+
+
+def job_error(
+    code: str, message: str, job: Job, retryable: bool, details: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Why an attempt or job failed, in its one shape. `retryable`: the same request may succeed if sent again."""
+    return {
+        "code": code,
+        "message": message,
+        "retryable": retryable,
+        "provider": job.provider,
+        "attempt": job.attempt,
+        "details": dict(details or {}),
+    }
+
+
+def time_limit_error(job: Job) -> dict[str, Any]:
+    """The error of an attempt that took longer than it may."""
+    message = f"The attempt took longer than its limit of {job.soft_limit_seconds:g} s."
+    return job_error("time_limit_exceeded", message, job, True)
+
+
+def _ours(job_id: str, attempt: int) -> dict[str, Any]:
+    return {"b_id": job_id, "b_attempt": attempt, "b_status": "processing"}
+
+
+def _because(error: Mapping[str, Any]) -> dict[str, Any]:
+    return {"b_message": error["message"], "b_error": dict(error)}
+
+
+def _some(statement: Any) -> Any:
+    """A bounded bite; rows that another transaction is changing are left to it (PostgreSQL)."""
+    return statement.limit(RECOVERY_BATCH).with_for_update(skip_locked=True)
+
+
+def _first_with_key(tx: Tx, new: NewJob) -> Submitted | IdempotencyKeyReused | None:
+    """Reserve the key for this job; if it was taken, the job it was taken for."""
+    key = {"owner_id": new.owner_id, "key": new.idempotency_key}
+    same = and_(idempotency_keys.c.owner_id == new.owner_id, idempotency_keys.c.key == new.idempotency_key)
+    tx.execute(delete(idempotency_keys).where(same, idempotency_keys.c.created_at < db_now(-IDEMPOTENCY_SECONDS)))
+    dialect = postgresql if tx.is_postgresql else sqlite
+    reserve = dialect.insert(idempotency_keys).values(created_at=db_now()).on_conflict_do_nothing()
+    if tx.execute(reserve, {**key, "fingerprint": new.fingerprint, "job_id": new.id}).rowcount == 1:
+        return None
+    fingerprint, job_id = tx.execute(
+        select(idempotency_keys.c.fingerprint, idempotency_keys.c.job_id).where(same)
+    ).one()
+    if fingerprint != new.fingerprint:
+        return IdempotencyKeyReused()
+    job = get(tx, job_id, new.owner_id)
+    return None if job is None else Submitted(job, replayed=True)
+
+
+def purge_idempotency_keys(tx: Tx) -> int:
+    """Forget keys older than a day."""
+    return tx.execute(
+        delete(idempotency_keys).where(idempotency_keys.c.created_at < db_now(-IDEMPOTENCY_SECONDS))
+    ).rowcount

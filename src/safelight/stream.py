@@ -1,0 +1,295 @@
+"""Live events: published once, as ready bytes, to any number of watchers.
+
+A worker publishes through one Lua script that refuses an older attempt and anything after the terminal event. An API
+process has one connection, subscribed to the jobs somebody watches. What Redis loses is found in the rows: state
+events are numbered without gaps, so a watcher that sees a gap, a (re)subscription, or a few seconds of silence makes
+the hub read the rows again through the function it was given.
+"""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from safelight.errors import Unavailable
+from safelight.valkey import Script, Valkey, ValkeyAway
+
+LATEST_SECONDS = 3600
+CELERY_RESULT_SECONDS = 3600
+PREVIEW_SECONDS = 300
+REREAD_SECONDS = 2.0
+
+# KEYS: latest of the job. ARGV: version, seq, terminal, channel, message, json, celery result.
+# Returns 1 if published; 0 if an equal, newer or terminal event has been published before.
+PUBLISH = Script(
+    """
+local latest = redis.call('HMGET', KEYS[1], 'version', 'seq', 'terminal')
+local version, seq = tonumber(ARGV[1]), tonumber(ARGV[2])
+if latest[1] then
+  local known = tonumber(latest[1])
+  if latest[3] == '1' or known > version or (known == version and tonumber(latest[2]) >= seq) then return 0 end
+end
+redis.call('HSET', KEYS[1], 'version', version, 'seq', seq, 'terminal', ARGV[3], 'json', ARGV[6])
+redis.call('EXPIRE', KEYS[1], ARGV[8])
+redis.call('PUBLISH', KEYS[2], ARGV[5])
+redis.call('PUBLISH', ARGV[4], ARGV[6])
+redis.call('SET', KEYS[3], ARGV[7], 'EX', ARGV[9])
+redis.call('PUBLISH', KEYS[3], ARGV[7])
+return 1
+"""
+)
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One event on its way to watchers: `frame` is the finished SSE frame, the rest is what routing needs."""
+
+    version: int
+    seq: int
+    is_state: bool
+    is_terminal: bool
+    topic: str
+    frame: bytes
+
+    def pack(self) -> bytes:
+        flags = ("s" if self.is_state else "n") + ("t" if self.is_terminal else "-")
+        return f"{self.version} {self.seq} {flags} {self.topic}\n".encode() + self.frame
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Message":
+        head, _, frame = data.partition(b"\n")
+        version, seq, flags, topic = head.decode().split(" ")
+        return cls(int(version), int(seq), flags[0] == "s", flags[1] == "t", topic, frame)
+
+
+Reread = Callable[[Mapping[str, int]], Awaitable[Mapping[str, list[Message]]]]
+
+
+class Watch:
+    """One watcher's view of one job: state events in order without gaps, of the news only the latest of each topic."""
+
+    def __init__(self, job_id: str, on_gap: Callable[[], None]) -> None:
+        self.job_id = job_id
+        self.version = 0
+        self._early: list[Message] | None = []  # what came before the reader knew where it stands
+        self._seq = 0
+        self._on_gap = on_gap
+        self._states: deque[Message] = deque()
+        self._news: dict[str, Message] = {}
+        self._ready = asyncio.Event()
+        self.ended = False
+
+    def start(self, version: int, seq: int = 0) -> None:
+        """From here on: what is newer than the state the reader has been told."""
+        early, self._early = self._early or [], None
+        self.version, self._seq = version, seq
+        for message in early:
+            self.offer(message)
+
+    @property
+    def is_told(self) -> bool:
+        """Whether nothing is left to fetch with `next`."""
+        return not self._states and not self._news
+
+    def offer(self, message: Message) -> None:
+        """Keep it if it is newer than what was kept; a gap is reported and filled from the rows."""
+        if self._early is not None:
+            self._early.append(message)
+            return
+        if self.ended:
+            return
+        if message.is_state:
+            if message.version <= self.version:
+                return
+            if message.version > self.version + 1:
+                self._on_gap()
+                return
+            self.version, self._seq = message.version, 0
+            self._news.clear()
+            self._states.append(message)
+            self.ended = message.is_terminal
+        else:
+            if message.version > self.version:
+                self._on_gap()
+                return
+            if message.version < self.version or message.seq <= self._seq:
+                return
+            self._seq = message.seq
+            self._news[message.topic] = message
+        self._ready.set()
+
+    async def next(self, timeout: float) -> list[Message]:
+        """Everything new, in order; empty after `timeout` seconds without anything, or once all has been told."""
+        if not self._states and not self._news and not self.ended:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._ready.wait()
+        self._ready.clear()
+        messages = [*self._states, *self._news.values()]
+        self._states.clear()
+        self._news.clear()
+        return messages
+
+
+class Stream:
+    """Publishing, watching, latest progress, previews and nudges, under one namespace."""
+
+    def __init__(self, valkey: Valkey, namespace: str) -> None:
+        self._valkey = valkey
+        self._ns = namespace
+        self._job_prefix = f"{namespace}:job:".encode()
+        self._nudge_channel = f"{namespace}:nudge".encode()
+        self._watches: dict[str, set[Watch]] = {}
+        self._reread_wanted: set[str] = set()
+        self._reread_wake = asyncio.Event()
+        self._on_nudge: Callable[[str], None] | None = None
+        self._reconnected: asyncio.Future[None] | None = None
+
+    @property
+    def is_connected(self) -> bool:
+        return self._valkey.connected
+
+    def publish(self, job_id: str, task_id: str, message: Message, payload: bytes, celery_result: bytes) -> bool:
+        """Send an event, without waiting; False if Redis is away (watchers will find the state in the rows)."""
+        channel = self._job_channel(job_id)
+        return self._valkey.post_script(
+            PUBLISH,
+            [f"{self._ns}:latest:{job_id}", channel, f"celery-task-meta-{task_id}"],
+            [
+                message.version,
+                message.seq,
+                int(message.is_terminal),
+                f"task_updates:{task_id}",
+                message.pack(),
+                payload,
+                celery_result,
+                LATEST_SECONDS,
+                CELERY_RESULT_SECONDS,
+            ],
+        )
+
+    async def latest(self, job_id: str) -> bytes | None:
+        """The JSON of the newest event Redis remembers; None if there is none or Redis is away."""
+        try:
+            return await self._valkey.send("HGET", f"{self._ns}:latest:{job_id}", "json")
+        except Unavailable:
+            return None
+
+    def put_preview(self, job_id: str, name: str, data: bytes, content_type: str) -> None:
+        """Keep a preview for a few minutes, under a name its event's URL carries."""
+        self._valkey.post(
+            "SET", f"{self._ns}:preview:{job_id}:{name}", content_type.encode() + b"\n" + data, "EX", PREVIEW_SECONDS
+        )
+
+    async def preview(self, job_id: str, name: str) -> tuple[bytes, str] | None:
+        """A preview's bytes and content type, while it is kept."""
+        try:
+            found: bytes | None = await self._valkey.send("GET", f"{self._ns}:preview:{job_id}:{name}")
+        except ValkeyAway:
+            return None
+        if found is None:
+            return None
+        content_type, _, data = found.partition(b"\n")
+        return data, content_type.decode()
+
+    def nudge(self, job_id: str) -> None:
+        """Tell all workers to look at this job's row now rather than at the next heartbeat."""
+        self._valkey.post("PUBLISH", self._nudge_channel, job_id)
+
+    def listen_for_nudges(self, on_nudge: Callable[[str], None]) -> None:
+        self._on_nudge = on_nudge
+        self._valkey.subscribe(self._nudge_channel)
+
+    # --- watching -----------------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def watch(self, job_id: str) -> AsyncGenerator[Watch]:
+        """Follow a job. Once entered the subscription stands: read the row, then `start` from its version."""
+        watch = Watch(job_id, lambda: self._want_reread(job_id))
+        watches = self._watches.setdefault(job_id, set())
+        if not watches:
+            self._valkey.subscribe(self._job_channel(job_id))
+        watches.add(watch)
+        try:
+            await self._settled_subscriptions()
+            yield watch
+        finally:
+            watches.discard(watch)
+            if not watches and self._watches.get(job_id) is watches:
+                del self._watches[job_id]
+                self._valkey.unsubscribe(self._job_channel(job_id))
+
+    @property
+    def watched(self) -> int:
+        """How many jobs somebody watches in this process."""
+        return len(self._watches)
+
+    def on_push(self, push: list[Any]) -> None:
+        """What the connection hands over: messages, and confirmations of subscriptions."""
+        kind, channel = push[0], push[1]
+        if kind == b"message":
+            if channel == self._nudge_channel:
+                if self._on_nudge is not None:
+                    self._on_nudge(push[2].decode())
+                return
+            job_id = channel[len(self._job_prefix) :].decode()
+            message = Message.unpack(push[2])
+            for watch in list(self._watches.get(job_id, ())):
+                watch.offer(message)
+
+    def on_connect(self) -> None:
+        """After a reconnect: what was published meanwhile is in the rows."""
+        self._reconnected = asyncio.ensure_future(self._catch_up())
+
+    async def _catch_up(self) -> None:
+        await self._settled_subscriptions()
+        for job_id in self._watches:
+            self._want_reread(job_id)
+
+    async def _settled_subscriptions(self) -> None:
+        """Replies come in order: one that follows a SUBSCRIBE shows that it stands."""
+        with contextlib.suppress(Unavailable):
+            await self._valkey.send("PING")
+
+    async def run(self, reread: Reread) -> None:
+        """Keep the watchers true to the rows, for as long as the process lives."""
+        next_round = 0.0
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(next_round):
+                    await self._reread_wake.wait()
+            now = asyncio.get_running_loop().time()
+            wanted = self._reread_wanted & self._watches.keys() if now < next_round else set(self._watches)
+            if now >= next_round:
+                next_round = now + REREAD_SECONDS
+            self._reread_wake.clear()
+            self._reread_wanted.clear()
+            versions = {
+                job_id: min(watch.version for watch in watches)
+                for job_id in wanted
+                if (watches := self._watches.get(job_id))
+            }
+            if not versions:
+                continue
+            try:
+                found = await reread(versions)
+            except Unavailable as error:
+                log.warning("watchers.reread_failed", reason=error.detail, jobs=len(versions))
+                continue
+            for job_id, messages in found.items():
+                for message in messages:
+                    for watch in list(self._watches.get(job_id, ())):
+                        watch.offer(message)
+
+    def _want_reread(self, job_id: str) -> None:
+        self._reread_wanted.add(job_id)
+        self._reread_wake.set()
+
+    def _job_channel(self, job_id: str) -> bytes:
+        return self._job_prefix + job_id.encode()
