@@ -1,0 +1,180 @@
+"""The HTTP application: routers, problems, and the one middleware every request passes."""
+
+import asyncio
+import contextlib
+import gc
+import re
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import structlog
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bound_contextvars
+
+from safelight.api import artifacts, events, health, jobs, problems
+from safelight.api.job_view import Estimator
+from safelight.api.problems import problem
+from safelight.bootstrap import Safelight, open_safelight
+from safelight.config import Settings
+from safelight.db import new_id
+from safelight.jobs import missed
+
+VERSION = "0.1.0"
+LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
+DESCRIPTION = """Submit a picture, watch it develop, keep it. Every accepted job ends exactly once.
+
+Errors are problem details (RFC 9457) with a stable `code`. Times are RFC 3339 in UTC, durations seconds."""
+
+log = structlog.get_logger()
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application for one process; it opens the world when the server starts it."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        async with open_safelight(settings) as safelight:
+            app.state.safelight = safelight
+            app.state.estimator = Estimator(safelight.database, safelight.dispatcher)
+            background = [
+                asyncio.create_task(safelight.dispatcher.run(), name="dispatch"),
+                asyncio.create_task(
+                    safelight.stream.run(lambda versions: _missed(safelight, versions)), name="watchers"
+                ),
+            ]
+            # A full collection of this heap would stop the loop for 40 ms.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(20_000, 20, 50)
+            yield
+            for task in background:
+                task.cancel()
+            await asyncio.wait(background)
+            await safelight.dispatcher.release_lease()
+
+    app = FastAPI(
+        title="Safelight",
+        version=VERSION,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        openapi_url="/api/v1/openapi.json",
+        docs_url="/api/v1/docs",
+        redoc_url=None,
+    )
+    problems.install(app)
+    for module in (jobs, events, artifacts, health):
+        app.include_router(module.router)
+    hosts = LOCAL_HOSTS | {settings.host}
+    app.add_middleware(Entrance, max_body_bytes=settings.max_body_bytes, hosts=hosts)
+    return app
+
+
+async def _missed(safelight: Safelight, versions: Any) -> Any:
+    return await safelight.database.read(missed, versions)
+
+
+class Entrance:
+    """Gives every request an id and a log line, and turns away foreign hosts and bodies that are too large.
+
+    Without accounts the loopback interface is the only lock, so a page elsewhere must not reach us under a name of its
+    own (DNS rebinding): the Host header has to be one of ours.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, hosts: frozenset[str]) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"").decode("latin-1")
+        request_id = given if re.fullmatch(r"[\w.:-]{1,128}", given) else new_id()
+        scope.setdefault("state", {})["request_id"] = request_id
+        began = time.monotonic()
+        status = 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        with bound_contextvars(request_id=request_id):
+            refused = self._refuse(headers, request_id)
+            body: bytes | None = None
+            if refused is None:
+                body = await self._read(receive) if scope["method"] in ("POST", "PUT", "PATCH") else None
+                if body is TOO_LARGE:
+                    refused = self._too_large(request_id)
+            if refused is not None:
+                await refused(scope, receive, answer)
+            else:
+                try:
+                    await self._app(scope, receive if body is None else _replay(body, receive), answer)
+                except Exception:
+                    log.exception("request.broken")
+                    if status:
+                        raise
+                    await problem(request_id, 500, "internal_error", "Something went wrong inside Safelight.")(
+                        scope, receive, answer
+                    )
+            log.debug(
+                "request.answered",
+                method=scope["method"],
+                path=scope["path"],
+                status=status,
+                milliseconds=round((time.monotonic() - began) * 1000, 1),
+            )
+
+    def _refuse(self, headers: dict[bytes, bytes], request_id: str) -> ASGIApp | None:
+        host = re.sub(r":\d*$", "", headers.get(b"host", b"").decode("latin-1")).lower()
+        if host not in self._hosts:
+            detail = f"This service does not answer for the host {host[:100]!r}; call it by {sorted(self._hosts)}."
+            return problem(request_id, 421, "wrong_host", detail)
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self._max_body_bytes:
+            return self._too_large(request_id)
+        return None
+
+    def _too_large(self, request_id: str) -> ASGIApp:
+        detail = f"The body may have at most {self._max_body_bytes} bytes."
+        return problem(request_id, 413, "body_too_large", detail, headers={"Connection": "close"})
+
+    async def _read(self, receive: Receive) -> "bytes | None":
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return b""
+            part: bytes = message.get("body", b"")
+            size += len(part)
+            if size > self._max_body_bytes:
+                return TOO_LARGE
+            parts.append(part)
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+
+TOO_LARGE = b"\0too large"
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A receive channel that gives the body read already, then whatever follows."""
+    told = False
+
+    async def channel() -> Message:
+        nonlocal told
+        if told:
+            return await receive()
+        told = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return channel

@@ -1,0 +1,82 @@
+"""What routes are given: the world, the owner, and small parsers of headers."""
+
+import re
+import uuid
+from typing import Annotated, Any
+
+import orjson
+from fastapi import Depends, Path, Request
+from starlette.responses import Response
+
+from safelight.bootstrap import LOCAL_OWNER, Safelight
+from safelight.errors import SafelightError
+
+MAX_WAIT_SECONDS = 60
+
+
+class HeaderInvalid(SafelightError):
+    """A header of the request cannot be read."""
+
+    kind = "malformed"
+    code = "invalid_header"
+
+
+class IdInvalid(SafelightError):
+    """This is not an id; ids are UUIDs as in the `id` of a job."""
+
+    kind = "malformed"
+    code = "invalid_id"
+
+
+def _safelight(request: Request) -> Safelight:
+    return request.app.state.safelight
+
+
+def _owner() -> str:
+    return LOCAL_OWNER
+
+
+def parse_id(value: str) -> str:
+    """A UUID in its canonical spelling. Raises `IdInvalid`."""
+    try:
+        return str(uuid.UUID(value))
+    except ValueError:
+        raise IdInvalid(f"{value[:80]!r} is not an id; ids are UUIDs, as in the field `id` of a job.") from None
+
+
+def _row_id(item_id: Annotated[str, Path(alias="id", description="A UUID")]) -> str:
+    return parse_id(item_id)
+
+
+World = Annotated[Safelight, Depends(_safelight)]
+Owner = Annotated[str, Depends(_owner)]
+ItemId = Annotated[str, Depends(_row_id)]
+
+
+def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """JSON from plain values and datetimes (RFC 3339, UTC)."""
+    return Response(orjson.dumps(content, option=orjson.OPT_UTC_Z), status, headers, "application/json")
+
+
+def idempotency_key(value: str | None) -> str | None:
+    """The key of an `Idempotency-Key` header, with or without the quotes of a structured field."""
+    if value is None:
+        return None
+    key = value[1:-1] if len(value) >= 2 and value[0] == value[-1] == '"' else value
+    if not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
+        raise HeaderInvalid("Idempotency-Key must be 1 to 255 visible ASCII characters, for example a UUID.")
+    return key
+
+
+def preferred_wait(value: str | None) -> int | None:
+    """Seconds of `Prefer: wait=n`, at most 60; preferences we do not know are ignored (RFC 7240)."""
+    for preference in (value or "").split(","):
+        name, _, seconds = preference.strip().partition("=")
+        if name.strip().lower() != "wait":
+            continue
+        if not seconds:
+            return MAX_WAIT_SECONDS
+        if not re.fullmatch(r"\s*\d{1,6}\s*", seconds) or int(seconds) < 1:
+            raise HeaderInvalid("Prefer: wait=n takes whole seconds from 1 to 60.")
+        return min(int(seconds), MAX_WAIT_SECONDS)
+    return None

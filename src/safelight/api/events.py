@@ -1,0 +1,107 @@
+"""A job's events as server-sent events: a snapshot, what was missed, then live, as ready bytes."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Header, Query
+from pydantic import TypeAdapter
+from starlette.responses import Response, StreamingResponse
+
+from safelight.api.deps import HeaderInvalid, ItemId, Owner, World
+from safelight.api.job_view import PREFIX
+from safelight.bootstrap import Safelight
+from safelight.db import Tx
+from safelight.jobs import Job, JobEvent, JobNotFound, history, message_of, snapshot, with_artifacts
+from safelight.stream import Message, Stream
+
+KEEPALIVE_SECONDS = 15.0
+RECONNECT_MILLISECONDS = 2000
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+router = APIRouter(prefix=PREFIX, tags=["events"])
+
+
+@router.get(
+    "/{id}/events",
+    summary="Follow a job live",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "content": {"text/event-stream": {"schema": TypeAdapter(JobEvent).json_schema()}},
+            "description": "`job.snapshot`, then every state event once and the latest progress; ends after the end",
+        },
+        204: {"description": "Everything up to the terminal event was received before; do not reconnect"},
+    },
+)
+async def follow(
+    job_id: ItemId,
+    world: World,
+    owner: Owner,
+    last_event_id: Annotated[str | None, Header()] = None,
+    resume_from: Annotated[str | None, Query(alias="last_event_id")] = None,
+) -> Response:
+    """Resume with the id of the last event received (`Last-Event-ID`, or the query): no state event is missed or
+    told twice. Progress and previews have no id; after a break the latest is told. A comment every 15 s keeps the
+    connection open."""
+    known = _version(last_event_id if last_event_id is not None else resume_from)
+    found = await world.database.read(with_artifacts, job_id, owner)
+    if found is None:
+        raise JobNotFound(f"There is no job {job_id}.")
+    job, _ = found
+    if known is not None and job.is_terminal and known >= job.version:
+        return Response(status_code=204)
+    return StreamingResponse(_events(world, job_id, owner, known), media_type="text/event-stream", headers=HEADERS)
+
+
+async def _events(world: Safelight, job_id: str, owner: str, known: int | None) -> AsyncIterator[bytes]:
+    async with world.stream.watch(job_id) as watch:
+        found = await world.database.read(_standing, job_id, owner, known)
+        if found is None:
+            return
+        job, first, missed = found
+        job, seq = await with_latest(world.stream, job)
+        first = replace(first, progress=job.progress, stage=job.stage, message=message_of(job), seq=seq)
+        watch.start(job.version, seq)
+        head = f"retry: {RECONNECT_MILLISECONDS}\nid: {job.version if known is None else known}\n"
+        yield head.encode() + first.as_message().frame + b"".join(message.frame for message in missed)
+        if job.is_terminal:
+            return
+        while True:
+            messages = await watch.next(KEEPALIVE_SECONDS)
+            yield b"".join(message.frame for message in messages) or b": keep-alive\n\n"
+            if watch.ended and watch.is_told:
+                return
+
+
+def _standing(tx: Tx, job_id: str, owner: str, known: int | None) -> tuple[Job, JobEvent, list[Message]] | None:
+    """How the job stands, and the state events a watcher who knows `known` has missed."""
+    found = with_artifacts(tx, job_id, owner)
+    if found is None:
+        return None
+    job, artifacts = found
+    after = min(known, job.version) if known is not None else job.version - int(job.is_terminal)
+    return job, snapshot(job, artifacts), [event.as_message() for event in history(tx, job, after)]
+
+
+async def with_latest(stream: Stream, job: Job) -> tuple[Job, int]:
+    """A processing job with its latest progress, which the row learns only at the next heartbeat, and its `seq`."""
+    if job.status != "processing":
+        return job, 0
+    latest = await stream.latest(job.id)
+    if latest is None:
+        return job, 0
+    event: dict[str, Any] = orjson.loads(latest)
+    if event["version"] != job.version:
+        return job, 0
+    current = replace(job, progress=event["progress"], stage=event["stage"], message=event["message"])
+    return current, event["seq"]
+
+
+def _version(value: str | None) -> int | None:
+    if value is None or value == "":
+        return None
+    if not value.isdecimal() or len(value) > 9:
+        raise HeaderInvalid("Last-Event-ID must be the id of an event of this job: a whole number.")
+    return int(value)

@@ -1,0 +1,267 @@
+"""The body of a submit: its fields, their bounds, and the row they become."""
+
+import hashlib
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+import orjson
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+from safelight.config import Settings
+from safelight.db import new_id
+from safelight.errors import FieldError, Invalid
+from safelight.jobs import Job, NewJob
+from safelight.providers.base import InvalidParameters, Limits, Lora, Parameters
+from safelight.providers.registry import Registry
+
+KIND = "image.generate"
+PAST_TOLERANCE = timedelta(seconds=5)
+FURTHEST_START = timedelta(days=366)
+MAX_OPTIONS_BYTES = 64 * 1024
+MAX_SEED = 2**63 - 1
+RANDOM_SEEDS = 2**32
+
+Int = Annotated[int, Field(strict=True)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=300)]
+OpaqueId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+class Body(BaseModel):
+    """Unknown fields are refused by name; NUL cannot be stored by every database."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def no_nul(cls, value: Any) -> Any:
+        if isinstance(value, str) and "\x00" in value:
+            raise ValueError("must not contain the character NUL")
+        return value
+
+
+class LoraRequest(Body):
+    """A LoRA and its strengths."""
+
+    name: Name
+    strength_model: Number = Field(1.0, ge=-20, le=20)
+    strength_clip: Number = Field(1.0, ge=-20, le=20)
+
+
+class SamplerParams(Body):
+    """How to sample; what a provider does not know it refuses."""
+
+    steps: Int | None = Field(None, ge=1, le=1000)
+    cfg: Number | None = Field(None, ge=0, le=100)
+    sampler: Name | None = None
+    scheduler: Name | None = None
+    denoise: Number | None = Field(None, ge=0, le=1)
+    seed: Int | None = Field(None, ge=0, le=MAX_SEED, description="The same as `seed` beside it")
+
+
+class GenerationRequest(Body):
+    """A request for one or more pictures."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"prompt": "a lighthouse at dusk"},
+                {
+                    "prompt": "a lighthouse at dusk, storm coming",
+                    "width": 768,
+                    "height": 512,
+                    "seed": 7,
+                    "chapter_id": "chapter-1",
+                    "scene_number": 3,
+                    "metadata": {"user": "42"},
+                },
+            ]
+        },
+    )
+
+    prompt: str = Field(min_length=1, max_length=4000, description="What to draw")
+    negative_prompt: str | None = Field(None, max_length=4000)
+    provider: OpaqueId | None = Field(None, description="Default: the installation's `default_provider`")
+    model: Name | None = Field(None, description="A model of the provider; default: its first")
+    checkpoint_model: Name | None = None
+    lora_models: list[LoraRequest] = Field([], max_length=16)
+    width: Int | None = Field(None, ge=16, le=8192, description="Pixels; default: the provider's")
+    height: Int | None = Field(None, ge=16, le=8192, description="Pixels; default: the provider's")
+    batch_size: Int = Field(1, ge=1, le=8, description="Pictures to make")
+    seed: Int | None = Field(None, ge=0, le=MAX_SEED, description="Default: chosen at random and told in the view")
+    sampler_params: SamplerParams = Field(default_factory=lambda: SamplerParams.model_validate({}))
+    provider_options: dict[str, Any] = Field({}, description="Checked by the provider; carries the mock's script")
+    image_type: Annotated[str, StringConstraints(min_length=1, max_length=80)] | None = Field(
+        None, description="Default `scene` when scene fields are given"
+    )
+    project_id: OpaqueId | None = None
+    chapter_id: OpaqueId | None = None
+    script_id: OpaqueId | None = None
+    scene_number: Int | None = Field(None, ge=0, le=1_000_000)
+    character_id: OpaqueId | None = None
+    priority: Int = Field(0, ge=-10, le=10, description="Higher runs first")
+    run_at: AwareDatetime | None = Field(None, description="Not before this moment (RFC 3339, with an offset)")
+    start_within_seconds: Number | None = Field(
+        None, gt=0, le=7 * 86400, description="Else it fails with `start_deadline_exceeded`"
+    )
+    timeout_seconds: Number | None = Field(None, ge=1, le=86400, description="Soft limit of an attempt")
+    max_retries: Int | None = Field(None, ge=0, le=20, description="Of transient failures; default 3")
+    metadata: dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=100)],
+        Annotated[str, StringConstraints(max_length=1000)],
+    ] = Field({}, max_length=50, description="Your own notes, given back in every view")
+
+    @field_validator("prompt")
+    @classmethod
+    def has_words(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("must not be blank")
+        return value
+
+    @field_validator("run_at")
+    @classmethod
+    def not_past(cls, value: datetime | None) -> datetime | None:
+        if value is None:
+            return None
+        now = datetime.now(UTC)
+        if value < now - PAST_TOLERANCE:
+            raise ValueError(f"must not be in the past (it is {now.isoformat(timespec='seconds')} now)")
+        if value > now + FURTHEST_START:
+            raise ValueError("must be within a year")
+        return value.astimezone(UTC)
+
+    @field_validator("provider_options", "metadata")
+    @classmethod
+    def small(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            encoded = orjson.dumps(value)
+        except orjson.JSONEncodeError as error:
+            raise ValueError(f"cannot be stored as JSON: {error}") from None
+        if len(encoded) > MAX_OPTIONS_BYTES:
+            raise ValueError(f"must be at most {MAX_OPTIONS_BYTES // 1024} KiB as JSON")
+        if b"\\u0000" in encoded:
+            raise ValueError("must not contain the character NUL")
+        return value
+
+    @model_validator(mode="after")
+    def one_seed(self) -> "GenerationRequest":
+        inner = self.sampler_params.seed
+        if inner is not None and self.seed is not None and inner != self.seed:
+            raise ValueError("seed and sampler_params.seed differ; give one of them")
+        return self
+
+    def fingerprint(self) -> str:
+        """What an idempotency key is bound to: the fields as given, in any order."""
+        given = self.model_dump(mode="json", exclude_unset=True)
+        return hashlib.sha256(orjson.dumps(given, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def new_job(
+    request: GenerationRequest,
+    *,
+    owner_id: str,
+    providers: Registry,
+    settings: Settings,
+    idempotency_key: str | None = None,
+    origin_job_id: str | None = None,
+) -> NewJob:
+    """The job a request asks for, checked by its provider, with every default filled in. Raises `Invalid`."""
+    sampler = request.sampler_params.model_dump(exclude_none=True, exclude={"seed"})
+    seed = request.seed if request.seed is not None else request.sampler_params.seed
+    asked = Parameters(
+        kind=KIND,
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        model=request.model,
+        checkpoint_model=request.checkpoint_model,
+        lora_models=tuple(Lora(lora.name, lora.strength_model, lora.strength_clip) for lora in request.lora_models),
+        width=request.width,
+        height=request.height,
+        batch_size=request.batch_size,
+        seed=seed,
+        sampler_params=sampler,
+        options=request.provider_options,
+    )
+    try:
+        name, provider, mocked = providers.resolve(request.provider)
+        checked = provider.check(asked)
+    except InvalidParameters as error:
+        pointer = "#/" + error.field.replace(".", "/") if error.field else "#"
+        raise Invalid(error.message, errors=[FieldError(pointer, error.message)]) from None
+    if checked.seed is None:
+        checked = replace(checked, seed=random.randrange(RANDOM_SEEDS))
+    limits = provider.capabilities.limits or Limits(settings.soft_limit_seconds, settings.hard_limit_seconds)
+    soft, hard = limits.soft_seconds, limits.hard_seconds
+    if request.timeout_seconds is not None:
+        soft, hard = request.timeout_seconds, request.timeout_seconds + (hard - soft)
+    is_scene = any(value is not None for value in (request.scene_number, request.chapter_id, request.script_id))
+    values: Mapping[str, Any] = {
+        "provider": name,
+        "mocked": mocked,
+        "prompt": checked.prompt,
+        "negative_prompt": checked.negative_prompt,
+        "model": checked.model,
+        "checkpoint_model": checked.checkpoint_model,
+        "lora_models": [lora.model_dump() for lora in request.lora_models],
+        "width": checked.width,
+        "height": checked.height,
+        "batch_size": checked.batch_size,
+        "seed": checked.seed,
+        "sampler_params": dict(checked.sampler_params),
+        "provider_options": dict(checked.options),
+        "image_type": request.image_type or ("scene" if is_scene else None),
+        "project_id": request.project_id,
+        "chapter_id": request.chapter_id,
+        "script_id": request.script_id,
+        "scene_number": request.scene_number,
+        "character_id": request.character_id,
+        "metadata": request.metadata,
+        "priority": request.priority,
+        "soft_limit_seconds": soft,
+        "hard_limit_seconds": hard,
+        "max_retries": settings.max_retries if request.max_retries is None else request.max_retries,
+        "batch_id": None,
+        "origin_job_id": origin_job_id,
+    }
+    return NewJob(
+        id=new_id(),
+        kind=KIND,
+        owner_id=owner_id,
+        values=values,
+        run_at=request.run_at,
+        start_within_seconds=request.start_within_seconds,
+        idempotency_key=idempotency_key,
+        fingerprint=request.fingerprint() if idempotency_key is not None else "",
+    )
+
+
+def request_of(job: Job) -> dict[str, Any]:
+    """The body that would ask for this job again; what is tied to its time is left out."""
+    return {
+        "prompt": job.prompt,
+        "negative_prompt": job.negative_prompt,
+        "provider": job.provider,
+        "model": job.model,
+        "checkpoint_model": job.checkpoint_model,
+        "lora_models": job.lora_models,
+        "width": job.width,
+        "height": job.height,
+        "batch_size": job.batch_size,
+        "seed": job.seed,
+        "sampler_params": job.sampler_params,
+        "provider_options": job.provider_options,
+        "image_type": job.image_type,
+        "project_id": job.project_id,
+        "chapter_id": job.chapter_id,
+        "script_id": job.script_id,
+        "scene_number": job.scene_number,
+        "character_id": job.character_id,
+        "priority": job.priority,
+        "timeout_seconds": job.soft_limit_seconds,
+        "max_retries": job.max_retries,
+        "metadata": job.metadata,
+    }

@@ -1,0 +1,283 @@
+"""A job as clients see it, and the estimate that goes with it."""
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from safelight.artifacts import Artifact
+from safelight.db import Database
+from safelight.errors import Unavailable
+from safelight.jobs import Attempt, Dispatcher, Job, Status, describe_artifact, message_of, run_seconds
+
+PREFIX = "/api/v1/generation-jobs"
+LEARNT_FOR_SECONDS = 5.0
+MAX_LEARNT = 1000
+
+
+class ThumbnailView(BaseModel):
+    width: int
+    url: str
+
+
+class ArtifactView(BaseModel):
+    """A stored result. URLs are paths on this host."""
+
+    id: str
+    url: str
+    content_type: str
+    width: int
+    height: int
+    size_bytes: int
+    sha256: str
+    thumbhash: str
+    seed: int | None
+    thumbnails: list[ThumbnailView]
+
+
+class ErrorView(BaseModel):
+    """Why it failed, or why the last attempt did."""
+
+    code: str = Field(examples=["provider_unavailable"])
+    message: str
+    retryable: bool
+    provider: str
+    attempt: int
+    details: dict[str, Any]
+
+
+class EtaView(BaseModel):
+    """Learnt from measured durations; null until there are any."""
+
+    wait_seconds: float | None
+    run_seconds: float | None
+
+
+class UrlsView(BaseModel):
+    self: str
+    events: str
+    cancel: str
+    retry: str
+    attempts: str
+
+
+class JobView(BaseModel):
+    """A generation job."""
+
+    id: str
+    kind: str
+    status: Status
+    is_terminal: bool
+    stage: str | None = Field(description="What it is doing now, as a machine word")
+    message: str | None = Field(description="The same for people")
+    progress: int | None = Field(description="0-100, or null if unknown")
+    blocked_reason: str | None = Field(description="Why a pending job cannot run, e.g. `no_worker`")
+    task_id: str
+    celery_task_id: str
+    batch_id: str | None
+    origin_job_id: str | None = Field(description="The job this one retries")
+    provider: str
+    provider_job_id: str | None
+    comfyui_prompt_id: str | None
+    mocked: bool
+    prompt: str
+    negative_prompt: str | None
+    model: str | None
+    checkpoint_model: str | None
+    lora_models: list[dict[str, Any]]
+    width: int | None
+    height: int | None
+    batch_size: int
+    seed: int | None
+    sampler_params: dict[str, Any]
+    provider_options: dict[str, Any]
+    image_type: str | None
+    project_id: str | None
+    chapter_id: str | None
+    script_id: str | None
+    scene_number: int | None
+    character_id: str | None
+    priority: int
+    run_at: datetime
+    start_deadline_at: datetime | None
+    timeout_seconds: float
+    metadata: dict[str, str]
+    attempt: int
+    retry_count: int
+    crash_count: int
+    max_retries: int
+    artifacts: list[ArtifactView]
+    output_paths: list[str]
+    thumbnail_paths: list[str]
+    error: ErrorView | None
+    eta: EtaView
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    updated_at: datetime
+    version: int
+    urls: UrlsView
+
+
+class JobList(BaseModel):
+    """A page of jobs, newest first; `next_cursor` asks for the next."""
+
+    items: list[JobView]
+    next_cursor: str | None
+
+
+class AttemptView(BaseModel):
+    """One execution of a job."""
+
+    number: int
+    worker: str
+    worker_id: str
+    queue: str
+    provider: str
+    provider_job_id: str | None
+    started_at: datetime
+    finished_at: datetime | None
+    seconds: float | None
+    outcome: str | None = Field(
+        description="completed, failed, cancelled, retry, handed_back, lost; null while it runs"
+    )
+    error: ErrorView | None
+
+
+class AttemptList(BaseModel):
+    items: list[AttemptView]
+
+
+def view_of(job: Job, artifacts: Sequence[Artifact], eta: EtaView) -> dict[str, Any]:
+    """The fields of `JobView`, ready to be encoded."""
+    url = f"{PREFIX}/{job.id}"
+    return {
+        "id": job.id,
+        "kind": job.kind,
+        "status": job.status,
+        "is_terminal": job.is_terminal,
+        "stage": job.stage,
+        "message": message_of(job),
+        "progress": job.progress,
+        "blocked_reason": job.blocked_reason,
+        "task_id": job.celery_task_id,
+        "celery_task_id": job.celery_task_id,
+        "batch_id": job.batch_id,
+        "origin_job_id": job.origin_job_id,
+        "provider": job.provider,
+        "provider_job_id": job.provider_job_id,
+        "comfyui_prompt_id": job.provider_job_id if job.provider == "comfyui" else None,
+        "mocked": job.mocked,
+        "prompt": job.prompt,
+        "negative_prompt": job.negative_prompt,
+        "model": job.model,
+        "checkpoint_model": job.checkpoint_model,
+        "lora_models": job.lora_models,
+        "width": job.width,
+        "height": job.height,
+        "batch_size": job.batch_size,
+        "seed": job.seed,
+        "sampler_params": job.sampler_params,
+        "provider_options": job.provider_options,
+        "image_type": job.image_type,
+        "project_id": job.project_id,
+        "chapter_id": job.chapter_id,
+        "script_id": job.script_id,
+        "scene_number": job.scene_number,
+        "character_id": job.character_id,
+        "priority": job.priority,
+        "run_at": job.run_at,
+        "start_deadline_at": job.start_deadline_at,
+        "timeout_seconds": job.soft_limit_seconds,
+        "metadata": job.metadata,
+        "attempt": job.attempt,
+        "retry_count": job.retry_count,
+        "crash_count": job.crash_count,
+        "max_retries": job.max_retries,
+        "artifacts": [describe_artifact(artifact) for artifact in artifacts],
+        "output_paths": [artifact.storage_key for artifact in artifacts],
+        "thumbnail_paths": [thumbnail["storage_key"] for artifact in artifacts for thumbnail in artifact.thumbnails],
+        "error": job.error,
+        "eta": {"wait_seconds": eta.wait_seconds, "run_seconds": eta.run_seconds},
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+        "updated_at": job.updated_at,
+        "version": job.version,
+        "urls": {
+            "self": url,
+            "events": f"{url}/events",
+            "cancel": f"{url}/cancel",
+            "retry": f"{url}/retry",
+            "attempts": f"{url}/attempts",
+        },
+    }
+
+
+def attempt_view_of(attempt: Attempt) -> dict[str, Any]:
+    """The fields of `AttemptView`, ready to be encoded."""
+    seconds = None
+    if attempt.finished_at is not None:
+        seconds = round((attempt.finished_at - attempt.started_at).total_seconds(), 3)
+    return {
+        "number": attempt.number,
+        "worker": attempt.worker_name,
+        "worker_id": attempt.worker_id,
+        "queue": attempt.queue,
+        "provider": attempt.provider,
+        "provider_job_id": attempt.provider_job_id,
+        "started_at": attempt.started_at,
+        "finished_at": attempt.finished_at,
+        "seconds": seconds,
+        "outcome": attempt.outcome,
+        "error": attempt.error,
+    }
+
+
+class Estimator:
+    """Estimates from what was measured: the median of the latest runs like this one, and the queue before it."""
+
+    def __init__(self, database: Database, dispatcher: Dispatcher) -> None:
+        self._database = database
+        self._dispatcher = dispatcher
+        self._learnt: OrderedDict[tuple[Any, ...], tuple[float, float | None]] = OrderedDict()
+
+    async def estimate(self, job: Job) -> EtaView:
+        """The estimate for a job that has not ended; nulls for one that has, and where nothing was learnt yet."""
+        if job.is_terminal:
+            return EtaView(wait_seconds=None, run_seconds=None)
+        run = await self._run_seconds(job)
+        return EtaView(wait_seconds=self._wait_seconds(job, run), run_seconds=run)
+
+    async def _run_seconds(self, job: Job) -> float | None:
+        key = (job.provider, job.model, job.width, job.height)
+        now = time.monotonic()
+        known = self._learnt.get(key)
+        if known is not None and now - known[0] < LEARNT_FOR_SECONDS:
+            return known[1]
+        try:
+            seconds = await self._database.read(run_seconds, *key)
+        except Unavailable:
+            return known[1] if known is not None else None
+        seconds = None if seconds is None else round(seconds, 1)
+        self._learnt[key] = (now, seconds)
+        self._learnt.move_to_end(key)
+        if len(self._learnt) > MAX_LEARNT:
+            self._learnt.popitem(last=False)
+        return seconds
+
+    def _wait_seconds(self, job: Job, run: float | None) -> float | None:
+        if job.status == "processing":
+            return 0.0
+        load = self._dispatcher.loads.get(job.queue)
+        if run is None or load is None or load.slots == 0 or job.blocked_reason is not None:
+            return None
+        delay = max(0.0, (job.run_at - datetime.now(UTC)).total_seconds())
+        before = max(0, load.waiting + load.hinted - 1)
+        free = load.slots - load.running
+        rounds = 0 if before < free else math.ceil((before - free + 1) / load.slots)
+        return round(delay + rounds * run, 1)

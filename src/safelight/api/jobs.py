@@ -1,0 +1,295 @@
+"""Jobs over HTTP: submit, look, list, cancel, retry."""
+
+import asyncio
+import base64
+import binascii
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any
+
+import orjson
+import structlog
+from fastapi import APIRouter, Body, Header, Query, Request
+from pydantic import ValidationError
+from starlette.responses import Response
+
+from safelight.api.deps import IdInvalid, ItemId, Owner, World, idempotency_key, json_response, parse_id, preferred_wait
+from safelight.api.events import with_latest
+from safelight.api.job_request import GenerationRequest, new_job, request_of
+from safelight.api.job_view import PREFIX, AttemptList, Estimator, JobList, JobView, attempt_view_of, view_of
+from safelight.api.problems import Problem
+from safelight.artifacts import Artifact
+from safelight.bootstrap import Safelight
+from safelight.errors import FieldError, Invalid, SafelightError
+from safelight.jobs import (
+    Filter,
+    Job,
+    JobNotFound,
+    NewJob,
+    Status,
+    Submitted,
+    attempts_of,
+    find,
+    with_artifacts,
+)
+
+RETRY_AFTER_SECONDS = 2
+MAX_IDS = 100
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "content": {"application/problem+json": {}}} for status in (400, 404, 409, 413, 422, 503)
+}
+
+
+class CursorInvalid(SafelightError):
+    """This cursor does not come from a list of jobs."""
+
+    kind = "malformed"
+    code = "invalid_cursor"
+
+
+class JobNotEnded(SafelightError):
+    """Only a failed or cancelled job can be retried."""
+
+    kind = "conflict"
+    code = "job_not_ended"
+
+
+log = structlog.get_logger()
+
+router = APIRouter(prefix=PREFIX, tags=["jobs"], responses=PROBLEMS)
+
+
+@router.post("", status_code=202, response_model=JobView, summary="Submit a job")
+@router.post("/", status_code=202, response_model=JobView, include_in_schema=False)
+async def submit(
+    body: GenerationRequest,
+    request: Request,
+    world: World,
+    owner: Owner,
+    key: Annotated[
+        str | None,
+        Header(alias="Idempotency-Key", description="Same key, same body: the first job again. Kept for 24 h"),
+    ] = None,
+    prefer: Annotated[str | None, Header(description="`wait=n`: answer at the end, or after n (1-60) seconds")] = None,
+) -> Response:
+    """Accept a generation and answer at once with the job, whatever workers, broker and provider are doing."""
+    wait = preferred_wait(prefer)
+    new = new_job(
+        body,
+        owner_id=owner,
+        providers=world.providers,
+        settings=world.settings,
+        idempotency_key=idempotency_key(key),
+    )
+    return await _accept(request, world, new, wait)
+
+
+@router.get("", response_model=JobList, summary="List jobs, newest first")
+@router.get("/", response_model=JobList, include_in_schema=False)
+async def list_jobs(
+    request: Request,
+    world: World,
+    owner: Owner,
+    ids: Annotated[str | None, Query(description="Up to 100 ids, comma-separated, for batched polling")] = None,
+    status: Annotated[list[Status] | None, Query(description="May be repeated")] = None,
+    kind: str | None = None,
+    provider: str | None = None,
+    project_id: str | None = None,
+    chapter_id: str | None = None,
+    scene_number: int | None = None,
+    character_id: str | None = None,
+    text: Annotated[str | None, Query(max_length=200, description="Part of the prompt")] = None,
+    younger_than_seconds: Annotated[float | None, Query(ge=0, le=1e9, allow_inf_nan=False)] = None,
+    older_than_seconds: Annotated[float | None, Query(ge=0, le=1e9, allow_inf_nan=False)] = None,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 50,
+) -> Response:
+    """Your jobs that match all filters given."""
+    wanted = Filter(
+        owner_id=owner,
+        ids=_ids(ids),
+        statuses=status,
+        kind=kind,
+        provider=provider,
+        project_id=project_id,
+        chapter_id=chapter_id,
+        scene_number=scene_number,
+        character_id=character_id,
+        text=text,
+        younger_than_seconds=younger_than_seconds,
+        older_than_seconds=older_than_seconds,
+        before_id=None if cursor is None else _decode_cursor(cursor),
+        limit=MAX_IDS if ids is not None else limit,
+    )
+    page = await world.database.read(find, wanted)
+    estimator: Estimator = request.app.state.estimator
+    current = await asyncio.gather(*(with_latest(world.stream, job) for job in page.jobs))
+    items = [view_of(job, page.artifacts.get(job.id, ()), await estimator.estimate(job)) for job, _ in current]
+    next_cursor = _encode_cursor(page.jobs[-1].id) if page.more else None
+    return json_response({"items": items, "next_cursor": next_cursor})
+
+
+@router.get("/{id}", response_model=JobView, summary="Look at a job")
+async def get_job(
+    job_id: ItemId,
+    request: Request,
+    world: World,
+    owner: Owner,
+    wait: Annotated[int | None, Query(ge=1, le=60, description="Answer at the end, or after n seconds")] = None,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """How the job stands, down to its latest progress. `ETag` and `If-None-Match` make polling cheap."""
+    if wait is not None:
+        await _wait_for_end(world, job_id, wait)
+    job, artifacts = await _look(world, job_id, owner)
+    return await _show(request, world, job, artifacts, if_none_match=if_none_match)
+
+
+@router.post("/{id}/cancel", response_model=JobView, summary="Cancel a job")
+async def cancel(job_id: ItemId, request: Request, world: World, owner: Owner) -> Response:
+    """A pending job is cancelled at once, a processing one as soon as its worker hears of it. Repeating is harmless."""
+    outcome = await world.database.write(world.jobs.cancel, job_id, owner)
+    if not isinstance(outcome, Job):
+        raise outcome
+    return await _show(request, world, outcome, ())
+
+
+@router.post("/{id}/retry", status_code=202, response_model=JobView, summary="Run a failed or cancelled job again")
+async def retry(
+    job_id: ItemId,
+    request: Request,
+    world: World,
+    owner: Owner,
+    overrides: Annotated[
+        dict[str, Any] | None, Body(description="Fields of a submit that shall differ", examples=[{"seed": 8}])
+    ] = None,
+    key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
+) -> Response:
+    """A new job with the same request, or with some fields changed; it names its origin."""
+    job, _ = await _look(world, job_id, owner)
+    if job.status not in ("failed", "cancelled"):
+        raise JobNotEnded(f"Only a failed or cancelled job can be retried; this one is {job.status}.")
+    try:
+        body = GenerationRequest.model_validate(request_of(job) | (overrides or {}))
+    except ValidationError as error:
+        raise Invalid(
+            str(error.errors()[0]["msg"]),
+            errors=[FieldError("#/" + "/".join(map(str, found["loc"])), found["msg"]) for found in error.errors()],
+        ) from None
+    new = new_job(
+        body,
+        owner_id=owner,
+        providers=world.providers,
+        settings=world.settings,
+        idempotency_key=idempotency_key(key),
+        origin_job_id=job.id,
+    )
+    return await _accept(request, world, new, None)
+
+
+@router.get("/{id}/attempts", response_model=AttemptList, summary="Every attempt of a job")
+async def list_attempts(job_id: ItemId, world: World, owner: Owner) -> Response:
+    """Number, worker, provider, times, outcome and error of each, first to last."""
+    await _look(world, job_id, owner)
+    found = await world.database.read(attempts_of, job_id)
+    return json_response({"items": [attempt_view_of(attempt) for attempt in found]})
+
+
+@router.get("/{id}/previews/{name}", summary="A preview of the unfinished picture", response_class=Response)
+async def get_preview(job_id: ItemId, name: str, world: World, owner: Owner) -> Response:
+    """What a `job.preview` event points to; kept for a few minutes."""
+    await _look(world, job_id, owner)
+    found = await world.stream.preview(job_id, name)
+    if found is None:
+        raise PreviewGone
+    data, content_type = found
+    return Response(data, headers={"Cache-Control": "private, max-age=300"}, media_type=content_type)
+
+
+class PreviewGone(SafelightError):
+    """There is no such preview, or it has expired."""
+
+    kind = "not_found"
+    code = "preview_not_found"
+
+
+async def _accept(request: Request, world: Safelight, new: NewJob, wait: int | None) -> Response:
+    hint = new.run_at is None and world.dispatcher.take_room(new.queue, new.values["provider"])
+    outcome = await world.database.write(world.jobs.submit, replace(new, hint=hint))
+    if not isinstance(outcome, Submitted):
+        raise outcome
+    job, artifacts = outcome.job, ()
+    if not outcome.replayed:
+        log.info("job.received", job_id=job.id, task_id=job.celery_task_id, kind=job.kind, provider=job.provider)
+    if wait is not None:
+        await _wait_for_end(world, job.id, wait)
+    if wait is not None or outcome.replayed:
+        job, artifacts = await _look(world, job.id, job.owner_id)
+    headers = {"Location": f"{PREFIX}/{job.id}"}
+    if outcome.replayed:
+        headers["Idempotency-Replayed"] = "true"
+    if wait is not None:
+        headers["Preference-Applied"] = f"wait={wait}"
+    return await _show(request, world, job, artifacts, status=202, headers=headers)
+
+
+async def _look(world: Safelight, job_id: str, owner: str) -> tuple[Job, Sequence[Artifact]]:
+    found = await world.database.read(with_artifacts, job_id, owner)
+    if found is None:
+        raise JobNotFound(f"There is no job {job_id}.")
+    job, artifacts = found
+    job, _ = await with_latest(world.stream, job)
+    return job, artifacts
+
+
+async def _show(
+    request: Request,
+    world: Safelight,
+    job: Job,
+    artifacts: Sequence[Artifact],
+    *,
+    status: int = 200,
+    headers: dict[str, str] | None = None,
+    if_none_match: str | None = None,
+) -> Response:
+    estimator: Estimator = request.app.state.estimator
+    body = orjson.dumps(view_of(job, artifacts, await estimator.estimate(job)), option=orjson.OPT_UTC_Z)
+    etag = f'W/"{job.version}-{zlib.crc32(body):08x}"'
+    headers = {"ETag": etag, "Cache-Control": "no-cache", **(headers or {})}
+    if not job.is_terminal:
+        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if if_none_match is not None and etag in (tag.strip() for tag in if_none_match.split(",")):
+        return Response(None, 304, headers)
+    return Response(body, status, headers, "application/json")
+
+
+async def _wait_for_end(world: Safelight, job_id: str, seconds: int) -> None:
+    """Return when the job has ended or the time is over; the row is read afterwards either way."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    async with world.stream.watch(job_id) as watch:
+        watch.start(0)
+        while not watch.ended and (left := deadline - loop.time()) > 0:
+            await watch.next(left)
+
+
+def _ids(value: str | None) -> list[str] | None:
+    if value is None:
+        return None
+    ids = [parse_id(part.strip()) for part in value.split(",") if part.strip()]
+    if len(ids) > MAX_IDS:
+        raise IdInvalid(f"ids takes at most {MAX_IDS} ids at a time.")
+    return ids
+
+
+def _encode_cursor(job_id: str) -> str:
+    return base64.urlsafe_b64encode(job_id.encode()).decode()
+
+
+def _decode_cursor(cursor: str) -> str:
+    try:
+        return parse_id(base64.urlsafe_b64decode(cursor.encode()).decode())
+    except (binascii.Error, ValueError, UnicodeDecodeError, IdInvalid):
+        raise CursorInvalid from None

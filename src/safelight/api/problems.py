@@ -1,0 +1,160 @@
+"""Errors as RFC 9457 problem details: one table from kind to status, one shape for all."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from safelight.errors import ErrorKind, FieldError, SafelightError
+
+STATUS: Mapping[ErrorKind, int] = {
+    "malformed": 400,
+    "invalid": 422,
+    "not_found": 404,
+    "conflict": 409,
+    "too_large": 413,
+    "rate_limited": 429,
+    "unavailable": 503,
+    "internal": 500,
+}
+TITLES = {
+    400: "The request cannot be read",
+    404: "Not found",
+    405: "Method not allowed",
+    409: "Not possible in this state",
+    413: "Too large",
+    416: "Range not satisfiable",
+    421: "Wrong host",
+    422: "A value is not acceptable",
+    429: "Too many requests",
+    500: "Internal error",
+    503: "Unavailable at the moment",
+}
+RETRYABLE = {429, 503}
+
+log = structlog.get_logger()
+
+
+class ProblemError(BaseModel):
+    """One wrong field."""
+
+    pointer: str = Field(description="JSON pointer into the body, as `#/width`", examples=["#/width"])
+    detail: str = Field(examples=["Input should be less than or equal to 8192"])
+
+
+class Problem(BaseModel):
+    """What went wrong (RFC 9457). `code` is stable and meant for programs, `detail` for people."""
+
+    type: str = Field(examples=["urn:safelight:problem:invalid_request"])
+    title: str
+    status: int
+    detail: str
+    code: str = Field(examples=["invalid_request"])
+    errors: list[ProblemError] = []
+    request_id: str
+    retryable: bool = Field(description="Whether the same request may succeed later")
+
+
+def problem(
+    request_id: str,
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    errors: Sequence[FieldError] = (),
+    retry_after: float | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """A problem as a response."""
+    body = {
+        "type": f"urn:safelight:problem:{code}",
+        "title": TITLES.get(status, "Error"),
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "errors": [{"pointer": error.pointer, "detail": error.detail} for error in errors],
+        "request_id": request_id,
+        "retryable": status in RETRYABLE,
+    }
+    response = Response(
+        orjson.dumps(body), status, {"Cache-Control": "no-store", **(headers or {})}, "application/problem+json"
+    )
+    if retry_after is not None:
+        response.headers["Retry-After"] = str(max(1, round(retry_after)))
+    return response
+
+
+def install(app: FastAPI) -> None:
+    """Let every error of the app be shown as a problem."""
+
+    @app.exception_handler(SafelightError)
+    def on_error(request: Request, error: SafelightError) -> Response:  # pyright: ignore[reportUnusedFunction]
+        status = STATUS[error.kind]
+        if status >= 500:
+            log.warning("request.failed", code=error.code, reason=error.detail)
+        return problem(
+            request.state.request_id,
+            status,
+            error.code,
+            error.detail,
+            errors=error.errors,
+            retry_after=error.retry_after,
+        )
+
+    @app.exception_handler(RequestValidationError)
+    def on_invalid(request: Request, error: RequestValidationError) -> Response:  # pyright: ignore[reportUnusedFunction]
+        return _invalid(request, error.errors())
+
+    @app.exception_handler(HTTPException)
+    def on_http(request: Request, error: HTTPException) -> Response:  # pyright: ignore[reportUnusedFunction]
+        codes = {404: "not_found", 405: "method_not_allowed"}
+        details = {
+            404: f"There is nothing at {request.url.path}.",
+            405: f"{request.method} is not possible at {request.url.path}.",
+        }
+        return problem(
+            request.state.request_id,
+            error.status_code,
+            codes.get(error.status_code, "http_error"),
+            details.get(error.status_code, str(error.detail)),
+            headers=error.headers,
+        )
+
+
+def _invalid(request: Request, found: Sequence[Any]) -> Response:
+    request_id: str = request.state.request_id
+    first = found[0]
+    if first["type"] == "json_invalid":
+        reason = first.get("ctx", {}).get("error", "")
+        return problem(request_id, 400, "malformed_json", f"The body is not JSON: {reason}.")
+    is_json = "json" in request.headers.get("content-type", "").lower()
+    if first["loc"] == ("body",) and not is_json:
+        return problem(
+            request_id, 400, "not_json", "Send the body as JSON, with the header Content-Type: application/json."
+        )
+    errors = [FieldError(_pointer(error["loc"]), _sentence(error)) for error in found]
+    detail = "; ".join(f"{error.pointer.lstrip('#/') or 'body'}: {error.detail}" for error in errors[:3])
+    in_path = first["loc"][0] in ("path", "query", "header")
+    return problem(request_id, 422 if not in_path else 400, "invalid_request", detail, errors=errors)
+
+
+def _pointer(location: Sequence[str | int]) -> str:
+    where, *rest = location
+    if where == "body":
+        return "#/" + "/".join(str(part) for part in rest) if rest else "#"
+    return "/".join(str(part) for part in rest)
+
+
+def _sentence(error: Mapping[str, Any]) -> str:
+    if error["type"] == "extra_forbidden":
+        return "There is no such field"
+    if error["type"] == "missing":
+        return "This field is required"
+    message: str = error["msg"]
+    return message.removeprefix("Value error, ")

@@ -1,0 +1,70 @@
+"""Start a worker process: `io` for everything that waits, `local` for what computes, and for suspects."""
+
+import os
+from typing import Any, Literal
+
+# Celery reads this when it is imported.
+os.environ.setdefault("CELERY_CUSTOM_WORKER_POOL", "safelight.worker.pool:LoopPool")
+
+from celery import signals
+
+from safelight import log
+from safelight.config import Settings
+from safelight.queue import IO_QUEUES, LOCAL_QUEUES
+from safelight.worker import tasks
+from safelight.worker.engine import Engine
+from safelight.worker.pool import LoopPool
+
+WorkerKind = Literal["io", "local"]
+PoolKind = Literal["loop", "threads", "prefork"]
+
+
+def run_worker(
+    settings: Settings,
+    *,
+    kind: WorkerKind,
+    pool: PoolKind | None = None,
+    slots: int | None = None,
+    name: str | None = None,
+) -> None:
+    """Serve the queues of `kind` until SIGTERM; returns when everything was settled or handed back.
+
+    `io` runs on the loop pool (or `threads`), `local` on `prefork`: one job a process, recycled after 100.
+    """
+    log.configure(settings.log_level, settings.log_format)
+    queues = IO_QUEUES if kind == "io" else LOCAL_QUEUES
+    pool = pool or ("loop" if kind == "io" else "prefork")
+    slots = slots or (settings.io_slots if kind == "io" else settings.local_slots)
+    name = name or kind
+    tasks.configure(settings)
+    engine: Engine | None = None
+    if pool == "prefork":
+        tasks.start_children_with(settings, name=name, queues=queues)
+    else:
+        engine = Engine(settings, name=name, queues=queues, slots=slots, dispatches=True)
+        engine.start()
+        tasks.use_engine(engine)
+        LoopPool.engine = engine
+        drain = engine.drain
+
+        def begin_to_leave(**_: Any) -> None:
+            drain()
+
+        signals.worker_shutting_down.connect(begin_to_leave, weak=False)
+    try:
+        tasks.app.worker_main(
+            [
+                "worker",
+                f"--pool={'custom' if pool == 'loop' else pool}",
+                f"--concurrency={slots}",
+                f"--queues={','.join(queues)}",
+                f"--hostname={name}@%h",
+                "--without-mingle",
+                "--without-gossip",
+                "--without-heartbeat",
+                f"--loglevel={'WARNING' if settings.log_level == 'info' else settings.log_level.upper()}",
+            ]
+        )
+    finally:
+        if engine is not None:
+            engine.stop()

@@ -1,0 +1,441 @@
+"""The story of an attempt: claim, generate, store, settle.
+
+The runner walks a provider's updates and alone turns them into state. It holds no transaction while it waits, checks
+its lease before every effect outside, and enforces the limits itself: at the soft limit the job is failed first and
+its code stopped then; at the hard limit the slot is freed whatever the code does.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, Literal, assert_never
+
+import structlog
+from structlog.contextvars import bound_contextvars
+
+from safelight.artifacts import Artifact, ArtifactStore, BadPicture
+from safelight.db import Database
+from safelight.errors import Unavailable
+from safelight.jobs import (
+    Beat,
+    Cancelled,
+    Completed,
+    Failed,
+    HandBack,
+    Job,
+    Jobs,
+    Settlement,
+    TryAgain,
+    is_held,
+    job_error,
+    time_limit_error,
+)
+from safelight.jobs.events import news
+from safelight.providers.base import (
+    Accepted,
+    BadOutput,
+    Generation,
+    JobLost,
+    Lora,
+    Output,
+    Parameters,
+    Preview,
+    Progress,
+    ProviderError,
+    Submitting,
+    UnknownOutcome,
+    Update,
+)
+from safelight.providers.registry import Registry
+from safelight.stream import Stream
+
+PROGRESS_SECONDS = 0.25
+PREVIEW_SECONDS = 0.5
+RETRY_SECONDS = 5.0  # 5, 10, 20, ... each times 0.8-1.2
+STOP_SECONDS = 1.0  # how long a cancelled job's code may take before the row is settled without it
+CANCEL_PROVIDER_SECONDS = 10.0
+SETTLE_AGAIN_SECONDS = (0.2, 0.5, 1.0, 2.0)
+
+Interruption = Literal["cancel", "lost", "drain"]
+
+log = structlog.get_logger()
+
+
+class LeaseLost(Exception):
+    """The job may be somebody else's by now; nothing more may be done for it."""
+
+
+class Attempt:
+    """What a process knows of one attempt it is running."""
+
+    def __init__(self, job: Job, lease_ends: float) -> None:
+        self.job = job
+        self.lease_ends = lease_ends  # monotonic seconds
+        self.progress: int | None = job.progress
+        self.stage = job.stage
+        self.message = job.message
+        self.remote_id = job.provider_job_id
+        self.interrupted: asyncio.Future[Interruption] = asyncio.get_running_loop().create_future()
+        self.started = time.monotonic()
+        self.seq = 0
+        self.progress_sent_at = 0.0
+        self.preview_sent_at = 0.0
+        self.flush: asyncio.TimerHandle | None = None
+
+    @property
+    def is_ours(self) -> bool:
+        return time.monotonic() < self.lease_ends and not self.interrupted.done()
+
+    @property
+    def seconds(self) -> float:
+        return round(time.monotonic() - self.started, 3)
+
+    def interrupt(self, why: Interruption) -> None:
+        if not self.interrupted.done():
+            self.interrupted.set_result(why)
+
+    def beat(self) -> Beat:
+        return Beat(self.job.id, self.job.attempt, self.progress, self.stage, self.message)
+
+
+class Runner:
+    """Runs attempts on one event loop; its heartbeat (`heartbeat.py`) keeps `attempts` alive."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        jobs: Jobs,
+        stream: Stream,
+        artifacts: ArtifactStore,
+        providers: Registry,
+        worker_id: str,
+        worker_name: str,
+        lease_seconds: float,
+    ) -> None:
+        self._database = database
+        self._jobs = jobs
+        self._stream = stream
+        self._artifacts = artifacts
+        self._providers = providers
+        self._worker_id = worker_id
+        self._worker_name = worker_name
+        self._lease_seconds = lease_seconds
+        self.attempts: dict[str, Attempt] = {}
+        self.abandoned = 0  # bodies that swallowed their cancellation and may still run
+        self.is_draining = False
+        self._empty = asyncio.Event()
+
+    async def run(self, job_id: str, queue: str) -> None:
+        """Carry out one hint: from the claim to the settled row. Never raises."""
+        with bound_contextvars(job_id=job_id, task_id=job_id):
+            try:
+                if self.is_draining:
+                    await self._database.write(self._jobs.decline, job_id)
+                    return
+                asked = time.monotonic()
+                job = await self._database.write(
+                    self._jobs.claim, job_id, queue, self._worker_id, self._worker_name, self._lease_seconds
+                )
+            except Unavailable as error:
+                log.warning("hint.unused", reason=error.detail)  # dispatch will send another
+                return
+            if job is None:
+                log.debug("hint.outdated", queue=queue)
+                return
+            with bound_contextvars(attempt=job.attempt):
+                attempt = Attempt(job, asked + self._lease_seconds)
+                self.attempts[job.id] = attempt
+                try:
+                    await self._execute(attempt)
+                except Exception:
+                    log.exception("attempt.broken")  # the lease will run out and the job be recovered
+                finally:
+                    if self.attempts.get(job.id) is attempt:
+                        del self.attempts[job.id]
+                    if not self.attempts:
+                        self._empty.set()
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Take nothing new, let running jobs finish for a while, then hand the rest back."""
+        self.is_draining = True
+        await self._emptied(grace_seconds)
+        for attempt in list(self.attempts.values()):
+            attempt.interrupt("drain")
+        await self._emptied(STOP_SECONDS + 2)
+
+    async def _emptied(self, seconds: float) -> None:
+        self._empty = asyncio.Event()
+        if self.attempts:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._empty.wait()
+
+    # --- one attempt --------------------------------------------------------------------------------------------------
+
+    async def _execute(self, attempt: Attempt) -> None:
+        job = attempt.job
+        log.info(
+            "job.started",
+            provider=job.provider,
+            model=job.model,
+            mocked=job.mocked,
+            width=job.width,
+            height=job.height,
+            batch_size=job.batch_size,
+            seed=job.seed,
+            prompt=job.prompt[:200],
+            queued_seconds=round((job.started_at - job.run_at).total_seconds(), 3) if job.started_at else None,
+            adopts=job.provider_job_id,
+        )
+        body = asyncio.create_task(self._generate(attempt), name=f"job {job.id}")
+        await asyncio.wait({body, attempt.interrupted}, timeout=job.soft_limit_seconds, return_when="FIRST_COMPLETED")
+        slot_seconds = max(0.0, job.hard_limit_seconds - job.soft_limit_seconds)
+        if body.done():
+            await self._settle(attempt, _result_of(body, job))
+        elif not attempt.interrupted.done():
+            await self._settle(attempt, Failed(time_limit_error(job)))
+            body.cancel()
+            await self._cancel_at_provider(attempt)
+            await self._stopped(body, slot_seconds)
+        else:
+            body.cancel()
+            await asyncio.wait({body}, timeout=STOP_SECONDS)
+            match attempt.interrupted.result():
+                case "cancel":
+                    await self._settle(attempt, Cancelled())
+                    await self._cancel_at_provider(attempt)
+                    await self._stopped(body, slot_seconds)
+                case "drain":
+                    await self._settle(attempt, HandBack())
+                case "lost":
+                    log.warning("attempt.lost", seconds=attempt.seconds)
+                    await self._stopped(body, slot_seconds)
+        if attempt.flush is not None:
+            attempt.flush.cancel()
+
+    async def _generate(self, attempt: Attempt) -> Settlement:
+        """Walk the provider's updates to the outcome."""
+        job = attempt.job
+        made: list[Artifact] = []
+        try:
+            async with contextlib.aclosing(self._updates(attempt)) as updates:
+                async for update in updates:
+                    await self._take(attempt, update, made)
+            if not made:
+                raise BadOutput("The provider ended without a result.")
+            return Completed(made)
+        except ProviderError as error:
+            return self._judge(job, error)
+        except BadPicture as error:
+            return self._judge(job, BadOutput(error.detail))
+        except Unavailable as error:
+            return self._try_again(job, job_error(error.code, error.detail, job, True), error.retry_after)
+        except LeaseLost:
+            return HandBack()  # refused by the row if it is somebody else's already
+        except Exception as error:
+            log.exception("provider.broke")
+            problem = f"The provider failed in an unexpected way ({type(error).__name__})."
+            return self._try_again(job, job_error("provider_error", problem, job, True), None)
+
+    def _updates(self, attempt: Attempt) -> AsyncGenerator[Update]:
+        job = attempt.job
+        provider = self._providers.resolve(job.provider)[1]
+        generation = Generation(job.id, job.attempt, parameters_of(job), job.soft_limit_seconds)
+        if job.provider_job_id is not None:
+            log.info("provider.adopted", provider_job_id=job.provider_job_id)
+            return provider.resume(generation, job.provider_job_id)
+        if job.submitting_at is not None:
+            raise UnknownOutcome("An earlier attempt died while it submitted the job; it may have been charged.")
+        return provider.generate(generation)
+
+    async def _take(self, attempt: Attempt, update: Update, made: list[Artifact]) -> None:
+        """Turn one update into state."""
+        job = attempt.job
+        match update:
+            case Submitting():
+                if not await self._database.write(self._jobs.record_submitting, job.id, job.attempt):
+                    raise LeaseLost
+            case Accepted(remote_id=remote_id):
+                attempt.remote_id = remote_id
+                if not await self._database.write(self._jobs.record_accepted, job.id, job.attempt, remote_id):
+                    raise LeaseLost
+                log.info("provider.accepted", provider_job_id=remote_id)
+            case Progress(percent=percent, stage=stage, message=message):
+                if percent is not None:
+                    attempt.progress = max(attempt.progress or 0, min(100, percent))
+                attempt.stage, attempt.message = stage, message
+                self._tell_progress(attempt)
+            case Preview(data=data, content_type=content_type):
+                self._tell_preview(attempt, data, content_type)
+            case Output(data=data, seed=seed):
+                await self._hold(attempt)
+                attempt.stage, attempt.message = "storing", "Storing the result"
+                artifact = await self._artifacts.store(
+                    job_id=job.id,
+                    attempt=job.attempt,
+                    position=len(made),
+                    owner_id=job.owner_id,
+                    data=data,
+                    text=recipe_of(job, seed),
+                    seed=seed if seed is not None else job.seed,
+                )
+                made.append(artifact)
+                log.info(
+                    "artifact.stored",
+                    artifact_id=artifact.id,
+                    storage_key=artifact.storage_key,
+                    size_bytes=artifact.size_bytes,
+                )
+                self._publish(attempt, "job.output")
+            case _:
+                assert_never(update)
+
+    async def _hold(self, attempt: Attempt) -> None:
+        """Before an effect outside: if the lease ran out here (a frozen process, a database away), ask the row."""
+        while not attempt.is_ours:
+            if attempt.interrupted.done():
+                raise LeaseLost
+            try:
+                if not await self._database.read(is_held, attempt.job.id, attempt.job.attempt):
+                    raise LeaseLost
+                return
+            except Unavailable:
+                await asyncio.sleep(1.0)
+
+    async def _settle(self, attempt: Attempt, settlement: Settlement) -> None:
+        """Write the end down, through any outage of the database, unless the row is no longer ours."""
+        pauses = iter(SETTLE_AGAIN_SECONDS)
+        pause = 0.0
+        while True:
+            try:
+                job = await self._database.write(self._jobs.settle, attempt.job, settlement)
+                break
+            except Unavailable as error:
+                pause = next(pauses, pause)
+                log.warning("settle.waiting", reason=error.detail)
+                await asyncio.sleep(pause)
+        if job is None:
+            log.warning("attempt.refused", outcome=type(settlement).__name__, seconds=attempt.seconds)
+        else:
+            log.info("attempt.settled", status=job.status, seconds=attempt.seconds, retry_count=job.retry_count)
+
+    async def _stopped(self, body: asyncio.Task[Settlement], seconds: float) -> None:
+        """Keep the slot until the cancelled code has ended, or for `seconds` if it never does."""
+        if not body.done():
+            await asyncio.wait({body}, timeout=seconds)
+        if not body.done():
+            self.abandoned += 1
+            log.error("attempt.abandoned", reason="its code swallowed the cancellation", abandoned=self.abandoned)
+
+    async def _cancel_at_provider(self, attempt: Attempt) -> None:
+        if attempt.remote_id is None:
+            return
+        try:
+            async with asyncio.timeout(CANCEL_PROVIDER_SECONDS):
+                await self._providers.resolve(attempt.job.provider)[1].cancel(attempt.remote_id)
+            log.info("provider.cancelled", provider_job_id=attempt.remote_id)
+        except Exception as error:
+            log.warning("provider.cancel_failed", provider_job_id=attempt.remote_id, reason=repr(error))
+
+    # --- judging ------------------------------------------------------------------------------------------------------
+
+    def _judge(self, job: Job, error: ProviderError) -> Settlement:
+        described = job_error(error.code, error.message, job, error.retryable, error.details)
+        if not error.retryable:
+            return Failed(described)
+        return self._try_again(job, described, 0.0 if isinstance(error, JobLost) else error.retry_after)
+
+    def _try_again(self, job: Job, error: Mapping[str, Any], retry_after: float | None) -> Settlement:
+        if job.retry_count >= job.max_retries:
+            return Failed(error)
+        pause = RETRY_SECONDS * 2.0**job.retry_count * random.uniform(0.8, 1.2)
+        return TryAgain(error, pause if retry_after is None else retry_after)
+
+    # --- telling ------------------------------------------------------------------------------------------------------
+
+    def _tell_progress(self, attempt: Attempt) -> None:
+        """At most one every `PROGRESS_SECONDS`; the last one is always sent."""
+        if attempt.flush is not None:
+            return
+        due = attempt.progress_sent_at + PROGRESS_SECONDS - time.monotonic()
+        if due <= 0:
+            self._publish(attempt, "job.progress")
+        else:
+            attempt.flush = asyncio.get_running_loop().call_later(due, self._publish, attempt, "job.progress")
+
+    def _tell_preview(self, attempt: Attempt, data: bytes, content_type: str) -> None:
+        now = time.monotonic()
+        if now - attempt.preview_sent_at < PREVIEW_SECONDS:
+            return
+        attempt.preview_sent_at = now
+        name = f"{attempt.job.attempt}-{attempt.seq + 1}"
+        self._stream.put_preview(attempt.job.id, name, data, content_type)
+        self._publish(attempt, "job.preview", f"/api/v1/generation-jobs/{attempt.job.id}/previews/{name}")
+
+    def _publish(
+        self,
+        attempt: Attempt,
+        kind: Literal["job.progress", "job.preview", "job.output"],
+        preview_url: str | None = None,
+    ) -> None:
+        if kind == "job.progress":
+            attempt.flush = None
+            attempt.progress_sent_at = time.monotonic()
+        if not attempt.is_ours:
+            return
+        attempt.seq += 1
+        event = news(
+            attempt.job,
+            kind,
+            seq=attempt.seq,
+            progress=attempt.progress,
+            stage=attempt.stage,
+            message=attempt.message,
+            preview_url=preview_url,
+        )
+        payload = event.as_json()
+        self._stream.publish(event.job_id, event.task_id, event.as_message(payload), payload, event.as_celery_result())
+
+
+def _result_of(body: asyncio.Task[Settlement], job: Job) -> Settlement:
+    if body.cancelled():
+        return TryAgain(job_error("provider_error", "The provider cancelled its own work.", job, True), RETRY_SECONDS)
+    return body.result()
+
+
+def parameters_of(job: Job) -> Parameters:
+    """A job's request as its provider takes it."""
+    return Parameters(
+        kind=job.kind,
+        prompt=job.prompt,
+        negative_prompt=job.negative_prompt,
+        model=job.model,
+        checkpoint_model=job.checkpoint_model,
+        lora_models=tuple(Lora(**lora) for lora in job.lora_models),
+        width=job.width,
+        height=job.height,
+        batch_size=job.batch_size,
+        seed=job.seed,
+        sampler_params=job.sampler_params,
+        options=job.provider_options,
+    )
+
+
+def recipe_of(job: Job, seed: int | None) -> dict[str, str]:
+    """What a picture says about itself, for its text chunks."""
+    recipe: dict[str, object] = {
+        "prompt": job.prompt,
+        "negative_prompt": job.negative_prompt,
+        "provider": job.provider,
+        "model": job.model,
+        "checkpoint_model": job.checkpoint_model,
+        "seed": seed if seed is not None else job.seed,
+        "size": f"{job.width}x{job.height}" if job.width and job.height else None,
+        **{f"sampler.{name}": value for name, value in job.sampler_params.items()},
+        "software": "Safelight",
+        "job_id": job.id,
+    }
+    return {name: str(value) for name, value in recipe.items() if value is not None}

@@ -1,0 +1,120 @@
+"""Celery's view of the workers: the app, its one task, and what happens when a process starts and ends."""
+
+import os
+import threading
+from typing import Any
+from urllib.parse import parse_qs
+
+from celery import Celery, signals
+from kombu.entity import Queue
+
+from safelight import log
+from safelight.config import Settings
+from safelight.queue import DEFAULT, IMAGE_GENERATION, ISOLATED, LOCAL, TASK_NAME
+from safelight.worker.engine import Engine
+
+TASKS_PER_CHILD = 100
+
+app = Celery("safelight")
+
+
+class _Process:
+    """The engine of this process. Celery makes pools and child processes itself, so it must be found from here."""
+
+    engine: Engine | None = None
+
+
+def use_engine(engine: Engine) -> None:
+    """Let tasks of this process run on `engine`."""
+    _Process.engine = engine
+
+
+@app.task(name=TASK_NAME)  # pyright: ignore[reportUntypedFunctionDecorator]
+def run(job_id: str, queue: str) -> None:
+    """Carry out a hint; for pools of threads and processes."""
+    if _Process.engine is None:
+        raise RuntimeError("start workers with `safelight worker`: it makes the engine that this task needs")
+    _Process.engine.run_blocking(job_id, queue)
+
+
+def configure(settings: Settings) -> None:
+    """Celery delivers, routes, isolates and shows; everything else is ours, so everything else is off."""
+    app.conf.update(
+        broker_url=celery_url(settings),
+        broker_transport="safelight.worker.transport:Transport",
+        broker_transport_options={
+            "global_keyprefix": f"{settings.redis_ns}:",
+            "socket_timeout": 5,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+        },
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        accept_content=["json"],
+        task_serializer="json",
+        task_ignore_result=True,
+        # With the hint transport a late acknowledgement costs nothing and lets the prefetch count bound what runs.
+        task_acks_late=True,
+        task_reject_on_worker_lost=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_prefetch_multiplier=1,
+        worker_max_tasks_per_child=TASKS_PER_CHILD,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        task_queues=[Queue(name, routing_key=name) for name in (IMAGE_GENERATION, DEFAULT, LOCAL, ISOLATED)],
+        task_default_queue=DEFAULT,
+        worker_proc_alive_timeout=30,
+    )
+
+
+def celery_url(settings: Settings) -> str:
+    """The Redis URL as kombu spells it."""
+    url = settings.redis_url.get_secret_value()
+    if url.startswith("unix://"):
+        path, _, query = url.removeprefix("unix://").partition("?")
+        database = parse_qs(query).get("db", [str(settings.redis_database)])[0]
+        return f"redis+socket://{path}?virtual_host={database}"
+    scheme, _, rest = url.partition("://")
+    scheme = {"valkey": "redis", "valkeys": "rediss"}.get(scheme, scheme)
+    host, slash, database = rest.partition("/")
+    return f"{scheme}://{host}/{database if slash and database else settings.redis_database}"
+
+
+def start_children_with(settings: Settings, *, name: str, queues: tuple[str, ...]) -> None:
+    """Prefork: every child process gets an engine of its own with one slot, and hears of its parent's end.
+
+    The parent alone holds the writing end of a pipe. When it closes it, on purpose at shutdown or by dying, all
+    children see the end of the pipe: they drain, and leave if the parent is gone.
+    """
+    reading, writing = os.pipe()
+    parent = os.getpid()
+
+    def begin(**_: Any) -> None:
+        os.close(writing)
+        log.configure(settings.log_level, settings.log_format)
+        engine = Engine(settings, name=f"{name}.{os.getpid()}", queues=queues, slots=1, dispatches=False)
+        engine.start()
+        use_engine(engine)
+        threading.Thread(target=_follow_parent, args=(reading, parent, engine), daemon=True).start()
+
+    def end(**_: Any) -> None:
+        if _Process.engine is not None:
+            _Process.engine.stop()
+
+    def leave(**_: Any) -> None:
+        os.close(writing)
+
+    # Celery keeps weak references to receivers unless told otherwise.
+    signals.worker_process_init.connect(begin, weak=False)
+    signals.worker_process_shutdown.connect(end, weak=False)
+    signals.worker_shutting_down.connect(leave, weak=False)
+
+
+def _follow_parent(reading: int, parent: int, engine: Engine) -> None:
+    os.read(reading, 1)
+    engine.drain()
+    engine.wait_drained()
+    if os.getppid() != parent:
+        engine.stop()
+        os._exit(0)
