@@ -10,7 +10,7 @@ import structlog
 from safelight.artifacts import ArtifactStore
 from safelight.config import Settings
 from safelight.db import Database, new_id
-from safelight.jobs import Caps, Dispatcher, Job, JobEvent, Jobs
+from safelight.jobs import Caps, Dispatcher, Job, JobEvent, Jobs, kept_attempts
 from safelight.providers.registry import Registry
 from safelight.queue import HintQueue
 from safelight.storage import Storage
@@ -86,6 +86,14 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
     storage = Storage.open(settings.storage_url)
     announcements = _Announcements(stream, hints)
     jobs = Jobs(announcements)
+    pictures = ThreadPoolExecutor(PICTURE_THREADS, thread_name_prefix="pictures")
+    artifacts = ArtifactStore(storage, pictures)
+
+    async def tidy() -> None:
+        deleted = await artifacts.collect_orphans(lambda job_ids: database.read(kept_attempts, job_ids))
+        if deleted:
+            log.info("orphans.collected", files=deleted)
+
     process_id = new_id()
     dispatcher = Dispatcher(
         database,
@@ -96,8 +104,8 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
         caps=Caps(settings.provider_limits, settings.owner_limit),
         beat_seconds=settings.beat_seconds,
         rehint_seconds=settings.rehint_seconds,
+        housekeeping=tidy,
     )
-    pictures = ThreadPoolExecutor(PICTURE_THREADS, thread_name_prefix="pictures")
     await valkey.start()
     try:
         yield Safelight(
@@ -107,7 +115,7 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
             stream=stream,
             hints=hints,
             storage=storage,
-            artifacts=ArtifactStore(storage, pictures),
+            artifacts=artifacts,
             providers=Registry(mock_mode=bool(settings.mock_mode), default=settings.default_provider),
             jobs=jobs,
             dispatcher=dispatcher,

@@ -39,6 +39,7 @@ class Settings(BaseSettings):
     soft_limit_seconds: float = Field(300, gt=0)
     hard_limit_seconds: float = Field(330, gt=0)
     max_retries: int = Field(3, ge=0, le=20)
+    retry_seconds: float = Field(5, gt=0)  # before the first retry; doubled for each further, times 0.8-1.2
     lease_seconds: float = Field(30, gt=0)
     beat_seconds: float = Field(5, gt=0)
     rehint_seconds: float = Field(5, gt=0)  # first wait before an unclaimed hint is sent again

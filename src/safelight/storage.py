@@ -4,7 +4,10 @@ Keys are relative paths of plain names (`jobs/0190.../1/0.png`). A `put` is atom
 bytes or none, also when the process dies in the middle.
 """
 
+import asyncio
+import os
 import re
+import time
 from collections.abc import AsyncIterator, Generator, Iterable
 from contextlib import contextmanager
 from datetime import datetime
@@ -45,8 +48,9 @@ class BadKey(Invalid):
 class Storage:
     """Where finished files lie. Every method raises `StorageUnavailable` when the place itself is in trouble."""
 
-    def __init__(self, store: LocalStore | MemoryStore) -> None:
+    def __init__(self, store: LocalStore | MemoryStore, folder: Path | None = None) -> None:
         self._store = store
+        self._folder = folder
 
     @classmethod
     def open(cls, url: str) -> Self:
@@ -61,7 +65,7 @@ class Storage:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageUnavailable(f"The storage folder {folder} cannot be made: {error.strerror}.") from error
-        return cls(LocalStore(folder, automatic_cleanup=True))
+        return cls(LocalStore(folder, automatic_cleanup=True), folder)
 
     async def put(self, key: str, data: bytes, content_type: str) -> None:
         """Store the bytes under the key, over whatever was there. A local folder does not keep the content type."""
@@ -71,6 +75,19 @@ class Storage:
             else:
                 attributes: obstore.Attributes = {"Content-Type": content_type}
                 await obstore.put_async(self._store, key, data, attributes=attributes, use_multipart=False)
+
+    async def flush(self, keys: Iterable[str]) -> None:
+        """Make sure that these files outlive a power cut; object stores promise that by themselves."""
+        if self._folder is not None:
+            with _told("files"):
+                await asyncio.to_thread(_fsync, [self._folder / _checked(key) for key in keys])
+
+    async def sweep(self, older_than_seconds: float) -> int:
+        """Delete what puts left that a dying process never finished; returns how many files."""
+        if self._folder is None:
+            return 0
+        with _told("files"):
+            return await asyncio.to_thread(_sweep, self._folder, time.time() - older_than_seconds)
 
     async def get(self, key: str) -> bytes:
         """All bytes of a file. Raises `FileMissing`."""
@@ -111,6 +128,23 @@ class Storage:
             async for batch in obstore.list(self._store, _checked(prefix.rstrip("/")), chunk_size=LIST_BATCH):
                 for entry in batch:
                     yield entry["path"], entry["size"], entry["last_modified"]
+
+
+def _fsync(paths: list[Path]) -> None:
+    for path in [*paths, *{path.parent for path in paths}]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _sweep(folder: Path, before: float) -> int:
+    """obstore writes `name#1` and renames it."""
+    left = [path for path in folder.rglob("*#*") if path.is_file() and path.stat().st_mtime < before]
+    for path in left:
+        path.unlink(missing_ok=True)
+    return len(left)
 
 
 def _checked(key: str) -> str:

@@ -15,8 +15,8 @@ from typing import Any
 
 import structlog
 
-from safelight.errors import Unavailable
-from safelight.valkey import Script, Valkey, ValkeyAway
+from safelight.errors import SafelightError, Unavailable
+from safelight.valkey import Script, Valkey
 
 LATEST_SECONDS = 3600
 CELERY_RESULT_SECONDS = 3600
@@ -178,7 +178,7 @@ class Stream:
         """The JSON of the newest event Redis remembers; None if there is none or Redis is away."""
         try:
             return await self._valkey.send("HGET", f"{self._ns}:latest:{job_id}", "json")
-        except Unavailable:
+        except SafelightError:
             return None
 
     def put_preview(self, job_id: str, name: str, data: bytes, content_type: str) -> None:
@@ -191,7 +191,7 @@ class Stream:
         """A preview's bytes and content type, while it is kept."""
         try:
             found: bytes | None = await self._valkey.send("GET", f"{self._ns}:preview:{job_id}:{name}")
-        except ValkeyAway:
+        except SafelightError:
             return None
         if found is None:
             return None
@@ -254,7 +254,7 @@ class Stream:
 
     async def _settled_subscriptions(self) -> None:
         """Replies come in order: one that follows a SUBSCRIBE shows that it stands."""
-        with contextlib.suppress(Unavailable):
+        with contextlib.suppress(SafelightError):
             await self._valkey.send("PING")
 
     async def run(self, reread: Reread) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from sqlalchemy import create_engine, inspect
 
 from servers import PostgresServer, Server, ValkeyServer, descendants
 
@@ -124,3 +125,11 @@ def is_alive(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
+
+
+def test_every_kind_of_database_comes_migrated_and_empty(database_url: str) -> None:
+    engine = create_engine(database_url)
+    assert {"jobs", "alembic_version"} <= set(inspect(engine).get_table_names())
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM jobs").scalar() == 0
+    engine.dispose()

@@ -77,6 +77,7 @@ class ArtifactStore:
                     pixel_height=made.height,
                 )
             )
+        await self._storage.flush({key, *(thumbnail["storage_key"] for thumbnail in small)})
         return Artifact(
             id=new_id(),
             job_id=job_id,
@@ -114,7 +115,8 @@ class ArtifactStore:
             if len(old) >= ORPHAN_BATCH:
                 deleted += await self._delete_unrecorded(old, recorded)
                 old = {}
-        return deleted + await self._delete_unrecorded(old, recorded)
+        deleted += await self._delete_unrecorded(old, recorded)
+        return deleted + await self._storage.sweep(older_than.total_seconds())
 
     async def _delete_unrecorded(
         self, old: Mapping[Attempt, list[str]], recorded: Callable[[list[str]], Awaitable[set[Attempt]]]

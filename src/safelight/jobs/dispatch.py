@@ -8,7 +8,7 @@ claimed, and recovers jobs whose worker died. All of it can be repeated or inter
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,12 +21,12 @@ from safelight.jobs.job import Job, jobs, leases, workers
 from safelight.jobs.service import Jobs, purge_idempotency_keys
 
 LEASE_NAME = "dispatch"
-LEASE_SECONDS = 10.0
+LEASE_SECONDS = 4.0
 IDLE_SECONDS = 0.5
 BUSY_SECONDS = 0.05
 MAX_RELEASED = 500
 REHINT_FACTORS = (1.0, 2.0, 6.0, 12.0)  # 5, 10, 30, 60 s
-HOUSEKEEPING_SECONDS = 300.0
+HOUSEKEEPING_SECONDS = 600.0
 
 log = structlog.get_logger()
 
@@ -81,6 +81,7 @@ class Dispatcher:
         caps: Caps,
         beat_seconds: float,
         rehint_seconds: float,
+        housekeeping: Callable[[], Awaitable[None]],
     ) -> None:
         self._database = database
         self._service = service
@@ -94,7 +95,9 @@ class Dispatcher:
         self._room: dict[str, int] = {}
         self._healthy_since = -1e9
         self._lease_ends = 0.0
+        self._housekeeping = housekeeping
         self._housekeeping_at = time.monotonic() + HOUSEKEEPING_SECONDS
+        self._housekeeping_task: asyncio.Task[None] | None = None
         self.loads: Mapping[str, QueueLoad] = {}
 
     def take_room(self, queue: str, provider: str) -> bool:
@@ -150,8 +153,18 @@ class Dispatcher:
             log.warning("job.recovered", job_id=job.id, task_id=job.celery_task_id, attempt=job.attempt, to=job.status)
         if now >= self._housekeeping_at:
             self._housekeeping_at = now + HOUSEKEEPING_SECONDS
-            await self._database.write(purge_idempotency_keys)
+            self._housekeeping_task = asyncio.create_task(self._keep_house())
         return BUSY_SECONDS if done.released else IDLE_SECONDS
+
+    async def _keep_house(self) -> None:
+        """Now and then, by whoever dispatches: forget old keys, and whatever else the house has to tidy."""
+        try:
+            await self._database.write(purge_idempotency_keys)
+            await self._housekeeping()
+        except Unavailable as error:
+            log.warning("housekeeping.postponed", reason=error.detail)
+        except Exception:
+            log.exception("housekeeping.failed")
 
     def _dispatch(self, tx: Tx, may_recover: bool, may_hint: bool) -> "_Done | None":
         """One round, in one transaction that is only ours if the lease is."""

@@ -119,6 +119,12 @@ def history(tx: Tx, job: Job, after: int) -> list[events.JobEvent]:
     return events.history(job, attempts_of(tx, job.id), artifacts_of(tx, job), after)
 
 
+def kept_attempts(tx: Tx, job_ids: Sequence[str]) -> set[tuple[str, int]]:
+    """The attempts of these jobs whose files must stay: recorded ones, and those that may still be recorded."""
+    running = select(jobs.c.id, jobs.c.attempt).where(jobs.c.id.in_(job_ids), jobs.c.status == "processing")
+    return results.recorded_attempts(tx, job_ids) | {(row[0], row[1]) for row in tx.execute(running)}
+
+
 def run_seconds(tx: Tx, provider: str, model: str | None, width: int | None, height: int | None) -> float | None:
     """The median run time of the latest completed jobs like this; None until there is one. Waiting is not in it."""
     query = (

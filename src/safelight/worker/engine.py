@@ -107,6 +107,7 @@ class Engine:
                 worker_id=worker_id,
                 worker_name=self._name,
                 lease_seconds=settings.lease_seconds,
+                retry_seconds=settings.retry_seconds,
             )
             heartbeat = Heartbeat(
                 safelight.database,

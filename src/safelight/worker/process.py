@@ -54,6 +54,7 @@ def run_worker(
     try:
         tasks.app.worker_main(
             [
+                "--quiet",
                 "worker",
                 f"--pool={'custom' if pool == 'loop' else pool}",
                 f"--concurrency={slots}",

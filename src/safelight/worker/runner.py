@@ -53,7 +53,6 @@ from safelight.stream import Stream
 
 PROGRESS_SECONDS = 0.25
 PREVIEW_SECONDS = 0.5
-RETRY_SECONDS = 5.0  # 5, 10, 20, ... each times 0.8-1.2
 STOP_SECONDS = 1.0  # how long a cancelled job's code may take before the row is settled without it
 CANCEL_PROVIDER_SECONDS = 10.0
 SETTLE_AGAIN_SECONDS = (0.2, 0.5, 1.0, 2.0)
@@ -114,6 +113,7 @@ class Runner:
         worker_id: str,
         worker_name: str,
         lease_seconds: float,
+        retry_seconds: float,
     ) -> None:
         self._database = database
         self._jobs = jobs
@@ -123,6 +123,7 @@ class Runner:
         self._worker_id = worker_id
         self._worker_name = worker_name
         self._lease_seconds = lease_seconds
+        self._retry_seconds = retry_seconds
         self.attempts: dict[str, Attempt] = {}
         self.abandoned = 0  # bodies that swallowed their cancellation and may still run
         self.is_draining = False
@@ -194,7 +195,7 @@ class Runner:
         await asyncio.wait({body, attempt.interrupted}, timeout=job.soft_limit_seconds, return_when="FIRST_COMPLETED")
         slot_seconds = max(0.0, job.hard_limit_seconds - job.soft_limit_seconds)
         if body.done():
-            await self._settle(attempt, _result_of(body, job))
+            await self._settle(attempt, self._result_of(body, job))
         elif not attempt.interrupted.done():
             await self._settle(attempt, Failed(time_limit_error(job)))
             body.cancel()
@@ -342,6 +343,12 @@ class Runner:
 
     # --- judging ------------------------------------------------------------------------------------------------------
 
+    def _result_of(self, body: asyncio.Task[Settlement], job: Job) -> Settlement:
+        if body.cancelled():
+            problem = "The provider cancelled its own work."
+            return self._try_again(job, job_error("provider_error", problem, job, True), None)
+        return body.result()
+
     def _judge(self, job: Job, error: ProviderError) -> Settlement:
         described = job_error(error.code, error.message, job, error.retryable, error.details)
         if not error.retryable:
@@ -351,7 +358,7 @@ class Runner:
     def _try_again(self, job: Job, error: Mapping[str, Any], retry_after: float | None) -> Settlement:
         if job.retry_count >= job.max_retries:
             return Failed(error)
-        pause = RETRY_SECONDS * 2.0**job.retry_count * random.uniform(0.8, 1.2)
+        pause = self._retry_seconds * 2.0**job.retry_count * random.uniform(0.8, 1.2)
         return TryAgain(error, pause if retry_after is None else retry_after)
 
     # --- telling ------------------------------------------------------------------------------------------------------
@@ -398,12 +405,6 @@ class Runner:
         )
         payload = event.as_json()
         self._stream.publish(event.job_id, event.task_id, event.as_message(payload), payload, event.as_celery_result())
-
-
-def _result_of(body: asyncio.Task[Settlement], job: Job) -> Settlement:
-    if body.cancelled():
-        return TryAgain(job_error("provider_error", "The provider cancelled its own work.", job, True), RETRY_SECONDS)
-    return body.result()
 
 
 def parameters_of(job: Job) -> Parameters:
