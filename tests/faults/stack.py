@@ -31,7 +31,9 @@ TINY = {"width": 64, "height": 64}
 LEASE_SECONDS = 1.5
 
 
-def until(condition: Callable[[], T], *, seconds: float = 30.0, what: str | Callable[[], str] = "the condition") -> T:
+def until(
+    condition: Callable[[], T | None], *, seconds: float = 30.0, what: str | Callable[[], str] = "the condition"
+) -> T:
     """Wait for a condition to hold and return what it gave."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-
 from stack import API_THAT_DIES_BEFORE_HINT, Process, Stack, until
+
 from safelight.queue import message
 from servers import ValkeyServer
 

@@ -1,6 +1,7 @@
 """Start a worker process: `io` for everything that waits, `local` for what computes, and for suspects."""
 
 import os
+import warnings
 from typing import Any, Literal
 
 # Celery reads this when it is imported.
@@ -36,6 +37,8 @@ def run_worker(
     pool = pool or ("loop" if kind == "io" else "prefork")
     slots = slots or (settings.io_slots if kind == "io" else settings.local_slots)
     name = name or kind
+    # Messages are JSON alone, so a worker that runs as root, as in a container, is no way in.
+    warnings.filterwarnings("ignore", message="You're running the worker with superuser")
     tasks.configure(settings)
     engine: Engine | None = None
     if pool == "prefork":
