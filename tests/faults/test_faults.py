@@ -106,6 +106,28 @@ def test_flushed_redis_and_doubled_hints(stack: Stack) -> None:
     assert set(stack.submits_per_job().values()) == {1}
 
 
+def test_redis_killed_while_jobs_run(stack: Stack) -> None:
+    """Running jobs end, submits are accepted at once and start when it is back; the worker outlives it."""
+    worker = stack.start_worker()
+    stack.start_api()
+    stack.wait_for_workers(image_generation=1)
+    running = [stack.submit(duration=0.5) for _ in range(5)]
+    for job_id in running:
+        stack.wait_for(job_id, "processing")
+    stack.valkey.kill()
+    began = time.monotonic()
+    waiting = [stack.submit() for _ in range(10)]
+    assert time.monotonic() - began < 2
+    assert {job["status"] for job in stack.wait_for_all(running)} == {"completed"}
+    assert stack.http.get("/health/ready").json()["parts"]["redis"]["state"] == "unavailable"
+    assert {stack.job(job_id)["status"] for job_id in waiting} == {"pending"}
+    stack.valkey.start()
+    for job in stack.wait_for_all(running + waiting):
+        assert job["status"] == "completed" and job["attempt"] == 1
+        stack.check(job)
+    assert worker.is_alive
+
+
 def test_frozen_worker_thawed_after_its_lease(stack: Stack) -> None:
     """What the zombie still does is refused: status, files and events are those of the winner."""
     worker = stack.start_worker()

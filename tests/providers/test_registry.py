@@ -54,3 +54,11 @@ def test_a_broken_plug_in_is_a_reason_not_a_crash() -> None:
 
 def test_installed_plug_ins_are_found_by_default() -> None:
     assert "mock" in Registry(True, "mock").names()
+
+
+def test_scripts_are_for_mock_mode() -> None:
+    script = Parameters(kind="image.generate", prompt="x", options={"mock": {"crash": True}})
+    with pytest.raises(InvalidParameters) as refused:
+        Registry(mock_mode=False, default="mock").resolve("mock")[1].check(script)
+    assert refused.value.field == "provider_options.mock"
+    Registry(mock_mode=True, default="mock").resolve("mock")[1].check(script)

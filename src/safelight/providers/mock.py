@@ -61,13 +61,14 @@ R = TypeVar("R")
 class MockProvider:
     """Plays a provider. `plays` is the name of the one played, or None when it is asked for by its own name."""
 
-    def __init__(self, plays: str | None = None) -> None:
+    def __init__(self, plays: str | None = None, *, takes_scripts: bool = True) -> None:
         self.plays = plays
+        self._takes_scripts = takes_scripts
 
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(
-            kinds=frozenset({"image"}),
+            kinds=frozenset({"image.generate"}),
             models=() if self.plays else MODELS,
             max_width=MAX_SIDE,
             max_height=MAX_SIDE,
@@ -98,6 +99,9 @@ class MockProvider:
             message = f"The batch size must be 1 to {MAX_BATCH}, not {parameters.batch_size}."
             raise InvalidParameters(message, field="batch_size")
         read_duration(parameters.options)
+        if not self._takes_scripts and "mock" in parameters.options:
+            message = "Scripts are for development: they are taken with AI_MOCK_MODE=true only."
+            raise InvalidParameters(message, field="provider_options.mock")
         read_script(parameters.options, others_allowed=self.plays is not None)
         return replace(parameters, model=model, width=sides["width"], height=sides["height"])
 

@@ -30,7 +30,7 @@ class Registry:
         self.default = default
         self.problems: dict[str, str] = {}
         self._plug_ins = {plug_in.name: plug_in for plug_in in found if plug_in.name != MOCK}
-        self._made: dict[str, Provider] = {MOCK: MockProvider()}
+        self._made: dict[str, Provider] = {MOCK: MockProvider(takes_scripts=mock_mode)}
 
     def names(self) -> list[str]:
         """Every name that may be asked for, the mock first. Outside mock mode some may not be installed."""

@@ -1,21 +1,28 @@
 """Celery's view of the workers: the app, its one task, and what happens when a process starts and ends."""
 
 import os
+import ssl
 import threading
 from typing import Any
 from urllib.parse import parse_qs
 
 from celery import Celery, signals
 from kombu.entity import Queue
+from kombu.transport import TRANSPORT_ALIASES
 
 from safelight import log
 from safelight.config import Settings
 from safelight.queue import DEFAULT, IMAGE_GENERATION, ISOLATED, LOCAL, TASK_NAME
 from safelight.worker.engine import Engine
+from safelight.worker.transport import PatientConnection
 
 TASKS_PER_CHILD = 100
 
+TRANSPORT_ALIAS = "safelight"
+TRANSPORT_ALIASES[TRANSPORT_ALIAS] = "safelight.worker.transport:Transport"
+
 app = Celery("safelight")
+app.amqp.Connection = PatientConnection
 
 
 class _Process:
@@ -39,9 +46,11 @@ def run(job_id: str, queue: str) -> None:
 
 def configure(settings: Settings) -> None:
     """Celery delivers, routes, isolates and shows; everything else is ours, so everything else is off."""
+    secure = settings.redis_url.get_secret_value().startswith(("rediss://", "valkeys://"))
     app.conf.update(
         broker_url=celery_url(settings),
-        broker_transport="safelight.worker.transport:Transport",
+        broker_use_ssl={"ssl_cert_reqs": ssl.CERT_REQUIRED} if secure else None,
+        broker_transport=TRANSPORT_ALIAS,
         broker_transport_options={
             "global_keyprefix": f"{settings.redis_ns}:",
             "socket_timeout": 5,
@@ -69,12 +78,13 @@ def configure(settings: Settings) -> None:
 
 
 def celery_url(settings: Settings) -> str:
-    """The Redis URL as kombu spells it."""
+    """The Redis URL as kombu spells it, for our transport."""
     url = settings.redis_url.get_secret_value()
     if url.startswith("unix://"):
         path, _, query = url.removeprefix("unix://").partition("?")
         database = parse_qs(query).get("db", [str(settings.redis_database)])[0]
-        return f"redis+socket://{path}?virtual_host={database}"
+        # In this form kombu takes the transport from the URL, whatever `broker_transport` says.
+        return f"{TRANSPORT_ALIAS}+socket://{path}?virtual_host={database}"
     scheme, _, rest = url.partition("://")
     scheme = {"valkey": "redis", "valkeys": "rediss"}.get(scheme, scheme)
     host, slash, database = rest.partition("/")

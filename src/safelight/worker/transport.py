@@ -5,8 +5,10 @@ is kombu's bookkeeping in memory: the prefetch count bounds what a worker holds,
 hints back. Private interfaces of kombu 5.7; a contract test watches them.
 """
 
+import contextlib
 from typing import Any
 
+from kombu.connection import Connection
 from kombu.transport import redis, virtual
 
 
@@ -25,9 +27,11 @@ class QoS(redis.QoS):
         virtual.QoS.ack(self, delivery_tag)
 
     def restore_unacked(self, client: Any = None) -> None:
+        """Put back what was not started, if Redis is there: an error would end the worker, a lost hint does not."""
         self._flush()
-        while self._delivered:
-            self._put_back(self._delivered.popitem(last=True)[1])
+        with contextlib.suppress(*self.channel.connection_errors):
+            while self._delivered:
+                self._put_back(self._delivered.popitem(last=True)[1])
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """There is nothing to restore."""
@@ -56,3 +60,12 @@ class Transport(redis.Transport):
     """Named in the worker's settings as `broker_transport`."""
 
     Channel = Channel
+
+
+class PatientConnection(Connection):
+    """Asks again every two seconds at most while Redis is away; kombu would let up to thirty pass."""
+
+    def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
+        return super().ensure_connection(
+            *args, **{"interval_start": 0.5, "interval_step": 0.5, "interval_max": 2, **kwargs}
+        )
