@@ -1,0 +1,1 @@
+"""The command line. `main.py` names the commands; each loads its own file when it is called."""

@@ -1,0 +1,251 @@
+"""The client: one object per Safelight, made of plain calls that return what the API answers."""
+
+import random
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, overload
+
+import httpx
+
+from safelight_client.error import ApiError, Unreachable
+from safelight_client.event import Event, EventReader
+
+API = "/api/v1"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LONGEST_WAIT = 30.0  # seconds between two tries; a server that asks for more is believed and not bothered
+SILENCE = 45.0  # seconds without a byte after which an event stream counts as broken; comments come every 15 s
+
+
+class Client:
+    """Speaks to one Safelight. Use it as a context manager or call `close`; it may be shared between threads.
+
+    `timeout` is the number of seconds one answer may take. A call that gets no answer, or 429 or 503, is tried again
+    up to `retries` times, after `retry_seconds` doubling each time or what the server's `Retry-After` says.
+    """
+
+    def __init__(
+        self,
+        base_url: str = "http://127.0.0.1:8080",
+        *,
+        timeout: float = 10.0,
+        retries: int = 4,
+        retry_seconds: float = 0.5,
+    ) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._timeout = timeout
+        self._retries = retries
+        self._retry_seconds = retry_seconds
+        # A proxy from the environment can never lead back to this machine.
+        is_here = httpx.URL(self.base_url).host in LOOPBACK
+        self._http = httpx.Client(timeout=timeout, trust_env=not is_here, follow_redirects=True)
+
+    def close(self) -> None:
+        """Close the connections. An iterator of `events` in another thread ends with `Unreachable`."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def submit(self, *, idempotency_key: str | None = None, wait: int | None = None, **fields: Any) -> dict[str, Any]:
+        """Submit a generation job and return its view, usually still `pending`.
+
+        The fields are those of the API (`prompt`, `width`, `provider_options`, ...); those that are None are left out.
+        The call bears an idempotency key, so its own retries make one job; pass your own to survive a restart of your
+        program too. `wait` lets the server hold the answer until the job has ended, 60 s at most.
+        """
+        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+        if wait is not None:
+            headers["Prefer"] = f"wait={wait}"
+        body = {name: value for name, value in fields.items() if value is not None}
+        response = self._call("POST", f"{API}/generation-jobs", headers=headers, json=body, extra_seconds=wait or 0)
+        return response.json()
+
+    def get(self, job_id: str, wait: int | None = None) -> dict[str, Any]:
+        """The view of a job now, or when it has ended or `wait` seconds have passed (60 at most)."""
+        query = {} if wait is None else {"wait": str(wait)}
+        return self._call("GET", f"{API}/generation-jobs/{job_id}", params=query, extra_seconds=wait or 0).json()
+
+    def cancel(self, job_id: str) -> dict[str, Any]:
+        """Ask for a job to be cancelled and return its view. One that is running ends a moment later."""
+        return self._call("POST", f"{API}/generation-jobs/{job_id}/cancel").json()
+
+    def events(self, job_id: str, last_event_id: str | None = None, *, patience: float = 60.0) -> Iterator[Event]:
+        """What happens to a job, live, from a snapshot to its end; the iterator stops when the job has ended.
+
+        A broken connection is made again and resumed where it broke, so no state is missed; an event that is older
+        than one already seen is dropped. `patience` is how many seconds in a row the server may be away before
+        `Unreachable` is raised.
+        """
+        reader = EventReader(last_event_id)
+        newest = (0, 0)
+        failures = 0
+        last_contact = time.monotonic()
+        while True:
+            if self._http.is_closed:
+                raise Unreachable("The client was closed.")
+            pause: float | None = None
+            try:
+                for event in self._stream(job_id, reader):
+                    failures = 0
+                    if event.order < newest and not event.is_terminal:
+                        continue
+                    newest = max(newest, event.order)
+                    yield event
+                    last_contact = time.monotonic()
+                    if event.is_terminal:
+                        return
+                last_contact = time.monotonic()
+            except NothingMore:
+                return
+            except httpx.TransportError as error:
+                if self._http.is_closed or time.monotonic() - last_contact >= patience:
+                    raise Unreachable(self._no_answer(error)) from error
+            except ApiError as error:
+                if not error.retryable or time.monotonic() - last_contact >= patience:
+                    raise
+                pause = error.retry_after
+            failures += 1
+            self._sleep(failures, pause if pause is not None else reader.retry_seconds if failures == 1 else None)
+
+    @overload
+    def download(self, url: str) -> bytes: ...
+
+    @overload
+    def download(self, url: str, to: str | Path) -> Path: ...
+
+    def download(self, url: str, to: str | Path | None = None) -> bytes | Path:
+        """The bytes behind an artifact's `url`, or the file they were written to.
+
+        A file appears whole or not at all: it is written beside its place under a passing name.
+        """
+        if to is None:
+            return self._call("GET", url).content
+        target = Path(to)
+        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+        try:
+            self._download(url, partial)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+        return target
+
+    def ready(self) -> dict[str, Any]:
+        """The health of each part, as the server tells it. Answered once, without retries."""
+        response = self._send("GET", f"{API}/health/ready")
+        return response.json() if response.status_code == 503 else self._checked(response).json()
+
+    def is_live(self) -> bool:
+        """Whether a Safelight answers at all, now."""
+        try:
+            return self._send("GET", f"{API}/health/live").is_success
+        except Unreachable:
+            return False
+
+    # --- how a call is made ---------------------------------------------------------------------------------------
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+        json: dict[str, Any] | None = None,
+        extra_seconds: float = 0,
+    ) -> httpx.Response:
+        failures = 0
+        while True:
+            pause: float | None = None
+            try:
+                response = self._send(method, path, headers, params, json, extra_seconds)
+            except Unreachable:
+                if failures >= self._retries:
+                    raise
+            else:
+                if response.status_code not in (429, 503):
+                    return self._checked(response)
+                error = ApiError.from_response(response)
+                pause = error.retry_after
+                if failures >= self._retries or (pause or 0) > LONGEST_WAIT:
+                    raise error
+            failures += 1
+            self._sleep(failures, pause)
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+        json: dict[str, Any] | None = None,
+        extra_seconds: float = 0,
+    ) -> httpx.Response:
+        timeout = httpx.Timeout(self._timeout, read=self._timeout + extra_seconds)
+        try:
+            return self._http.request(
+                method, self._address(path), headers=headers, params=params, json=json, timeout=timeout
+            )
+        except httpx.TransportError as error:
+            raise Unreachable(self._no_answer(error)) from error
+
+    def _stream(self, job_id: str, reader: EventReader) -> Iterator[Event]:
+        headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
+        if reader.last_id is not None:
+            headers["Last-Event-ID"] = reader.last_id
+        address = self._address(f"{API}/generation-jobs/{job_id}/events")
+        timeout = httpx.Timeout(self._timeout, read=SILENCE)
+        with self._http.stream("GET", address, headers=headers, timeout=timeout) as response:
+            if response.status_code == 204:
+                raise NothingMore
+            if not response.is_success:
+                response.read()
+                raise ApiError.from_response(response)
+            yield from reader.read(response.iter_bytes())
+
+    def _download(self, url: str, partial: Path) -> None:
+        failures = 0
+        while True:
+            try:
+                with self._http.stream("GET", self._address(url)) as response, partial.open("wb") as file:
+                    if not response.is_success:
+                        response.read()
+                        raise ApiError.from_response(response)
+                    for chunk in response.iter_bytes():
+                        file.write(chunk)
+                return
+            except httpx.TransportError as error:
+                if failures >= self._retries:
+                    raise Unreachable(self._no_answer(error)) from error
+            except ApiError as error:
+                if not error.retryable or failures >= self._retries:
+                    raise
+            failures += 1
+            self._sleep(failures, None)
+
+    def _address(self, path: str) -> str:
+        return path if path.startswith(("http://", "https://")) else self.base_url + path
+
+    def _checked(self, response: httpx.Response) -> httpx.Response:
+        if not response.is_success:
+            raise ApiError.from_response(response)
+        return response
+
+    def _no_answer(self, error: httpx.TransportError) -> str:
+        return f"Safelight does not answer at {self.base_url} ({type(error).__name__}: {error or 'no details'})."
+
+    def _sleep(self, failures: int, asked: float | None) -> None:
+        """Wait before another try: what was asked for, else doubling, with jitter so that clients do not keep step."""
+        own = min(self._retry_seconds * 2 ** min(failures - 1, 10), LONGEST_WAIT) * random.uniform(0.8, 1.2)
+        time.sleep(min(asked, LONGEST_WAIT) if asked is not None else own)
+
+
+class NothingMore(Exception):
+    """The server said that the job has ended and everything was told before."""

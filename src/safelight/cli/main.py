@@ -1,0 +1,70 @@
+"""The `safelight` command: which commands there are, and nothing of what they do.
+
+Each is imported when it is called, so that `--help` is quick and a client command never loads the server.
+"""
+
+import importlib
+import os
+
+import click
+
+COMMANDS = {
+    "Pictures": {
+        "generate": ("safelight.cli.generate", "Make a picture, watch it develop, and save it."),
+        "watch": ("safelight.cli.generate", "Follow a job again and save its picture."),
+    },
+    "The service": {
+        "up": ("safelight.cli.service", "Start everything on this machine, with one command."),
+        "api": ("safelight.cli.service", "Run the HTTP API alone."),
+        "worker": ("safelight.cli.service", "Run one worker alone."),
+        "migrate": ("safelight.cli.service", "Bring the database to the newest schema."),
+    },
+}
+
+HELP = """Generation jobs that nothing can lose.
+
+Safelight takes a request for a picture, answers at once, does the work in the background on workers that may die at
+any moment, shows the progress live, and keeps the result.
+
+\b
+Begin with one of these:
+  safelight generate "a lighthouse at dusk" -o lighthouse.png
+  safelight up
+"""
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and imports the one that is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every command, in the order of the help."""
+        return [name for commands in COMMANDS.values() for name in commands]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        for commands in COMMANDS.values():
+            if cmd_name in commands:
+                return getattr(importlib.import_module(commands[cmd_name][0]), cmd_name)
+        return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, by what one wants to do, without importing them."""
+        for title, commands in COMMANDS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, summary) for name, (_, summary) in commands.items()])
+
+
+@click.group(cls=LazyGroup, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="safelight", prog_name="safelight")
+def group() -> None:
+    """The root of every command."""
+
+
+def main() -> None:
+    """Run the command of this process."""
+    group(prog_name=program())
+
+
+def program() -> str:
+    """How the user called us, for usage lines and for hints that can be pasted."""
+    return os.environ.get("SAFELIGHT_COMMAND") or "safelight"

@@ -1,0 +1,138 @@
+"""The commands that are the service: everything at once, or one process of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import click
+
+from safelight.cli.failure import Failure
+from safelight.cli.settings import load_settings
+from safelight.errors import Invalid, SafelightError
+
+AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
+DATA_DIR = click.Path(file_okay=False, path_type=Path)
+
+type_of_data_dir = click.option(
+    "--data-dir", type=DATA_DIR, help="Where everything is kept: database, pictures, queue, logs.  [.safelight]"
+)
+
+
+def listening(command: AnyCommand) -> AnyCommand:
+    """The options of what listens."""
+    command = click.option("--port", type=click.IntRange(0, 65535), help="0 takes any free port.  [8080]")(command)
+    return click.option("--host", help="An address of this machine only.  [127.0.0.1]")(command)
+
+
+@click.command()
+@listening
+@type_of_data_dir
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="How many io workers.")
+def up(host: str | None, port: int | None, data_dir: Path | None, workers: int) -> None:
+    """Start everything on this machine: a queue, the API and the workers, as children of this command.
+
+    It says "ready" after a real job has gone through. Children that die are started again; their words are shown here
+    and kept in DATA_DIR/logs. Ctrl-C stops in order, a second Ctrl-C at once. Unfinished jobs go on at the next start.
+
+    \b
+    Example:
+      safelight up --port 8090 --workers 2
+    \b
+    Other parts than the built-in ones, by URL:
+      SAFELIGHT_REDIS_URL=redis://queue:6379 SAFELIGHT_DATABASE_URL=postgresql://... safelight up
+    """
+    import asyncio
+
+    from safelight.supervisor import Supervisor
+
+    settings = load_settings(host=host, port=port, data_dir=data_dir)
+    try:
+        code = asyncio.run(Supervisor(settings, io_workers=workers, quiet=False).run_until_stopped())
+    except Invalid as error:
+        raise click.UsageError(error.detail) from None
+    except SafelightError as error:
+        raise Failure(error.detail) from None
+    raise click.exceptions.Exit(code)
+
+
+@click.command()
+@listening
+@type_of_data_dir
+def api(host: str | None, port: int | None, data_dir: Path | None) -> None:
+    """Run the HTTP API alone. `safelight up` does this for you; deployments start it by itself.
+
+    It needs a migrated database, and SAFELIGHT_REDIS_URL for live events and quick starts of jobs.
+
+    \b
+    Example:
+      SAFELIGHT_REDIS_URL=redis://127.0.0.1:6379 safelight api --port 8080
+    """
+    from safelight.supervisor import require_loopback
+
+    settings = load_settings(host=host, port=port, data_dir=data_dir)
+    try:
+        require_loopback(settings.host)
+    except Invalid as error:
+        raise click.UsageError(error.detail) from None
+
+    from safelight.api.server import serve
+
+    serve(settings)
+
+
+@click.command()
+@click.option(
+    "--kind",
+    type=click.Choice(["io", "local"]),
+    default="io",
+    show_default=True,
+    help="io: jobs that wait for a provider, very many at once. local: jobs that compute here, one per process.",
+)
+@click.option(
+    "--pool", type=click.Choice(["loop", "threads", "prefork"]), help="How jobs run.  [io: loop, local: prefork]"
+)
+@click.option("--slots", type=click.IntRange(1), help="Jobs at once.  [io: 1000, local: 2]")
+@click.option("--name", help="Its name in logs and monitors.  [the kind]")
+@type_of_data_dir
+def worker(
+    kind: Literal["io", "local"],
+    pool: Literal["loop", "threads", "prefork"] | None,
+    slots: int | None,
+    name: str | None,
+    data_dir: Path | None,
+) -> None:
+    """Run one worker alone. `safelight up` starts one of each kind; start more wherever the queue can be reached.
+
+    SIGTERM drains it: running jobs may finish for a while, the others are handed back for another worker.
+
+    \b
+    Example:
+      SAFELIGHT_REDIS_URL=redis://127.0.0.1:6379 safelight worker --kind io --name io-2
+    """
+    from safelight.worker.process import run_worker
+
+    settings = load_settings(data_dir=data_dir)
+    run_worker(
+        settings,
+        kind=kind,
+        pool=pool,
+        slots=slots,
+        name=name,
+    )
+
+
+@click.command()
+@type_of_data_dir
+def migrate(data_dir: Path | None) -> None:
+    """Bring the database to the newest schema. `safelight up` does this at every start.
+
+    \b
+    Example:
+      SAFELIGHT_DATABASE_URL=postgresql://safelight@db/safelight safelight migrate
+    """
+    from safelight.migrations import migrate as migrate_database
+
+    settings = load_settings(data_dir=data_dir)
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    migrate_database(settings.database_url)
+    click.echo("The database has the newest schema.", err=True)

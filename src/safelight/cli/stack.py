@@ -1,0 +1,181 @@
+"""The Safelight a command speaks to: one that runs, or one of its own for as long as it is needed."""
+
+import asyncio
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from safelight.cli.failure import Exit, Failure
+from safelight_client import Client
+
+if TYPE_CHECKING:
+    from safelight.supervisor import Supervisor
+
+DEFAULT_DATA_DIR = Path(".safelight")  # as in config.py, which a client command has no need to load
+BUSY_SECONDS = 20.0  # how long to wait for a stack that is starting or being cleared away
+PATIENCE = 60.0  # seconds a server may be away while we watch; less where we could start one ourselves
+LOCAL_PATIENCE = 8.0
+
+
+class StackAccess:
+    """Finds a running Safelight, or starts one and stops it at the end. A context manager, used in the main thread.
+
+    `url` (or `SAFELIGHT_URL`) names the one to use, and none is started then; otherwise it is the one of the data
+    directory. `say` gets short sentences for the user.
+    """
+
+    def __init__(self, url: str | None, data_dir: Path | None, say: Callable[[str], None]) -> None:
+        self._given_url = url or os.environ.get("SAFELIGHT_URL") or None
+        self.data_dir = data_dir or Path(os.environ.get("SAFELIGHT_DATA_DIR") or DEFAULT_DATA_DIR)
+        self._say = say
+        self._own: OwnStack | None = None
+        self._client: Client | None = None
+
+    @property
+    def client(self) -> Client:
+        """Speaks to the Safelight that was found or started."""
+        if self._client is None:
+            raise RuntimeError("StackAccess must be entered first")
+        return self._client
+
+    @property
+    def is_own(self) -> bool:
+        """Whether we started it, so that it ends with us."""
+        return self._own is not None
+
+    @property
+    def patience(self) -> float:
+        """How long a silent server is waited for before `find_again` is worth a try."""
+        return PATIENCE if self._given_url else LOCAL_PATIENCE
+
+    def __enter__(self) -> Self:
+        self._connect()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._client is not None:
+            self._client.close()
+        if self._own is not None:
+            self._own.stop()
+
+    def find_again(self) -> bool:
+        """After the server went away: is there another one on the data directory, or can we be it?
+
+        Two commands may share the stack that one of them started; when that one has its picture, the stack ends.
+        """
+        if self._given_url or self.is_own:
+            return False
+        self.client.close()
+        self._connect()
+        return True
+
+    def _connect(self) -> None:
+        if self._given_url:
+            self._client = Client(self._given_url)
+            if not self._client.is_live():
+                raise Failure(f"No Safelight answers at {self._given_url}.", Exit.UNAVAILABLE)
+            return
+        self._client = self._find() or self._start()
+
+    def _find(self) -> Client | None:
+        try:
+            url = json.loads((self.data_dir / "stack.json").read_text())["url"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        client = Client(url)
+        if client.is_live():
+            return client
+        client.close()
+        return None
+
+    def _start(self) -> Client:
+        from safelight.cli.settings import load_settings
+        from safelight.errors import SafelightError
+        from safelight.supervisor import StackRunning, Supervisor
+
+        settings = load_settings(data_dir=self.data_dir, host="127.0.0.1", port=0)
+        self._say("Starting Safelight for this job...")
+        give_up = time.monotonic() + BUSY_SECONDS
+        while True:
+            own = OwnStack(Supervisor(settings, io_workers=1, quiet=True))
+            try:
+                url = own.start()
+            except StackRunning as error:
+                if time.monotonic() > give_up:
+                    raise Failure(error.detail, Exit.UNAVAILABLE) from None
+                time.sleep(0.25)
+                if found := self._find():
+                    return found
+            except SafelightError as error:
+                logs = self.data_dir / "logs"
+                raise Failure(f"{error.detail}\nLogs: {logs}", Exit.UNAVAILABLE) from None
+            else:
+                self._own = own
+                return Client(url)
+
+
+class OwnStack:
+    """A supervisor in a thread of its own, so that the main thread can watch and hear Ctrl-C.
+
+    The thread lives as long as the stack: the kernel ends children with the thread that started them.
+    """
+
+    def __init__(self, supervisor: "Supervisor") -> None:
+        self._supervisor = supervisor
+        self._started: Future[str] = Future()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._ending = asyncio.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._live()), name="stack")
+
+    def start(self) -> str:
+        """Start it and return its address."""
+        signal.signal(signal.SIGTERM, end_in_order)
+        self._thread.start()
+        try:
+            return self._started.result()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stop it in order; Ctrl-C while waiting kills it."""
+        while self._thread.is_alive():
+            try:
+                if self._loop is not None and self._task is not None:
+                    self._loop.call_soon_threadsafe(self._end)
+                self._thread.join(timeout=0.5 if self._loop is None else None)
+            except KeyboardInterrupt:
+                if self._loop is not None:
+                    self._loop.call_soon_threadsafe(self._supervisor.kill)
+            except RuntimeError:  # the loop closed at this moment
+                self._thread.join()
+
+    def _end(self) -> None:
+        self._ending.set()
+        if not self._started.done() and self._task is not None:
+            self._task.cancel()
+
+    async def _live(self) -> None:
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        try:
+            self._started.set_result(await self._supervisor.start())
+            await self._ending.wait()
+        except BaseException as error:
+            if not self._started.done():
+                self._started.set_exception(error)
+        await self._supervisor.stop()
+
+
+def end_in_order(number: int, frame: object) -> None:
+    """SIGTERM leaves through the context managers, which stop the stack."""
+    raise SystemExit(128 + number)

@@ -1,0 +1,74 @@
+"""A stack whose children only pretend, so that starting, killing and stopping it takes a second.
+
+`fake_stack.py up DATA_DIR` runs the real supervisor (and the real Valkey); the other roles are its children.
+`FAKE_WORKER` chooses how a worker behaves: `steady`, `stubborn` (ignores SIGTERM) or `broken` (dies at once).
+"""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from safelight.cli.settings import load_settings
+from safelight.errors import SafelightError
+from safelight.supervisor import Supervisor, stack
+from safelight.supervisor.child import ChildHost, Restarts
+
+JOB = {"id": "1", "status": "completed", "is_terminal": True}
+
+
+def up(data_dir: str) -> int:
+    stack.ChildHost = partial(ChildHost, restarts=Restarts(first_delay=0.05))  # pyright: ignore
+    stack.python = lambda *arguments: (sys.executable, __file__, *arguments)
+    supervisor = Supervisor(load_settings(data_dir=Path(data_dir), port=0), io_workers=1, quiet=False)
+    try:
+        return asyncio.run(supervisor.run_until_stopped())
+    except SafelightError as error:
+        sys.stderr.write(error.detail)
+        return 5
+
+
+class Api(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.answer(200, JOB)
+
+    def do_POST(self) -> None:
+        self.answer(202, JOB)
+
+    def answer(self, status: int, body: Mapping[str, object]) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+
+def worker() -> None:
+    behaviour = os.environ.get("FAKE_WORKER", "steady")
+    if behaviour == "broken":
+        sys.exit("I cannot work like this")
+    if behaviour == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # An ignored signal stays ignored in the children: those of a stubborn worker are stubborn too.
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+    subprocess.Popen(sleep)
+    subprocess.Popen(sleep, start_new_session=True)
+    sys.stderr.write("working\n")
+    time.sleep(600)
+
+
+if __name__ == "__main__":
+    match sys.argv[1]:
+        case "up":
+            sys.exit(up(sys.argv[2]))
+        case "api":
+            ThreadingHTTPServer(("127.0.0.1", int(os.environ["SAFELIGHT_PORT"])), Api).serve_forever()
+        case "worker":
+            worker()
+        case _:
+            pass
