@@ -28,11 +28,11 @@ class IdInvalid(SafelightError):
     code = "invalid_id"
 
 
-def _safelight(request: Request) -> Safelight:
+async def _safelight(request: Request) -> Safelight:
     return request.app.state.safelight
 
 
-def _owner() -> str:
+async def _owner() -> str:
     return LOCAL_OWNER
 
 
@@ -44,7 +44,7 @@ def parse_id(value: str) -> str:
         raise IdInvalid(f"{value[:80]!r} is not an id; ids are UUIDs, as in the field `id` of a job.") from None
 
 
-def _row_id(item_id: Annotated[str, Path(alias="id", description="A UUID")]) -> str:
+async def _row_id(item_id: Annotated[str, Path(alias="id", description="A UUID")]) -> str:
     return parse_id(item_id)
 
 
@@ -66,6 +66,12 @@ def idempotency_key(value: str | None) -> str | None:
     if not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
         raise HeaderInvalid("Idempotency-Key must be 1 to 255 visible ASCII characters, for example a UUID.")
     return key
+
+
+def is_known(if_none_match: str | None, etag: str) -> bool:
+    """Whether an `If-None-Match` header names this entity tag, by weak comparison (RFC 9110)."""
+    tags = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
+    return "*" in tags or etag.removeprefix("W/") in tags
 
 
 def preferred_wait(value: str | None) -> int | None:

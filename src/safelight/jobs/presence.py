@@ -46,9 +46,9 @@ def unregister_worker(tx: Tx, worker_id: str) -> None:
     tx.execute(delete(workers).where(workers.c.id == worker_id))
 
 
-def beat(tx: Tx, worker_id: str, beats: Sequence[Beat], lease_seconds: float) -> Pulse | None:
-    """Renew the leases of all attempts of a process in one statement. None: the worker's own row is gone."""
-    seen = update(workers).where(workers.c.id == worker_id).values(seen_at=db_now(), running=len(beats))
+def beat(tx: Tx, worker_id: str, running: int, beats: Sequence[Beat], lease_seconds: float) -> Pulse | None:
+    """Renew the leases of a process's attempts in one statement. None: the worker's own row is gone."""
+    seen = update(workers).where(workers.c.id == worker_id).values(seen_at=db_now(), running=running)
     if tx.execute(seen).rowcount != 1:
         return None
     if not beats:
