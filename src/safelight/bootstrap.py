@@ -54,6 +54,7 @@ class _Announcements:
             "job.status_changed",
             job_id=event.job_id,
             task_id=event.task_id,
+            request_id=event.request_id,
             attempt=event.attempt,
             status=event.status,
             version=event.version,

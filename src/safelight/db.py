@@ -8,6 +8,7 @@ thread on a snapshot. A transaction that is a function cannot be held open acros
 """
 
 import asyncio
+import contextvars
 import fcntl
 import os
 import queue
@@ -42,6 +43,7 @@ Ts = TypeVarTuple("Ts")
 R = TypeVar("R")
 Rows = CursorResult[*tuple[Any, ...]]
 RETRY_ALONE = {"40001", "40P01"}  # PostgreSQL: serialization failure, deadlock
+BUSY = RETRY_ALONE | {"55P03"}  # and a row that was locked for too long
 
 metadata = MetaData(
     naming_convention={
@@ -56,6 +58,10 @@ class DatabaseUnavailable(Unavailable):
     """The database cannot be used at the moment."""
 
     code = "database_unavailable"
+
+
+class _ConnectionLost(DatabaseUnavailable):
+    """The connection ended before anything was committed on it."""
 
 
 # --- column types -----------------------------------------------------------------------------------------------------
@@ -146,14 +152,16 @@ class Tx:
 
 
 class _Call:
-    __slots__ = ("args", "error", "fn", "future", "loop", "notes", "result", "started")
+    __slots__ = ("args", "context", "error", "finished", "fn", "future", "loop", "notes", "result", "started")
 
     def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], loop: asyncio.AbstractEventLoop) -> None:
         self.fn = fn
         self.args = args
         self.loop = loop
+        self.context = contextvars.copy_context()  # for the notes: their log lines tell whose they are
         self.future: asyncio.Future[Any] = loop.create_future()
         self.started = False
+        self.finished = False
         self.result: Any = None
         self.error: BaseException | None = None
         self.notes: list[Callable[[], None]] = []
@@ -166,10 +174,11 @@ class _Call:
 class _Lane:
     """Threads with a connection each that serve one queue of calls."""
 
-    def __init__(self, engine: Engine, name: str, *, threads: int, batch: int, lock_path: Path | None) -> None:
+    def __init__(self, engine: Engine, name: str, *, threads: int, batch: int, file: Path | None, writes: bool) -> None:
         self._engine = engine
         self._batch = batch
-        self._lock_path = lock_path
+        self._file = file  # SQLite's
+        self._lock_path = Path(f"{file}.lock") if file is not None and writes else None
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._starting = threading.Lock()
         self._threads = [threading.Thread(target=self._serve, name=f"db-{name}", daemon=True) for _ in range(threads)]
@@ -218,23 +227,36 @@ class _Lane:
 
     def _serve(self) -> None:
         connection: Connection | None = None
-        lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) if self._lock_path else None
+        identity: tuple[int, int] | None = None
+        lock: int | None = None
         while (batch := self._take()) is not None:
-            if lock is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX)
             try:
+                if self._lock_path is not None:
+                    if lock is None:
+                        lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                    fcntl.flock(lock, fcntl.LOCK_EX)
                 with self._starting:
                     batch = [call for call in batch if not call.started]
                     for call in batch:
                         call.started = True
+                if self._file is not None:
+                    known, identity = identity, _identity(self._file)
+                    if known != identity:
+                        connection = _discard(connection)
+                if connection is None:
+                    connection = self._engine.connect()
                 try:
-                    if connection is None:
-                        connection = self._engine.connect()
                     self._commit(connection, batch)
-                except BaseException as error:
-                    for call in batch:
-                        call.error = error
+                except _ConnectionLost:  # while nobody used it, as a rule: the server was restarted
                     connection = _discard(connection)
+                    connection = self._engine.connect()
+                    self._commit(connection, batch)
+            except BaseException as error:
+                reason = error if isinstance(error, DatabaseUnavailable) else _explain(error)
+                for call in batch:
+                    if not call.finished:
+                        call.error = reason
+                connection = _discard(connection)
             finally:
                 if lock is not None:
                     fcntl.flock(lock, fcntl.LOCK_UN)
@@ -245,16 +267,20 @@ class _Lane:
 
     def _commit(self, connection: Connection, batch: list[_Call]) -> None:
         """Commit the batch together, or each alone. Raises only if the connection itself cannot be used."""
+        is_committing = False
         try:
             with connection.begin():
                 for call in batch:
                     call.run(connection)
+                is_committing = True
             return
         except BaseException as error:
+            if isinstance(error, DBAPIError) and error.connection_invalidated and not is_committing:
+                raise _ConnectionLost(_explain(error).detail) from error
             if _is_unusable(error):
                 raise _explain(error) from error
             if len(batch) == 1 and not _wants_retry(error):
-                batch[0].error = error
+                batch[0].error = _judge(error)
                 return
         for call in batch:
             try:
@@ -263,7 +289,18 @@ class _Lane:
             except BaseException as error:
                 if _is_unusable(error):
                     raise _explain(error) from error
-                call.error = error
+                call.error = _judge(error)
+            call.finished = True  # whatever happens to those after it
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    """Which file a path names now: an open connection would go on writing to one that was deleted or replaced."""
+    try:
+        found = file.stat()
+    except OSError as error:
+        reason = f"The database file {file} cannot be found: {error.strerror} (`safelight migrate` makes it)."
+        raise DatabaseUnavailable(reason) from error
+    return found.st_dev, found.st_ino
 
 
 def _deliver(batch: list[_Call]) -> None:
@@ -277,7 +314,10 @@ def _resolve(calls: list[_Call]) -> None:
     for call in calls:
         if call.error is None:
             for note in call.notes:
-                note()
+                try:
+                    call.context.run(note)
+                except Exception as error:  # the commit stands, and others of its batch wait for their answers
+                    call.loop.call_exception_handler({"message": "A note on a transaction failed", "exception": error})
         if call.future.done():
             continue
         if call.error is not None:
@@ -317,6 +357,11 @@ def _is_unusable(error: BaseException) -> bool:
     )
 
 
+def _judge(error: BaseException) -> BaseException:
+    """What the caller of one function is told."""
+    return _explain(error) if _sqlstate(error) in BUSY else error
+
+
 def _explain(error: BaseException) -> DatabaseUnavailable:
     text = str(getattr(error, "orig", error)).strip().splitlines()[0:1]
     reason = text[0] if text else type(error).__name__
@@ -336,20 +381,20 @@ class Database:
             name = parsed.get_backend_name()
             if name == "sqlite":
                 self._engine, reading = _sqlite_engines(url)
-                lock_path = Path(f"{parsed.database}.lock")
+                file = Path(parsed.database or "")
             elif name == "postgresql":
                 self._engine = reading = _postgresql_engine(url)
-                lock_path = None
+                file = None
             else:
                 raise Invalid(f"database_url: {name} is not supported; use sqlite:///path or postgresql://...")
-        except (ArgumentError, NoSuchModuleError) as error:
+        except (ArgumentError, NoSuchModuleError, ValueError) as error:
             raise Invalid("database_url is not a database URL; use sqlite:///path or postgresql://...") from error
         self.backend = name
-        self._writer = _Lane(self._engine, "writer", threads=1, batch=MAX_BATCH, lock_path=lock_path)
+        self._writer = _Lane(self._engine, "writer", threads=1, batch=MAX_BATCH, file=file, writes=True)
         # Leases must be renewed even while the writer's queue is long.
-        self._urgent = _Lane(self._engine, "urgent", threads=1, batch=1, lock_path=lock_path)
+        self._urgent = _Lane(self._engine, "urgent", threads=1, batch=1, file=file, writes=True)
         count = readers or (2 if name == "sqlite" else 4)
-        self._readers = _Lane(reading, "reader", threads=count, batch=1, lock_path=None)
+        self._readers = _Lane(reading, "reader", threads=count, batch=1, file=file, writes=False)
 
     async def write(self, fn: Callable[[Tx, *Ts], R], *args: *Ts) -> R:
         """Run `fn(tx, *args)` in a write transaction and return its result once that is committed."""

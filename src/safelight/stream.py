@@ -131,7 +131,7 @@ class Watch:
                 async with asyncio.timeout(timeout):
                     await self._ready.wait()
         self._ready.clear()
-        messages = [*self._states, *self._news.values()]
+        messages = [*self._states, *sorted(self._news.values(), key=lambda message: message.seq)]
         self._states.clear()
         self._news.clear()
         return messages

@@ -321,7 +321,7 @@ class Valkey:
             task.cancel()
             await asyncio.wait([task])
         if link is not None:
-            await link.lost
+            await asyncio.wait([link.lost])
 
     async def wait_connected(self, timeout: float) -> None:
         """Wait for the connection; after `timeout` seconds raises `ValkeyAway` that says what stood in the way."""
@@ -498,7 +498,7 @@ class Valkey:
                 mark, stale = link.sent, 0
             elif (stale := stale + 1) >= TICKS_PER_OVERDUE - 1:
                 link.drop(f"no reply for {self._overdue_seconds:g} s")
-                await link.lost
+                await asyncio.wait([link.lost])  # unlike await, this leaves the future alone when it is cancelled
             idle = idle + tick if link.sent == asked_at else 0.0
             asked_at = link.sent
             if idle >= IDLE_SECONDS and not link.lost.done():

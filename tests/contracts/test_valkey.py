@@ -334,6 +334,7 @@ async def test_a_refused_subscription_does_not_disturb_the_order(valkey_server: 
 
 
 async def test_scripts_run_by_digest_and_survive_a_flush(valkey: ValkeyServer) -> None:
+    valkey.command("CONFIG", "RESETSTAT")  # the server is shared with other tests
     async with connected(valkey.url) as client:
         assert await asyncio.gather(*[client.eval(ADD, ["n"], [1]) for _ in range(100)]) == list(range(1, 101))
         calls = valkey.command("INFO", "commandstats")

@@ -7,10 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request
 from starlette.responses import Response, StreamingResponse
 
-from safelight.api.deps import ItemId, Owner, World, json_response
+from safelight.api.deps import ItemId, Owner, World, is_known, json_response
 from safelight.api.job_view import ArtifactView
-from safelight.api.jobs import PROBLEMS
-from safelight.api.problems import problem
+from safelight.api.problems import PROBLEMS, problem
 from safelight.artifacts import Artifact, get
 from safelight.bootstrap import Safelight
 from safelight.errors import SafelightError
@@ -115,7 +114,7 @@ async def _serve(
         "Content-Disposition": f'inline; filename="{name}"',
         "X-Content-Type-Options": "nosniff",
     }
-    if if_none_match is not None and etag in (tag.strip().removeprefix("W/") for tag in if_none_match.split(",")):
+    if is_known(if_none_match, etag):
         return Response(None, 304, headers)
     start, end, status = 0, size, 200
     if asked is not None and (span := _span(asked, size)) is not None:

@@ -11,6 +11,7 @@ from starlette.responses import Response, StreamingResponse
 
 from safelight.api.deps import HeaderInvalid, ItemId, Owner, World
 from safelight.api.job_view import PREFIX
+from safelight.api.problems import PROBLEMS
 from safelight.bootstrap import Safelight
 from safelight.db import Tx
 from safelight.jobs import Job, JobEvent, JobNotFound, history, message_of, snapshot, with_artifacts
@@ -20,7 +21,7 @@ KEEPALIVE_SECONDS = 15.0
 RECONNECT_MILLISECONDS = 2000
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
-router = APIRouter(prefix=PREFIX, tags=["events"])
+router = APIRouter(prefix=PREFIX, tags=["events"], responses=PROBLEMS)
 
 
 @router.get(
@@ -50,7 +51,9 @@ async def follow(
     if found is None:
         raise JobNotFound(f"There is no job {job_id}.")
     job, _ = found
-    if known is not None and job.is_terminal and known >= job.version:
+    if known is not None and known > job.version:
+        known = None  # not an id of this job: nothing is known
+    if known is not None and job.is_terminal and known == job.version:
         return Response(status_code=204)
     return StreamingResponse(_events(world, job_id, owner, known), media_type="text/event-stream", headers=HEADERS)
 
@@ -60,11 +63,12 @@ async def _events(world: Safelight, job_id: str, owner: str, known: int | None) 
         found = await world.database.read(_standing, job_id, owner, known)
         if found is None:
             return
-        job, first, missed = found
+        job, first, missed, after = found
         job, seq = await with_latest(world.stream, job)
         first = replace(first, progress=job.progress, stage=job.stage, message=message_of(job), seq=seq)
         watch.start(job.version, seq)
-        head = f"retry: {RECONNECT_MILLISECONDS}\nid: {job.version if known is None else known}\n"
+        # Whoever is cut off after the snapshot resumes before the state events that follow it.
+        head = f"retry: {RECONNECT_MILLISECONDS}\nid: {after}\n"
         yield head.encode() + first.as_message().frame + b"".join(message.frame for message in missed)
         if job.is_terminal:
             return
@@ -75,20 +79,20 @@ async def _events(world: Safelight, job_id: str, owner: str, known: int | None) 
                 return
 
 
-def _standing(tx: Tx, job_id: str, owner: str, known: int | None) -> tuple[Job, JobEvent, list[Message]] | None:
-    """How the job stands, and the state events a watcher who knows `known` has missed."""
+def _standing(tx: Tx, job_id: str, owner: str, known: int | None) -> tuple[Job, JobEvent, list[Message], int] | None:
+    """How the job stands, the state events a watcher who knows `known` has missed, and the id they come after."""
     found = with_artifacts(tx, job_id, owner)
     if found is None:
         return None
     job, artifacts = found
     after = min(known, job.version) if known is not None else job.version - int(job.is_terminal)
-    return job, snapshot(job, artifacts), [event.as_message() for event in history(tx, job, after)]
+    return job, snapshot(job, artifacts), [event.as_message() for event in history(tx, job, after)], after
 
 
 async def with_latest(stream: Stream, job: Job) -> tuple[Job, int]:
     """A processing job with its latest progress, which the row learns only at the next heartbeat, and its `seq`."""
     if job.status != "processing":
-        return job, 0
+        return job, snapshot(job, ()).seq
     latest = await stream.latest(job.id)
     if latest is None:
         return job, 0

@@ -50,7 +50,12 @@ async def live() -> Response:
     return json_response({"status": "ok"})
 
 
-@router.get("/health/ready", response_model=ReadyView, summary="Each dependency, and the workers of each queue")
+@router.get(
+    "/health/ready",
+    response_model=ReadyView,
+    responses={503: {"model": ReadyView}},
+    summary="Each dependency, and the workers of each queue",
+)
 @router.get("/api/v1/health/ready", response_model=ReadyView, include_in_schema=False)
 async def ready(world: World) -> Response:
     """503 only when jobs cannot be accepted: without the database."""

@@ -21,7 +21,7 @@ KIND = "image.generate"
 PAST_TOLERANCE = timedelta(seconds=5)
 FURTHEST_START = timedelta(days=366)
 MAX_OPTIONS_BYTES = 64 * 1024
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**63 - 8  # the last of eight pictures has a seed higher by seven, which must fit into 64 bits
 RANDOM_SEEDS = 2**32
 
 Int = Annotated[int, Field(strict=True)]
@@ -154,9 +154,9 @@ class GenerationRequest(Body):
             raise ValueError("seed and sampler_params.seed differ; give one of them")
         return self
 
-    def fingerprint(self) -> str:
-        """What an idempotency key is bound to: the fields as given, in any order."""
-        given = self.model_dump(mode="json", exclude_unset=True)
+    def fingerprint(self, origin_job_id: str | None) -> str:
+        """What an idempotency key is bound to: the fields as given, in any order, and the job they retry."""
+        given = [origin_job_id, self.model_dump(mode="json", exclude_unset=True)]
         return hashlib.sha256(orjson.dumps(given, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
@@ -166,6 +166,7 @@ def new_job(
     owner_id: str,
     providers: Registry,
     settings: Settings,
+    request_id: str,
     idempotency_key: str | None = None,
     origin_job_id: str | None = None,
 ) -> NewJob:
@@ -226,6 +227,7 @@ def new_job(
         "max_retries": settings.max_retries if request.max_retries is None else request.max_retries,
         "batch_id": None,
         "origin_job_id": origin_job_id,
+        "request_id": request_id,
     }
     return NewJob(
         id=new_id(),
@@ -235,7 +237,7 @@ def new_job(
         run_at=request.run_at,
         start_within_seconds=request.start_within_seconds,
         idempotency_key=idempotency_key,
-        fingerprint=request.fingerprint() if idempotency_key is not None else "",
+        fingerprint=request.fingerprint(origin_job_id) if idempotency_key is not None else "",
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from safelight.artifacts import Artifact
 from safelight.db import Database
@@ -65,8 +65,69 @@ class UrlsView(BaseModel):
     attempts: str
 
 
+EXAMPLE_URL = f"{PREFIX}/01970000-0000-7000-8000-000000000001"
+EXAMPLE: dict[str, Any] = {
+    "id": "01970000-0000-7000-8000-000000000001",
+    "kind": "image.generate",
+    "status": "processing",
+    "is_terminal": False,
+    "stage": "rendering",
+    "message": "Rendering...",
+    "progress": 45,
+    "blocked_reason": None,
+    "task_id": "01970000-0000-7000-8000-000000000001",
+    "celery_task_id": "01970000-0000-7000-8000-000000000001",
+    "batch_id": None,
+    "origin_job_id": None,
+    "provider": "mock",
+    "provider_job_id": "mock-7",
+    "comfyui_prompt_id": None,
+    "mocked": True,
+    "prompt": "a lighthouse at dusk",
+    "negative_prompt": None,
+    "model": "darkroom",
+    "checkpoint_model": None,
+    "lora_models": [],
+    "width": 768,
+    "height": 512,
+    "batch_size": 1,
+    "seed": 7,
+    "sampler_params": {},
+    "provider_options": {},
+    "image_type": "scene",
+    "project_id": None,
+    "chapter_id": "chapter-1",
+    "script_id": None,
+    "scene_number": 3,
+    "character_id": None,
+    "priority": 0,
+    "run_at": "2026-01-02T03:04:05.123000Z",
+    "start_deadline_at": None,
+    "timeout_seconds": 300.0,
+    "metadata": {"user": "42"},
+    "attempt": 1,
+    "retry_count": 0,
+    "crash_count": 0,
+    "max_retries": 3,
+    "artifacts": [],
+    "output_paths": [],
+    "thumbnail_paths": [],
+    "error": None,
+    "eta": {"wait_seconds": 0.0, "run_seconds": 2.1},
+    "created_at": "2026-01-02T03:04:05.123000Z",
+    "started_at": "2026-01-02T03:04:05.140000Z",
+    "finished_at": None,
+    "updated_at": "2026-01-02T03:04:06.020000Z",
+    "version": 2,
+    "urls": {"self": EXAMPLE_URL}
+    | {name: f"{EXAMPLE_URL}/{name}" for name in ("events", "cancel", "retry", "attempts")},
+}
+
+
 class JobView(BaseModel):
     """A generation job."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     id: str
     kind: str

@@ -11,17 +11,27 @@ from typing import Annotated, Any
 import orjson
 import structlog
 from fastapi import APIRouter, Body, Header, Query, Request
-from pydantic import ValidationError
+from pydantic import AfterValidator, ValidationError
 from starlette.responses import Response
 
-from safelight.api.deps import IdInvalid, ItemId, Owner, World, idempotency_key, json_response, parse_id, preferred_wait
+from safelight.api.deps import (
+    IdInvalid,
+    ItemId,
+    Owner,
+    World,
+    idempotency_key,
+    is_known,
+    json_response,
+    parse_id,
+    preferred_wait,
+)
 from safelight.api.events import with_latest
 from safelight.api.job_request import GenerationRequest, new_job, request_of
 from safelight.api.job_view import PREFIX, AttemptList, Estimator, JobList, JobView, attempt_view_of, view_of
-from safelight.api.problems import Problem
+from safelight.api.problems import PROBLEMS, invalid_body
 from safelight.artifacts import Artifact
 from safelight.bootstrap import Safelight
-from safelight.errors import FieldError, Invalid, SafelightError
+from safelight.errors import SafelightError
 from safelight.jobs import (
     Filter,
     Job,
@@ -31,15 +41,12 @@ from safelight.jobs import (
     Submitted,
     attempts_of,
     find,
+    get,
     with_artifacts,
 )
 
 RETRY_AFTER_SECONDS = 2
 MAX_IDS = 100
-
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "content": {"application/problem+json": {}}} for status in (400, 404, 409, 413, 422, 503)
-}
 
 
 class CursorInvalid(SafelightError):
@@ -57,6 +64,15 @@ class JobNotEnded(SafelightError):
 
 
 log = structlog.get_logger()
+
+
+def _no_nul(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("must not contain the character NUL")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_no_nul)]  # PostgreSQL cannot compare with a text that contains NUL
 
 router = APIRouter(prefix=PREFIX, tags=["jobs"], responses=PROBLEMS)
 
@@ -81,6 +97,7 @@ async def submit(
         owner_id=owner,
         providers=world.providers,
         settings=world.settings,
+        request_id=request.state.request_id,
         idempotency_key=idempotency_key(key),
     )
     return await _accept(request, world, new, wait)
@@ -94,13 +111,13 @@ async def list_jobs(
     owner: Owner,
     ids: Annotated[str | None, Query(description="Up to 100 ids, comma-separated, for batched polling")] = None,
     status: Annotated[list[Status] | None, Query(description="May be repeated")] = None,
-    kind: str | None = None,
-    provider: str | None = None,
-    project_id: str | None = None,
-    chapter_id: str | None = None,
-    scene_number: int | None = None,
-    character_id: str | None = None,
-    text: Annotated[str | None, Query(max_length=200, description="Part of the prompt")] = None,
+    kind: Text | None = None,
+    provider: Text | None = None,
+    project_id: Text | None = None,
+    chapter_id: Text | None = None,
+    scene_number: Annotated[int | None, Query(ge=0, le=1_000_000)] = None,
+    character_id: Text | None = None,
+    text: Annotated[Text | None, Query(max_length=200, description="Part of the prompt")] = None,
     younger_than_seconds: Annotated[float | None, Query(ge=0, le=1e9, allow_inf_nan=False)] = None,
     older_than_seconds: Annotated[float | None, Query(ge=0, le=1e9, allow_inf_nan=False)] = None,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
@@ -142,7 +159,7 @@ async def get_job(
 ) -> Response:
     """How the job stands, down to its latest progress. `ETag` and `If-None-Match` make polling cheap."""
     if wait is not None:
-        await _wait_for_end(world, job_id, wait)
+        await _wait_for_end(world, job_id, owner, wait)
     job, artifacts = await _look(world, job_id, owner)
     return await _show(request, world, job, artifacts, if_none_match=if_none_match)
 
@@ -174,15 +191,13 @@ async def retry(
     try:
         body = GenerationRequest.model_validate(request_of(job) | (overrides or {}))
     except ValidationError as error:
-        raise Invalid(
-            str(error.errors()[0]["msg"]),
-            errors=[FieldError("#/" + "/".join(map(str, found["loc"])), found["msg"]) for found in error.errors()],
-        ) from None
+        raise invalid_body(error.errors()) from None
     new = new_job(
         body,
         owner_id=owner,
         providers=world.providers,
         settings=world.settings,
+        request_id=request.state.request_id,
         idempotency_key=idempotency_key(key),
         origin_job_id=job.id,
     )
@@ -224,7 +239,7 @@ async def _accept(request: Request, world: Safelight, new: NewJob, wait: int | N
     if not outcome.replayed:
         log.info("job.received", job_id=job.id, task_id=job.celery_task_id, kind=job.kind, provider=job.provider)
     if wait is not None:
-        await _wait_for_end(world, job.id, wait)
+        await _wait_for_end(world, job.id, job.owner_id, wait)
     if wait is not None or outcome.replayed:
         job, artifacts = await _look(world, job.id, job.owner_id)
     headers = {"Location": f"{PREFIX}/{job.id}"}
@@ -260,17 +275,20 @@ async def _show(
     headers = {"ETag": etag, "Cache-Control": "no-cache", **(headers or {})}
     if not job.is_terminal:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    if if_none_match is not None and etag in (tag.strip() for tag in if_none_match.split(",")):
+    if is_known(if_none_match, etag):
         return Response(None, 304, headers)
     return Response(body, status, headers, "application/json")
 
 
-async def _wait_for_end(world: Safelight, job_id: str, seconds: int) -> None:
-    """Return when the job has ended or the time is over; the row is read afterwards either way."""
+async def _wait_for_end(world: Safelight, job_id: str, owner: str, seconds: int) -> None:
+    """Return when the job has ended (or does not exist) or the time is over; the row is read afterwards either way."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     async with world.stream.watch(job_id) as watch:
-        watch.start(0)
+        job = await world.database.read(get, job_id, owner)
+        if job is None or job.is_terminal:
+            return
+        watch.start(job.version)
         while not watch.ended and (left := deadline - loop.time()) > 0:
             await watch.next(left)
 

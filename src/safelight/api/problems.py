@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from safelight.errors import ErrorKind, FieldError, SafelightError
+from safelight.errors import ErrorKind, FieldError, Invalid, SafelightError
 
 STATUS: Mapping[ErrorKind, int] = {
     "malformed": 400,
@@ -61,6 +61,9 @@ class Problem(BaseModel):
     retryable: bool = Field(description="Whether the same request may succeed later")
 
 
+PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 404, 409, 413, 422, 503)}
+
+
 def problem(
     request_id: str,
     status: int,
@@ -91,7 +94,24 @@ def problem(
 
 
 def install(app: FastAPI) -> None:
-    """Let every error of the app be shown as a problem."""
+    """Let every error of the app be shown as a problem, and described as one."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = describe()
+        responses = [
+            response
+            for methods in document["paths"].values()
+            for operation in methods.values()
+            for response in operation["responses"].values()
+        ]
+        for response in responses:  # FastAPI knows only one content type for a route
+            content = response.get("content", {})
+            if content.get("application/json", {}).get("schema", {}).get("$ref", "").endswith("/Problem"):
+                content["application/problem+json"] = content.pop("application/json")
+        return document
+
+    app.openapi = openapi
 
     @app.exception_handler(SafelightError)
     def on_error(request: Request, error: SafelightError) -> Response:  # pyright: ignore[reportUnusedFunction]
@@ -113,8 +133,9 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def on_http(request: Request, error: HTTPException) -> Response:  # pyright: ignore[reportUnusedFunction]
-        codes = {404: "not_found", 405: "method_not_allowed"}
+        codes = {400: "malformed_json", 404: "not_found", 405: "method_not_allowed"}
         details = {
+            400: "The body is not JSON in UTF-8, or it is nested too deeply.",
             404: f"There is nothing at {request.url.path}.",
             405: f"{request.method} is not possible at {request.url.path}.",
         }
@@ -139,15 +160,24 @@ def _invalid(request: Request, found: Sequence[Any]) -> Response:
             request_id, 400, "not_json", "Send the body as JSON, with the header Content-Type: application/json."
         )
     errors = [FieldError(_pointer(error["loc"]), _sentence(error)) for error in found]
-    detail = "; ".join(f"{error.pointer.lstrip('#/') or 'body'}: {error.detail}" for error in errors[:3])
     in_path = first["loc"][0] in ("path", "query", "header")
-    return problem(request_id, 422 if not in_path else 400, "invalid_request", detail, errors=errors)
+    return problem(request_id, 422 if not in_path else 400, "invalid_request", _summary(errors), errors=errors)
+
+
+def invalid_body(found: Sequence[Any]) -> Invalid:
+    """The same for a body that a route checks itself; the places that pydantic tells begin at the body."""
+    errors = [FieldError(_pointer(("body", *error["loc"])), _sentence(error)) for error in found]
+    return Invalid(_summary(errors), errors=errors)
+
+
+def _summary(errors: Sequence[FieldError]) -> str:
+    return "; ".join(f"{error.pointer.lstrip('#/') or 'body'}: {error.detail}" for error in errors[:3])
 
 
 def _pointer(location: Sequence[str | int]) -> str:
     where, *rest = location
     if where == "body":
-        return "#/" + "/".join(str(part) for part in rest) if rest else "#"
+        return "".join(["#", *("/" + str(part).replace("~", "~0").replace("/", "~1") for part in rest)])
     return "/".join(str(part) for part in rest)
 
 

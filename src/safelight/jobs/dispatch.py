@@ -150,7 +150,14 @@ class Dispatcher:
         for job in done.released:
             self._hint(job)
         for job in done.recovered:
-            log.warning("job.recovered", job_id=job.id, task_id=job.celery_task_id, attempt=job.attempt, to=job.status)
+            log.warning(
+                "job.recovered",
+                job_id=job.id,
+                task_id=job.celery_task_id,
+                request_id=job.request_id,
+                attempt=job.attempt,
+                to=job.status,
+            )
         if now >= self._housekeeping_at:
             self._housekeeping_at = now + HOUSEKEEPING_SECONDS
             self._housekeeping_task = asyncio.create_task(self._keep_house())
@@ -256,7 +263,9 @@ def read_pulse(tx: Tx, alive_seconds: float, rehint_seconds: float) -> Pulse:
     urgent = (
         select(jobs.c.id).where(jobs.c.status == "processing", jobs.c.lease_until < db_now()).limit(1),
         select(jobs.c.id).where(jobs.c.status == "processing", jobs.c.deadline_at < db_now()).limit(1),
-        select(jobs.c.id).where(jobs.c.status == "pending", jobs.c.start_deadline_at < db_now()).limit(1),
+        select(jobs.c.id)
+        .where(jobs.c.status == "pending", jobs.c.attempt == 0, jobs.c.start_deadline_at < db_now())
+        .limit(1),
         select(jobs.c.id).where(_stale_hint(rehint_seconds)).limit(1),
         select(jobs.c.id).where(_misexplained([queue for queue, load in loads.items() if load.slots])).limit(1),
     )
@@ -275,6 +284,9 @@ def release(tx: Tx, queue: str, room: int, caps: Caps) -> list[Job]:
     if not caps.providers and caps.owner is None:
         chosen = due.order_by(*order).limit(room).with_for_update(skip_locked=True)
     else:
+        free_providers = _free_of_providers(tx, caps)
+        full_providers, full_owners = _full(tx, caps, free_providers)
+        # Who is at a limit is left out before ranking: else their waiting jobs would hold up everybody behind them.
         ranked = select(
             jobs.c.id,
             jobs.c.priority,
@@ -283,10 +295,16 @@ def release(tx: Tx, queue: str, room: int, caps: Caps) -> list[Job]:
             jobs.c.owner_id,
             func.row_number().over(partition_by=jobs.c.provider, order_by=order).label("of_provider"),
             func.row_number().over(partition_by=jobs.c.owner_id, order_by=order).label("of_owner"),
-        ).where(_DUE, _UNHINTED, jobs.c.queue == queue)
+        ).where(
+            _DUE,
+            _UNHINTED,
+            jobs.c.queue == queue,
+            jobs.c.provider.not_in(full_providers),
+            jobs.c.owner_id.not_in(full_owners),
+        )
         line = ranked.subquery()
         chosen = select(line.c.id)
-        for provider, free in _free_of_providers(tx, caps).items():
+        for provider, free in free_providers.items():
             chosen = chosen.where(or_(line.c.provider != provider, line.c.of_provider <= free))
         if caps.owner is not None:
             taken = _taken(jobs.c.owner_id)
@@ -332,11 +350,7 @@ def explain_waiting(tx: Tx, served: Sequence[str], caps: Caps) -> None:
     )
     if caps.owner is None and not caps.providers:
         return
-    full = [provider for provider, free in _free_of_providers(tx, caps).items() if free <= 0]
-    owners: list[str] = []
-    if caps.owner is not None:
-        taken = _taken(jobs.c.owner_id)
-        owners = list(tx.execute(select(taken.c.holder).where(taken.c.count >= caps.owner)).scalars())
+    full, owners = _full(tx, caps, _free_of_providers(tx, caps))
     reason = case(
         (jobs.c.owner_id.in_(owners), "owner_limit"), (jobs.c.provider.in_(full), "provider_limit"), else_=None
     )
@@ -382,3 +396,12 @@ def _free_of_providers(tx: Tx, caps: Caps) -> dict[str, int]:
     taken = _taken(jobs.c.provider)
     counts: dict[str, int] = {row[0]: row[1] for row in tx.execute(select(taken.c.holder, taken.c.count))}
     return {provider: cap - counts.get(provider, 0) for provider, cap in caps.providers.items()}
+
+
+def _full(tx: Tx, caps: Caps, free_providers: Mapping[str, int]) -> tuple[list[str], list[str]]:
+    """The providers and the owners that run as many jobs as they may."""
+    owners: list[str] = []
+    if caps.owner is not None:
+        taken = _taken(jobs.c.owner_id)
+        owners = list(tx.execute(select(taken.c.holder).where(taken.c.count >= caps.owner)).scalars())
+    return [provider for provider, free in free_providers.items() if free <= 0], owners

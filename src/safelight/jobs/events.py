@@ -47,11 +47,12 @@ CELERY_STATES: dict[Status, str] = {
 
 @dataclass(frozen=True, slots=True)
 class JobEvent:
-    """One event. `seq` orders the news within a `version`; state events have `seq` 0. `at` is when it became so."""
+    """One event. `seq` orders news and snapshots within a `version`; state events have 0. `at`: when it became so."""
 
     type: EventType
     job_id: str
     task_id: str
+    request_id: str | None
     kind: str
     status: Status
     is_terminal: bool
@@ -152,6 +153,7 @@ def snapshot(job: Job, artifacts: Iterable[Artifact]) -> JobEvent:
         type="job.snapshot",
         job_id=job.id,
         task_id=job.celery_task_id,
+        request_id=job.request_id,
         kind=job.kind,
         status=job.status,
         is_terminal=job.is_terminal,
@@ -172,7 +174,8 @@ def snapshot(job: Job, artifacts: Iterable[Artifact]) -> JobEvent:
         error=job.error,
         at=job.updated_at,
         version=job.version,
-        seq=0,
+        # While a job waits, dispatch may change why; the later snapshot is the newer.
+        seq=int(job.updated_at.timestamp() * 1000) if job.status == "pending" else 0,
     )
 
 
@@ -185,7 +188,7 @@ def of_state(job: Job, artifacts: Iterable[Artifact] = ()) -> JobEvent:
         kind, at = "job.pending", job.updated_at
     else:
         kind, at = ENDS[job.status], job.finished_at
-    return replace(snapshot(job, artifacts), type=kind, at=at or job.updated_at)
+    return replace(snapshot(job, artifacts), type=kind, at=at or job.updated_at, seq=0)
 
 
 def news(
@@ -216,7 +219,7 @@ def history(job: Job, attempts: Iterable[Attempt], artifacts: Iterable[Artifact]
     """Every state event with a version greater than `after`, rebuilt from the rows, oldest first."""
     events: list[JobEvent] = []
     current = replace(
-        snapshot(job, ()), type="job.pending", artifacts=[], error=None, blocked_reason=None, progress=None
+        snapshot(job, ()), type="job.pending", artifacts=[], error=None, blocked_reason=None, progress=None, seq=0
     )
 
     def add(kind: EventType, status: Status, version: int, at: datetime, **changes: Any) -> None:
@@ -243,6 +246,7 @@ def history(job: Job, attempts: Iterable[Attempt], artifacts: Iterable[Artifact]
             attempt=attempt.number,
             stage="starting",
             message="Starting",
+            progress=0,
             error=None,
         )
         if attempt.ended_version is None or attempt.finished_at is None:
@@ -255,6 +259,7 @@ def history(job: Job, attempts: Iterable[Attempt], artifacts: Iterable[Artifact]
             attempt.ended_version,
             attempt.finished_at,
             stage="waiting",
+            progress=None,
             message=RETURNED.get(attempt.outcome or "", "Waiting to start again"),
             error=attempt.error,
         )

@@ -47,6 +47,7 @@ class Job:
     celery_task_id: str
     batch_id: str | None
     origin_job_id: str | None
+    request_id: str | None
     provider: str
     provider_job_id: str | None
     mocked: bool
@@ -116,6 +117,7 @@ jobs = Table(
     Column("celery_task_id", RowId, nullable=False),
     Column("batch_id", RowId),
     Column("origin_job_id", RowId),
+    Column("request_id", String(128)),
     Column("provider", String(80), nullable=False),
     Column("provider_job_id", String(500)),
     Column("mocked", Boolean(create_constraint=False), nullable=False),

@@ -14,6 +14,7 @@ from safelight.jobs.job import Attempt, Job, attempts, jobs
 from safelight.stream import Message
 
 RUN_TIME_SAMPLES = 20
+LATELY_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +101,12 @@ def attempts_of(tx: Tx, job_id: str) -> list[Attempt]:
 
 
 def missed(tx: Tx, versions: Mapping[str, int]) -> dict[str, list[Message]]:
-    """For each job, the state events after the version given: what a watcher who knows that version has missed."""
+    """For each job, the state events after the version given: what a watcher who knows that version has missed.
+
+    For a job that waits, also how it stands, if that changed lately: a blocked reason comes and goes without an event.
+    """
     behind: list[Job] = []
+    waiting: list[Job] = []
     ids = list(versions)
     for start in range(0, len(ids), 500):
         some = ids[start : start + 500]
@@ -111,7 +116,14 @@ def missed(tx: Tx, versions: Mapping[str, int]) -> dict[str, list[Message]]:
         changed = [job_id for job_id, version in newer.items() if version > versions[job_id]]
         if changed:
             behind += [Job.of(row) for row in tx.execute(select(*jobs.c).where(jobs.c.id.in_(changed)))]
-    return {job.id: [event.as_message() for event in history(tx, job, versions[job.id])] for job in behind}
+        explained = select(*jobs.c).where(
+            jobs.c.id.in_(some), jobs.c.status == "pending", jobs.c.updated_at > db_now(-LATELY_SECONDS)
+        )
+        waiting += [Job.of(row) for row in tx.execute(explained)]
+    found = {job.id: [event.as_message() for event in history(tx, job, versions[job.id])] for job in behind}
+    for job in waiting:
+        found.setdefault(job.id, []).append(events.snapshot(job, ()).as_message())
+    return found
 
 
 def history(tx: Tx, job: Job, after: int) -> list[events.JobEvent]:

@@ -256,21 +256,22 @@ class Jobs:
 
     def cancel(self, tx: Tx, job_id: str, owner_id: str) -> Job | JobNotFound | JobEnded:
         """End a pending job now; ask the worker of a processing one to stop. Cancelling twice changes nothing."""
-        pending = _CANCEL_PENDING
-        row = tx.execute(pending, {"b_id": job_id, "b_owner": owner_id}).one_or_none()
-        if row is not None:
-            job = Job.of(row)
-            self._settled(tx, job, ())
-            return job
-        row = tx.execute(_REQUEST_CANCEL, {"b_id": job_id, "b_owner": owner_id}).one_or_none()
-        if row is not None:
-            job = Job.of(row)
-            tx.on_commit(lambda: self._announcer.nudge(job.id))
-            return job
-        job = get(tx, job_id, owner_id)
-        if job is None:
-            return JobNotFound()
-        return job if job.status == "cancelled" else JobEnded(f"The job has already {job.status}.")
+        while True:
+            row = tx.execute(_CANCEL_PENDING, {"b_id": job_id, "b_owner": owner_id}).one_or_none()
+            if row is not None:
+                job = Job.of(row)
+                self._settled(tx, job, ())
+                return job
+            row = tx.execute(_REQUEST_CANCEL, {"b_id": job_id, "b_owner": owner_id}).one_or_none()
+            if row is not None:
+                tx.on_commit(lambda: self._announcer.nudge(job_id))
+                return Job.of(row)
+            job = get(tx, job_id, owner_id)
+            if job is None:
+                return JobNotFound()
+            if job.is_terminal:
+                return job if job.status == "cancelled" else JobEnded(f"The job has already {job.status}.")
+            # PostgreSQL: it came back to the queue between the two statements. Look again.
 
     # --- by its worker ------------------------------------------------------------------------------------------------
 
@@ -373,7 +374,9 @@ class Jobs:
 
     def fail_unstarted(self, tx: Tx) -> list[Job]:
         """Fail what could not start within the time its maker gave it."""
-        late = select(*jobs.c).where(jobs.c.status == "pending", jobs.c.start_deadline_at < db_now())
+        late = select(*jobs.c).where(
+            jobs.c.status == "pending", jobs.c.attempt == 0, jobs.c.start_deadline_at < db_now()
+        )
         failed: list[Job] = []
         for row in tx.execute(_some(late)):
             job = Job.of(row)

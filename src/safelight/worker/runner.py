@@ -57,6 +57,8 @@ STOP_SECONDS = 1.0  # how long a cancelled job's code may take before the row is
 CANCEL_PROVIDER_SECONDS = 10.0
 SETTLE_AGAIN_SECONDS = (0.2, 0.5, 1.0, 2.0)
 
+MAX_SEED = 2**63 - 1  # what a row can hold
+
 Interruption = Literal["cancel", "lost", "drain"]
 
 log = structlog.get_logger()
@@ -146,7 +148,7 @@ class Runner:
             if job is None:
                 log.debug("hint.outdated", queue=queue)
                 return
-            with bound_contextvars(attempt=job.attempt):
+            with bound_contextvars(attempt=job.attempt, request_id=job.request_id):
                 attempt = Attempt(job, asked + self._lease_seconds)
                 self.attempts[job.id] = attempt
                 try:
@@ -281,7 +283,7 @@ class Runner:
                     owner_id=job.owner_id,
                     data=data,
                     text=recipe_of(job, seed),
-                    seed=seed if seed is not None else job.seed,
+                    seed=job.seed if seed is None else seed if seed <= MAX_SEED else None,
                 )
                 made.append(artifact)
                 log.info(
@@ -318,6 +320,12 @@ class Runner:
                 pause = next(pauses, pause)
                 log.warning("settle.waiting", reason=error.detail)
                 await asyncio.sleep(pause)
+            except Exception:
+                if isinstance(settlement, Failed):
+                    raise
+                log.exception("settle.refused")
+                problem = "The result could not be recorded."
+                settlement = Failed(job_error("internal_error", problem, attempt.job, False))
         if job is None:
             log.warning("attempt.refused", outcome=type(settlement).__name__, seconds=attempt.seconds)
         else:

@@ -77,6 +77,7 @@ def upgrade() -> None:
         sa.Column("celery_task_id", RowId, nullable=False),
         sa.Column("batch_id", RowId, nullable=True),
         sa.Column("origin_job_id", RowId, nullable=True),
+        sa.Column("request_id", sa.String(length=128), nullable=True),
         sa.Column("provider", sa.String(length=80), nullable=False),
         sa.Column("provider_job_id", sa.String(length=500), nullable=True),
         sa.Column("mocked", sa.Boolean(), nullable=False),

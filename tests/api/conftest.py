@@ -1,0 +1,76 @@
+"""Fixtures that run the whole service in this process: see `api_service`."""
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from api_service import Service, settings_for
+
+from servers import ServerMissing, ValkeyServer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hushed() -> Iterator[None]:
+    """Only warnings are shown: a service says much."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.fixture(scope="session")
+def api_valkey() -> Iterator[ValkeyServer]:
+    """The Valkey of these services. Not the one that others share: they empty it and count what it is asked."""
+    try:
+        server = ValkeyServer()
+    except ServerMissing as reason:
+        pytest.skip(str(reason))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def service(
+    api_valkey: ValkeyServer, sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """The service that the session's tests share: leave it running, and look only at jobs of your own."""
+    folder = tmp_path_factory.mktemp("service")
+    url = f"sqlite:///{shutil.copy(sqlite_template, folder / 'safelight.db')}"
+    running = Service(settings_for(folder, api_valkey, url), api_valkey)
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def make_service(api_valkey: ValkeyServer, sqlite_template: Path, tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """Services that the test may break: `make_service(worker=False, slots=1, valkey=..., database_url=...)`."""
+    made: list[Service] = []
+
+    def make(
+        *,
+        worker: bool = True,
+        slots: int = 50,
+        valkey: ValkeyServer = api_valkey,
+        database_url: str | None = None,
+        **changes: Any,
+    ) -> Service:
+        folder = tmp_path / f"service-{len(made)}"
+        folder.mkdir()
+        if database_url is None:
+            database_url = f"sqlite:///{shutil.copy(sqlite_template, folder / 'safelight.db')}"
+        settings = settings_for(folder, valkey, database_url, **changes)
+        made.append(Service(settings, valkey, slots=slots, worker=worker))
+        return made[-1]
+
+    yield make
+    for running in made:
+        running.close()
+
+
+@pytest.fixture
+def idle(make_service: Callable[..., Service]) -> Service:
+    """A service of the test's own without a worker."""
+    return make_service(worker=False)

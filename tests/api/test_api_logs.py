@@ -1,0 +1,103 @@
+"""What the log tells of a job: its story, every line of it findable by the job's ids, and no secret."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+
+import pytest
+import structlog
+from api_service import JOBS, Json, Service, order
+
+from safelight import log
+from servers import ValkeyServer
+
+PASSWORD = "hunter2-and-more"
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Every line as it would go to standard error."""
+    written: list[str] = []
+    monkeypatch.setattr(log, "_write", written.append)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    log.configure("debug", "json")
+    structlog.configure(cache_logger_on_first_use=False)
+    yield written
+    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def test_the_story_of_a_job_is_in_the_log(lines: list[str], make_service: Callable[..., Service]) -> None:
+    service = make_service()
+    body = order(seconds=0.2, seed=7, mock={"transient_errors": 1}, prompt="a lighthouse of note")
+    job = service.http.post(JOBS, json=body, headers={"X-Request-Id": "request-1"}).json()
+    service.end_of(job["id"])
+    service.stop_worker()
+    told: list[Json] = [json.loads(line) for line in lines]
+    story = [line for line in told if line.get("job_id") == job["id"]]
+    assert all({"timestamp", "level", "event"} <= line.keys() for line in told)
+    assert all(line["task_id"] == job["task_id"] for line in story)
+    events = [line["event"] for line in story if line["level"] != "debug"]
+    assert events == [
+        "job.received",
+        "job.status_changed",
+        "job.started",
+        "job.status_changed",
+        "attempt.settled",
+        "job.status_changed",
+        "job.started",
+        "provider.accepted",
+        "artifact.stored",
+        "job.status_changed",
+        "attempt.settled",
+    ]
+    received, _, first, *_ = story
+    assert received["request_id"] == "request-1"
+    assert (first["prompt"], first["seed"], first["width"], first["provider"], first["model"], first["attempt"]) == (
+        "a lighthouse of note", 7, 64, "mock", "darkroom", 1,
+    )  # fmt: skip
+    assert first["queued_seconds"] >= 0
+    changes = [line["status"] for line in story if line["event"] == "job.status_changed"]
+    assert changes == ["processing", "pending", "processing", "completed"]
+    assert [line["attempt"] for line in story if line["event"] == "job.started"] == [1, 2]
+    settled = [line for line in story if line["event"] == "attempt.settled"]
+    assert [(line["status"], line["retry_count"], line["attempt"]) for line in settled] == [
+        ("pending", 1, 1),
+        ("completed", 1, 2),
+    ]
+    assert settled[1]["seconds"] >= 0.2
+    stored = next(line for line in story if line["event"] == "artifact.stored")
+    assert (stored["storage_key"], stored["attempt"]) == (f"jobs/{job['id']}/2/0.png", 2)
+    assert all("attempt" in line for line in story if line["event"] != "job.received" and line["level"] != "debug")
+
+
+def test_every_line_of_a_job_bears_the_request_that_made_it(lines: list[str], service: Service) -> None:
+    job = service.http.post(JOBS, json=order(), headers={"X-Request-Id": "request-2"}).json()
+    service.end_of(job["id"])
+    story = [line for line in map(json.loads, lines) if line.get("job_id") == job["id"] and line["level"] != "debug"]
+    assert {line.get("request_id") for line in story} == {"request-2"}
+
+
+def test_requests_are_told_with_their_id_and_time(lines: list[str], service: Service) -> None:
+    service.http.get("/nothing", headers={"X-Request-Id": "request-3"})
+    (line,) = [line for line in map(json.loads, lines) if line.get("request_id") == "request-3"]
+    assert (line["event"], line["method"], line["path"], line["status"]) == (
+        "request.answered", "GET", "/nothing", 404,
+    )  # fmt: skip
+    assert line["milliseconds"] >= 0
+
+
+def test_no_secret_stands_in_the_log(
+    lines: list[str], valkey_server: Callable[..., ValkeyServer], make_service: Callable[..., Service]
+) -> None:
+    valkey = valkey_server(password=PASSWORD)
+    service = make_service(valkey=valkey, worker=False)
+    valkey.kill()
+    headers = {"Authorization": f"Bearer {PASSWORD}"}
+    service.http.post(JOBS, json=order(), headers=headers)
+    service.http.get(f"{JOBS}?key={PASSWORD}", headers=headers)
+    service.http.get("/health/ready")
+    assert lines
+    assert PASSWORD not in "\n".join(lines)

@@ -1,0 +1,524 @@
+"""Who runs next, on both databases: rounds of dispatch taken one at a time, and what time does between them."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+
+from jobs.builders import QUEUE, Desk, completed, try_again
+from safelight.db import Database, DatabaseUnavailable, Tx, db_now, new_id
+from safelight.jobs import Caps, Dispatcher, Job, QueueLoad, read_loads, register_worker
+from safelight.jobs.dispatch import LEASE_NAME, LEASE_SECONDS, give_up_lease, read_pulse, take_lease
+from safelight.jobs.job import leases, workers
+from safelight.jobs.service import ISOLATED
+
+pytestmark = pytest.mark.anyio
+
+BEAT_SECONDS = 5.0
+REHINT_SECONDS = 5.0
+
+
+class Office(Desk):
+    """A process that dispatches, and what it hinted."""
+
+    def __init__(self, database: Database, caps: Caps | None = None, *, beat_seconds: float = BEAT_SECONDS) -> None:
+        super().__init__(database)
+        self.hinted: list[str] = []
+        self.broker_is_there = True
+        self.holder = new_id()
+        self.houses_kept = 0
+        self.dispatcher = Dispatcher(
+            database,
+            self.jobs,
+            holder=self.holder,
+            hint=lambda job: self.hinted.append(job.id),
+            can_hint=lambda: self.broker_is_there,
+            caps=caps or Caps(),
+            beat_seconds=beat_seconds,
+            rehint_seconds=REHINT_SECONDS,
+            housekeeping=self.keep_house,
+        )
+
+    async def keep_house(self) -> None:
+        self.houses_kept += 1
+
+    async def round(self) -> list[str]:
+        """One turn of the dispatcher's loop; what it hinted, in order."""
+        self.hinted.clear()
+        await self.dispatcher._tick()
+        return list(self.hinted)
+
+    async def worker(self, *queues: str, slots: int) -> str:
+        worker_id = new_id()
+        await self.write(register_worker, worker_id, "io", queues or (QUEUE,), slots)
+        return worker_id
+
+    async def loads(self) -> dict[str, QueueLoad]:
+        return await self.database.read(read_loads, 3 * BEAT_SECONDS)
+
+    async def reason(self, job: Job) -> str | None:
+        return (await self.job(job.id)).blocked_reason
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    database = Database(database_url, readers=1)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def office(database: Database) -> Office:
+    return Office(database)
+
+
+# What is released
+
+
+async def test_released_by_priority_then_age(office: Office) -> None:
+    await office.worker(slots=10)
+    low, first, urgent, second = [(await office.submit(priority=priority)).id for priority in (-1, 0, 10, 0)]
+    await office.change(second, run_at=db_now(-60.0))  # due for longer
+    assert await office.round() == [urgent, second, first, low]
+    for job_id in (low, first, urgent, second):
+        job = await office.job(job_id)
+        assert (job.hint_count, job.hinted_at is not None, job.status, job.version) == (1, True, "pending", 1)
+    assert await office.round() == []  # none is released twice
+
+
+async def test_hints_under_way_are_about_twice_the_free_slots(office: Office) -> None:
+    await office.worker(slots=2)
+    ids = [(await office.submit()).id for _ in range(12)]
+    assert await office.round() == ids[:5]  # 2 * 2 + 1
+    assert await office.round() == []
+    for job_id in ids[:2]:
+        assert await office.claim(job_id) is not None
+    # All slots are taken and three hints wait at the door: more than the one that may.
+    assert await office.round() == []
+    for job_id in ids[2:4]:
+        assert await office.claim(job_id) is not None
+    assert (await office.loads())[QUEUE] == QueueLoad(workers=1, slots=2, running=4, hinted=1, waiting=7)
+    assert await office.round() == []
+    assert await office.claim(ids[4]) is not None
+    assert await office.round() == ids[5:6]  # one is always at the door
+    for job_id in ids[:5]:
+        job = await office.job(job_id)
+        await office.settle(job, completed(job))
+    assert await office.round() == ids[6:10]
+
+
+async def test_room_counts_the_slots_of_all_living_workers_of_the_queue(office: Office) -> None:
+    await office.worker(QUEUE, "default", slots=1)
+    await office.worker(QUEUE, slots=2)
+    await office.worker("default", slots=100)
+    dead = await office.worker(QUEUE, slots=100)
+    await office.write(age_worker, dead, 3 * BEAT_SECONDS + 1)
+    ids = [(await office.submit()).id for _ in range(20)]
+    assert await office.round() == ids[:7]
+    loads = await office.loads()
+    assert (loads[QUEUE].workers, loads[QUEUE].slots) == (2, 3)
+    assert (loads["default"].workers, loads["default"].slots) == (2, 101)
+
+
+async def test_a_job_is_not_released_before_its_time(office: Office) -> None:
+    await office.worker(slots=10)
+    later = await office.submit(run_at=datetime.now(UTC) + timedelta(hours=1))
+    retried = await office.running()
+    await office.settle(retried, try_again(retried, 3600.0))
+    assert await office.round() == []
+    assert await office.reason(later) is None
+    await office.change(retried.id, run_at=db_now(-0.1))
+    assert await office.round() == [retried.id]
+    await office.change(later.id, run_at=db_now())
+    await asyncio.sleep(0.002)
+    assert await office.round() == [later.id]
+
+
+async def test_the_loop_wakes_for_the_next_due_job(office: Office) -> None:
+    await office.submit(run_at=datetime.now(UTC) + timedelta(seconds=90))
+    await office.submit(run_at=datetime.now(UTC) + timedelta(seconds=30))
+    pulse = await office.database.read(read_pulse, 15.0, REHINT_SECONDS)
+    assert pulse.next_due_seconds == pytest.approx(30, abs=5)
+    assert not pulse.must_act
+
+
+async def test_suspects_wait_for_a_worker_of_their_own_queue(office: Office) -> None:
+    await office.worker(slots=10)
+    job = await office.running()
+    await office.lose(job.id)
+    assert await office.round() == []
+    assert await office.reason(job) == "no_worker"
+    await office.worker("local", ISOLATED, slots=1)
+    assert await office.round() == [job.id]
+    assert await office.reason(job) is None
+
+
+# Why a job waits
+
+
+async def test_without_a_worker_a_job_says_so_until_one_appears(office: Office) -> None:
+    job = await office.submit()
+    assert await office.round() == []
+    blocked = await office.job(job.id)
+    assert (blocked.blocked_reason, blocked.status, blocked.version, blocked.hinted_at) == (
+        "no_worker",
+        "pending",
+        1,
+        None,
+    )
+    worker = await office.worker(slots=1)
+    assert await office.round() == [job.id]
+    assert await office.reason(job) is None
+    # Its hint is under way when the worker dies.
+    await office.write(age_worker, worker, 16.0)
+    await office.round()
+    assert await office.reason(job) == "no_worker"
+    await office.worker(slots=1)
+    await office.round()
+    assert await office.reason(job) is None
+
+
+async def test_jobs_waiting_for_room_alone_have_no_reason(office: Office) -> None:
+    await office.worker(slots=1)
+    jobs = [await office.submit() for _ in range(5)]
+    assert len(await office.round()) == 3
+    assert [await office.reason(job) for job in jobs] == [None] * 5
+
+
+# Caps
+
+
+async def test_a_providers_cap_counts_running_and_released_jobs(database: Database) -> None:
+    office = Office(database, Caps(providers={"small": 2}))
+    await office.worker(slots=100)
+    running = await office.running(provider="small")
+    small = [await office.submit(provider="small", priority=5) for _ in range(3)]
+    wide = [await office.submit(provider="wide") for _ in range(3)]
+    assert await office.round() == [small[0].id, *(job.id for job in wide)]
+    assert [await office.reason(job) for job in small] == [None, "provider_limit", "provider_limit"]
+    assert [await office.reason(job) for job in wide] == [None] * 3
+    await office.settle(running, completed(running))
+    assert await office.round() == [small[1].id]
+    assert [await office.reason(job) for job in small] == [None, None, "provider_limit"]
+    lost = await office.claim(small[0].id)  # a crash frees its place
+    assert lost is not None
+    await office.lose(lost.id)
+    assert await office.round() == [small[2].id]
+    assert await office.reason(small[2]) is None
+
+
+async def test_an_owners_cap(database: Database) -> None:
+    office = Office(database, Caps(owner=2))
+    await office.worker(slots=100)
+    greedy = [await office.submit(owner_id="greedy") for _ in range(4)]
+    modest = await office.submit(owner_id="modest")
+    assert await office.round() == [greedy[0].id, greedy[1].id, modest.id]
+    assert [await office.reason(job) for job in greedy] == [None, None, "owner_limit", "owner_limit"]
+    assert await office.reason(modest) is None
+    job = await office.claim(greedy[0].id)
+    assert job is not None
+    assert await office.round() == []  # running instead of released: still two
+    await office.settle(job, completed(job))
+    assert await office.round() == [greedy[2].id]
+    await office.cancel(greedy[3].id, "greedy")
+    assert await office.reason(greedy[3]) is None
+
+
+async def test_both_caps_hold_together(database: Database) -> None:
+    office = Office(database, Caps(providers={"p": 3}, owner=2))
+    await office.worker(slots=100)
+    for number in range(12):
+        await office.submit(owner_id=f"owner{number % 4}", provider="p" if number % 3 else "q")
+    released: list[str] = []
+    while more := await office.round():
+        released += more
+    jobs = [await office.job(job_id) for job_id in released]
+    assert sum(job.provider == "p" for job in jobs) == 3
+    for number in range(4):
+        assert sum(job.owner_id == f"owner{number}" for job in jobs) <= 2
+
+
+async def test_an_owner_at_the_limit_does_not_hold_up_a_providers_other_users(database: Database) -> None:
+    office = Office(database, Caps(providers={"p": 2}, owner=1))
+    await office.worker(slots=100)
+    await office.running(owner_id="greedy", provider="p")
+    for _ in range(3):
+        await office.submit(owner_id="greedy", provider="p", priority=10)
+    modest = await office.submit(owner_id="modest", provider="p")
+    assert await office.round() == [modest.id]
+
+
+async def test_a_full_provider_does_not_hold_up_its_users_other_jobs(database: Database) -> None:
+    office = Office(database, Caps(providers={"full": 1}, owner=1))
+    await office.worker(slots=100)
+    await office.running(owner_id="other", provider="full")
+    await office.submit(provider="full", priority=10)
+    elsewhere = await office.submit(provider="wide")
+    assert await office.round() == [elsewhere.id]
+
+
+async def test_nothing_jumps_the_caps_by_being_hinted_at_once(database: Database) -> None:
+    office = Office(database, Caps(providers={"small": 1}))
+    await office.worker(slots=10)
+    await office.round()
+    assert office.dispatcher.take_room(QUEUE, "wide")
+    assert not office.dispatcher.take_room(QUEUE, "small")
+    limited = Office(database, Caps(owner=1))
+    await limited.round()
+    assert not limited.dispatcher.take_room(QUEUE, "wide")
+
+
+async def test_a_submit_takes_room_only_while_nobody_waits(office: Office) -> None:
+    assert not office.dispatcher.take_room(QUEUE, "mock")  # before the first look
+    await office.worker(slots=1)
+    await office.round()
+    assert [office.dispatcher.take_room(QUEUE, "mock") for _ in range(4)] == [True, True, True, False]
+    await office.round()
+    office.broker_is_there = False
+    assert not office.dispatcher.take_room(QUEUE, "mock")
+    office.broker_is_there = True
+    for _ in range(9):
+        await office.submit()
+    await office.round()
+    await office.round()
+    assert not office.dispatcher.take_room(QUEUE, "mock")
+    assert not office.dispatcher.take_room("default", "mock")
+
+
+# Hints that were lost
+
+
+async def test_lost_hints_are_sent_again_ever_more_rarely(office: Office) -> None:
+    await office.worker(slots=10)
+    job = await office.submit()
+    assert await office.round() == [job.id]
+    for count, wait in enumerate((5.0, 10.0, 30.0, 60.0, 60.0, 60.0), start=2):
+        await office.change(job.id, hinted_at=db_now(-(wait - 1.0)))
+        assert await office.round() == [], wait
+        await office.change(job.id, hinted_at=db_now(-(wait + 0.1)))
+        assert await office.round() == [job.id], wait
+        hinted = await office.job(job.id)
+        assert (hinted.hint_count, hinted.version) == (count, 1)
+    assert await office.claim(job.id) is not None
+    assert await office.round() == []
+
+
+async def test_a_submits_own_lost_hint_is_sent_again(office: Office) -> None:
+    await office.worker(slots=10)
+    job = await office.submit(hint=True)
+    assert await office.round() == []
+    await office.change(job.id, hinted_at=db_now(-5.1))
+    assert await office.round() == [job.id]
+
+
+async def test_hints_to_queues_without_workers_are_not_repeated(office: Office) -> None:
+    job = await office.submit(hint=True)
+    await office.change(job.id, hinted_at=db_now(-600.0))
+    assert await office.round() == []
+    await office.worker(slots=1)
+    assert await office.round() == [job.id]
+
+
+async def test_nothing_is_released_while_the_broker_is_away(office: Office) -> None:
+    await office.worker(slots=10)
+    stale = await office.submit(hint=True)
+    await office.change(stale.id, hinted_at=db_now(-600.0))
+    job = await office.submit()
+    lost = await office.running()
+    await office.change(lost.id, lease_until=db_now(-1.0))
+    office.broker_is_there = False
+    assert await office.round() == []
+    assert (await office.job(job.id)).hinted_at is None
+    assert (await office.job(stale.id)).hint_count == 1
+    assert (await office.job(lost.id)).status == "pending"  # that needs no broker
+    office.broker_is_there = True
+    assert sorted(await office.round()) == sorted([stale.id, job.id])
+
+
+# Jobs that nobody holds
+
+
+async def test_a_round_recovers_lost_overdue_and_unstarted_jobs(office: Office) -> None:
+    await office.worker(slots=10)
+    lost, overdue, late, healthy = (
+        await office.running(),
+        await office.running(),
+        await office.submit(start_within_seconds=60.0),
+        await office.running(),
+    )
+    await office.change(lost.id, lease_until=db_now(-1.0))
+    await office.change(overdue.id, deadline_at=db_now(-6.0))
+    await office.change(late.id, start_deadline_at=db_now(-1.0))
+    assert await office.round() == []  # a deadline that passed is not released any more
+    assert [(await office.job(job.id)).status for job in (lost, overdue, late, healthy)] == [
+        "pending",
+        "failed",
+        "failed",
+        "processing",
+    ]
+
+
+@pytest.mark.parametrize("accident", ["lease_until", "deadline_at"])
+async def test_a_quiet_leader_acts_at_once_when_time_runs_out(office: Office, accident: str) -> None:
+    job = await office.running()
+    await office.round()
+    await office.round()  # now it leads and has nothing to do
+    before = await lease(office)
+    await office.round()
+    assert await lease(office) == before  # a round that only reads
+    await office.change(job.id, **{accident: db_now(-6.0)})
+    await office.round()
+    assert (await office.job(job.id)).status != "processing"
+
+
+async def test_after_an_outage_workers_are_given_time_to_renew_their_leases(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    office = Office(database, beat_seconds=0.15)
+    job = await office.running()
+    await office.change(job.id, lease_until=db_now(-1.0))  # it could not renew either
+
+    def away(*args: Any) -> Any:
+        failed.set()
+        raise DatabaseUnavailable
+
+    failed = asyncio.Event()
+    monkeypatch.setattr(database, "read", away)
+    loop = asyncio.ensure_future(office.dispatcher.run())
+    await failed.wait()
+    await asyncio.sleep(0)
+    back = time.monotonic()
+    loop.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await loop
+    monkeypatch.undo()
+    assert not office.dispatcher.take_room(QUEUE, "mock")
+    await office.round()
+    assert time.monotonic() - back < 0.3, "too slow a machine for this test"
+    assert (await office.job(job.id)).status == "processing"
+    await office.change(job.id, lease_until=db_now(60.0))  # its heartbeat came
+    await asyncio.sleep(0.31)
+    await office.round()
+    assert (await office.job(job.id)).status == "processing"
+    await office.change(job.id, lease_until=db_now(-1.0))
+    await office.round()
+    assert (await office.job(job.id)).status == "pending"
+
+
+async def test_rows_of_workers_long_dead_are_removed(office: Office) -> None:
+    long_dead, just_dead = await office.worker(slots=1), await office.worker(slots=1)
+    await office.write(age_worker, long_dead, 20 * 3 * BEAT_SECONDS + 1)
+    await office.write(age_worker, just_dead, 3 * BEAT_SECONDS + 1)
+    await office.round()
+    assert await office.database.read(lambda tx: list(tx.execute(select(workers.c.id)).scalars())) == [just_dead]
+
+
+# Who dispatches
+
+
+async def test_only_the_holder_of_the_lease_works(database: Database, database_url: str) -> None:
+    first = Office(database)
+    elsewhere = Database(database_url, readers=1)
+    second = Office(elsewhere)
+    await first.worker(slots=100)
+    await first.round()
+    assert (await lease(first))[0] == first.holder
+    job = await first.submit()
+    assert await second.round() == []
+    assert (await first.job(job.id)).hinted_at is None
+    assert await first.round() == [job.id]
+    # The first process dies; its lease runs out.
+    await first.write(end_lease)
+    job = await first.submit()
+    assert await second.round() == [job.id]
+    holder, until = await lease(first)
+    assert holder == second.holder
+    assert timedelta(0) < until - datetime.now(UTC) < timedelta(seconds=LEASE_SECONDS + 5)
+    elsewhere.close()
+
+
+async def test_many_dispatchers_at_once_release_each_job_once(database: Database, database_url: str) -> None:
+    databases = [Database(database_url, readers=1) for _ in range(2)]
+    offices = [Office(each) for each in (database, *databases)]
+    await offices[0].worker(slots=50)
+    ids = [(await offices[0].submit()).id for _ in range(40)]
+    for _ in range(3):
+        await asyncio.gather(*(office.dispatcher._tick() for office in offices))
+    assert sorted(job_id for office in offices for job_id in office.hinted) == sorted(ids)
+    for each in databases:
+        each.close()
+
+
+async def test_a_leader_that_was_overtaken_does_nothing(office: Office, database: Database) -> None:
+    """It read that it leads, froze, and thawed after another took over."""
+    await office.worker(slots=10)
+    await office.round()
+    await office.write(end_lease)
+    successor = Office(database)
+    await successor.round()
+    job = await office.submit()
+    lost = await office.running()
+    await office.change(lost.id, lease_until=db_now(-1.0))
+    assert await office.write(office.dispatcher._dispatch, True, True) is None
+    assert (await office.job(job.id)).hinted_at is None
+    assert (await office.job(lost.id)).status == "processing"
+    assert (await lease(office))[0] == successor.holder
+    assert await successor.round() == [job.id]
+
+
+async def test_a_lease_given_up_is_free_at_once(office: Office, database: Database) -> None:
+    await office.round()
+    successor = Office(database)
+    assert not await successor.write(take_lease, successor.holder)
+    await successor.dispatcher.release_lease()  # it holds none: nothing happens
+    await office.write(give_up_lease, successor.holder)
+    assert not await successor.write(take_lease, successor.holder)
+    await office.dispatcher.release_lease()
+    assert await successor.write(take_lease, successor.holder)
+    assert not await office.write(take_lease, office.holder)
+
+
+async def test_a_leader_renews_its_lease_in_time(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    await office.round()
+    _, until = await lease(office)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + LEASE_SECONDS / 2 + 0.5)
+    await asyncio.sleep(0.002)
+    await office.round()
+    assert (await lease(office))[1] > until
+
+
+async def test_the_house_is_kept_by_whoever_dispatches(office: Office, database: Database) -> None:
+    idle = Office(database)
+    await office.round()
+    assert office.houses_kept == 0
+    idle.dispatcher._housekeeping_at = office.dispatcher._housekeeping_at = 0.0
+    await idle.round()
+    assert idle.dispatcher._housekeeping_task is None
+    await office.write(end_lease)
+    await office.round()
+    task = office.dispatcher._housekeeping_task
+    assert task is not None
+    await task
+    assert (idle.houses_kept, office.houses_kept) == (0, 1)
+
+
+# What the tests reach for
+
+
+def age_worker(tx: Tx, worker_id: str, seconds: float) -> None:
+    tx.execute(update(workers).where(workers.c.id == worker_id).values(seen_at=db_now(-seconds)))
+
+
+def end_lease(tx: Tx) -> None:
+    tx.execute(update(leases).where(leases.c.name == LEASE_NAME).values(until=db_now(-0.1)))
+
+
+async def lease(office: Office) -> tuple[str, datetime]:
+    holder, until = await office.database.read(lambda tx: tx.execute(select(leases.c.holder, leases.c.until)).one())
+    return holder, until

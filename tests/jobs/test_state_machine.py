@@ -1,0 +1,335 @@
+"""The life of jobs under everything that can happen to them, in any order that Hypothesis finds.
+
+A failure here shows the steps as they were found. Set SAFELIGHT_EXAMPLES (to 300, say) for a longer search, with other
+examples each time, that also shortens the steps of what it finds.
+"""
+
+import os
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from sqlalchemy import Connection, select
+from sqlalchemy import event as sa_event
+
+from jobs.builders import (
+    LEASE_SECONDS,
+    OWNER,
+    QUEUE,
+    WORKER,
+    Tape,
+    artifacts_recorded,
+    change_job,
+    completed,
+    events_of,
+    failed,
+    look,
+    new_job,
+    outline,
+    try_again,
+)
+from safelight.artifacts import artifacts
+from safelight.db import Database, Tx, db_now
+from safelight.jobs import (
+    Beat,
+    Cancelled,
+    Caps,
+    HandBack,
+    Job,
+    JobEnded,
+    Jobs,
+    Settlement,
+    Submitted,
+    attempts_of,
+    beat,
+    register_worker,
+)
+from safelight.jobs.dispatch import explain_waiting, rehint, release
+from safelight.jobs.job import TRANSITIONS, attempts, jobs, workers
+from safelight.jobs.service import ISOLATED, MAX_CRASHES
+
+EXAMPLES = int(os.environ.get("SAFELIGHT_EXAMPLES", "0"))
+QUEUES = (QUEUE, ISOLATED)
+ENDS: dict[str, Callable[[Job], Settlement]] = {
+    "completed": completed,
+    "failed": failed,
+    "cancelled": lambda job: Cancelled(),
+    "retry now": try_again,
+    "retry later": lambda job: try_again(job, 3600.0),
+    "hand back": lambda job: HandBack(),
+}
+BACK = ("retry now", "hand back")
+
+
+class Lives(RuleBasedStateMachine):
+    """Every rule is one transaction; after each, what the rows say is compared with what they said before."""
+
+    ids: Bundle[str] = Bundle("ids")
+    claims: Bundle[Job] = Bundle("claims")
+
+    connection: ClassVar[Connection]  # Hypothesis makes the machines itself
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tape = Tape()
+        self.jobs = Jobs(self.tape)
+        self.rows: dict[str, Job] = {}  # as they stood after the last rule
+        self.waiting_for_time: set[str] = set()
+        self.write(self._empty)
+
+    # --- steps --------------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: sum(not row.is_terminal for row in self.rows.values()) < 2)
+    @rule(target=ids, hint=st.booleans())
+    def submit(self, hint: bool) -> str:
+        accepted = self.write(self.jobs.submit, new_job(hint=hint))
+        assert isinstance(accepted, Submitted)
+        return accepted.job.id
+
+    @rule(room=st.integers(1, 3), queue=st.sampled_from(QUEUES), cap=st.sampled_from([None, 1, 2]))
+    def dispatch(self, room: int, queue: str, cap: int | None) -> None:
+        released = self.write(release, queue, room, Caps(owner=cap))
+        assert len(released) <= room
+        for job in released:
+            before = self.rows[job.id]
+            assert (before.status, before.queue, before.hinted_at) == ("pending", queue, None)
+            assert job.id not in self.waiting_for_time
+        if cap is not None:
+            busy = [row for row in self.read_all().values() if row.status == "processing" or row.hinted_at is not None]
+            assert len(busy) <= cap or not released
+
+    @rule()
+    def hints_are_lost(self) -> None:
+        for job_id, row in self.rows.items():
+            if row.hinted_at is not None:
+                self.write(change_job, job_id, {"hinted_at": db_now(-3600.0)})
+        again = {job.id for job in self.write(rehint, QUEUES, 5.0)}
+        assert again == {job_id for job_id, row in self.rows.items() if row.hinted_at is not None}
+
+    @rule(served=st.lists(st.sampled_from(QUEUES), unique=True))
+    def workers_come_and_go(self, served: list[str]) -> None:
+        self.write(explain_waiting, served, Caps())
+
+    @rule(job_id=ids)
+    def its_time_comes(self, job_id: str) -> None:
+        self.write(change_job, job_id, {"run_at": db_now(-1.0)})
+        self.waiting_for_time.discard(job_id)
+        self.rows[job_id] = self.read_all()[job_id]
+
+    @rule(target=claims, job_id=ids, queue=st.sampled_from((QUEUE, QUEUE, ISOLATED)))
+    def hint_arrives(self, job_id: str, queue: str) -> Any:
+        before = self.rows[job_id]
+        job = self.write(self.jobs.claim, job_id, queue, WORKER, "io", LEASE_SECONDS)
+        may = before.status == "pending" and before.hinted_at is not None and before.queue == queue
+        assert (job is not None) == may
+        if job is not None:
+            assert job.attempt == before.attempt + 1
+        return job or before  # a claim of what never ran is a stranger's: it must not be able to do anything
+
+    @rule(target=claims, job_id=ids)
+    def it_runs(self, job_id: str) -> Any:
+        """The way a job usually takes, in one step."""
+        before = self.rows[job_id]
+        if before.status != "pending":
+            return before
+        self.write(change_job, job_id, {"hinted_at": db_now(), "run_at": db_now(-1.0)})
+        self.waiting_for_time.discard(job_id)
+        job = self.write(self.jobs.claim, job_id, before.queue, WORKER, "io", LEASE_SECONDS)
+        assert job is not None and job.attempt == before.attempt + 1
+        return job
+
+    @rule(target=claims, claim=claims)
+    def it_runs_elsewhere_while_its_worker_is_frozen(self, claim: Job) -> Any:
+        """The old attempt still lives, and will try to write."""
+        before = self.rows[claim.id]
+        if not self.is_current(claim) or before.cancel_requested_at is not None or before.crash_count > 1:
+            return claim
+        self.worker_dies(claim.id)
+        self.the_rows_are_sound()
+        return self.it_runs(claim.id)
+
+    @rule(job_id=ids)
+    def hint_meets_a_leaving_worker(self, job_id: str) -> None:
+        self.write(self.jobs.decline, job_id)
+
+    @rule(claim=claims)
+    def heartbeat(self, claim: Job) -> None:
+        before = self.rows[claim.id]
+        pulse = self.write(beat, WORKER, 1, [Beat(claim.id, claim.attempt, 42, "sampling", None)], LEASE_SECONDS)
+        assert pulse is not None
+        if self.is_current(claim):
+            assert pulse.renewed == {claim.id: before.cancel_requested_at is not None} and not pulse.gone
+        else:
+            assert pulse.gone == {claim.id} and not pulse.renewed
+            self.nothing_changed(claim.id)
+
+    @rule(claim=claims)
+    def provider_accepts(self, claim: Job) -> None:
+        current = self.is_current(claim)
+        assert self.write(self.jobs.record_submitting, claim.id, claim.attempt) == current
+        assert self.write(self.jobs.record_accepted, claim.id, claim.attempt, f"r{claim.attempt}") == current
+        if not current:
+            self.nothing_changed(claim.id)
+
+    @rule(claim=claims, end=st.sampled_from([*ENDS, *BACK, *BACK]))
+    def settle(self, claim: Job, end: str) -> None:
+        """By the attempt that runs, or late by one that did."""
+        before, current = self.rows[claim.id], self.is_current(claim)
+        job = self.write(self.jobs.settle, claim, ENDS[end](claim))
+        assert (job is not None) == current
+        if job is None:
+            self.nothing_changed(claim.id)
+            return
+        if before.cancel_requested_at is not None and end not in ("completed", "failed"):
+            assert job.status == "cancelled"
+        else:
+            assert job.status == (end if end in ("completed", "failed", "cancelled") else "pending")
+        if end == "retry later" and job.status == "pending":
+            self.waiting_for_time.add(job.id)
+
+    @rule(job_id=ids)
+    def cancel(self, job_id: str) -> None:
+        before = self.rows[job_id]
+        answer = self.write(self.jobs.cancel, job_id, OWNER)
+        match before.status:
+            case "completed" | "failed":
+                assert isinstance(answer, JobEnded)
+            case "processing":
+                assert isinstance(answer, Job) and answer.status == "processing"
+                assert answer.cancel_requested_at is not None
+            case _:
+                assert isinstance(answer, Job) and answer.status == "cancelled"
+
+    @rule(job_id=ids)
+    def worker_dies(self, job_id: str) -> None:
+        before = self.rows[job_id]
+        if before.status != "processing":
+            return
+        self.write(change_job, job_id, {"lease_until": db_now(-1.0)})
+        (job,) = self.write(self.jobs.recover_lost)
+        assert job.id == job_id
+        if before.cancel_requested_at is not None:
+            assert job.status == "cancelled"
+        elif before.queue == ISOLATED and before.crash_count + 1 == MAX_CRASHES:
+            assert (job.status, job.crash_count) == ("failed", MAX_CRASHES)
+        else:
+            assert (job.status, job.queue) == ("pending", ISOLATED)
+            assert job.crash_count == before.crash_count + (before.queue == ISOLATED)
+
+    @rule(job_id=ids)
+    def hard_limit_passes(self, job_id: str) -> None:
+        if self.rows[job_id].status != "processing":
+            return
+        self.write(change_job, job_id, {"deadline_at": db_now(-60.0)})
+        (job,) = self.write(self.jobs.fail_overdue)
+        assert (job.id, job.status) == (job_id, "failed")
+
+    @rule(job_id=ids)
+    def start_deadline_passes(self, job_id: str) -> None:
+        before = self.rows[job_id]
+        if before.is_terminal:
+            return
+        self.write(change_job, job_id, {"start_deadline_at": db_now(-1.0)})
+        late = self.write(self.jobs.fail_unstarted)
+        assert [job.id for job in late] == ([job_id] if before.status == "pending" and before.attempt == 0 else [])
+
+    # --- what always holds --------------------------------------------------------------------------------------------
+
+    @invariant()
+    def the_rows_are_sound(self) -> None:
+        rows = self.read_all()
+        with self.transaction() as tx:
+            for job_id, row in rows.items():
+                self._check(tx, row, self.rows.get(job_id))
+        self.rows = rows
+
+    def _check(self, tx: Tx, row: Job, before: Job | None) -> None:
+        told = self.tape.of(row.id)
+        assert before is None or not before.is_terminal or row == before, "an end is an end"
+        if before is not None:
+            if row.version != before.version:
+                assert row.version == before.version + 1
+                assert row.status in TRANSITIONS[before.status]
+            else:
+                assert row.status == before.status
+            assert row.attempt - before.attempt in (0, 1)
+        assert [event.version for event in told] == list(range(2, row.version + 1))
+        assert sum(event.is_terminal for event in told) == row.is_terminal
+        assert all(event.is_terminal == (event is told[-1] and row.is_terminal) for event in told)
+        numbers = [event.attempt for event in told]
+        assert numbers == sorted(numbers)
+        assert outline(events_of(tx, row.id))[1:] == outline(told)
+        assert (row.status == "processing") == (row.lease_until is not None) == (row.deadline_at is not None)
+        assert row.status == "pending" or (row.hinted_at is None and row.blocked_reason is None)
+        made = artifacts_recorded(tx, row.id)
+        assert {artifact.attempt for artifact in made} == ({row.attempt} if row.status == "completed" else set())
+        tried = attempts_of(tx, row.id)
+        assert [attempt.number for attempt in tried] == list(range(1, row.attempt + 1))
+        running = [attempt.number for attempt in tried if attempt.outcome is None]
+        assert running == ([row.attempt] if row.status == "processing" else [])
+        assert row.retry_count == sum(attempt.outcome == "retry" for attempt in tried)
+        assert row.crash_count <= MAX_CRASHES
+
+    # --- within -------------------------------------------------------------------------------------------------------
+
+    def is_current(self, claim: Job) -> bool:
+        row = self.rows[claim.id]
+        return row.status == "processing" and row.attempt == claim.attempt
+
+    def nothing_changed(self, job_id: str) -> None:
+        with self.transaction() as tx:
+            assert look(tx, job_id) == self.rows[job_id]
+
+    def read_all(self) -> dict[str, Job]:
+        with self.transaction() as tx:
+            return {row.id: Job.of(row) for row in tx.execute(select(*jobs.c))}
+
+    def write(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """What the writer thread does, here and now."""
+        notes: list[Callable[[], None]] = []
+        with self.transaction(notes) as tx:
+            result = fn(tx, *args)
+        for note in notes:
+            note()
+        return result
+
+    @contextmanager
+    def transaction(self, notes: list[Callable[[], None]] | None = None) -> Generator[Tx]:
+        with self.connection.begin():
+            yield Tx(self.connection, [] if notes is None else notes)
+
+    def _empty(self, tx: Tx) -> None:
+        for table in (jobs, attempts, artifacts, workers):
+            tx.execute(table.delete())
+        register_worker(tx, WORKER, "io", QUEUES, 10)
+
+
+@pytest.fixture
+def connection(sqlite_url: str) -> Iterator[Connection]:
+    """The writer's own kind of connection, without the disk's slowness."""
+    database = Database(sqlite_url)
+    sa_event.listen(database._engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=OFF"))
+    with database._engine.connect() as connection:
+        yield connection
+    database.close()
+
+
+@pytest.mark.timeout(3600 if EXAMPLES else 120)
+def test_every_life_of_a_job_is_sound(connection: Connection) -> None:
+    Lives.connection = connection
+    run_state_machine_as_test(
+        Lives,
+        settings=settings(
+            max_examples=EXAMPLES or 60,
+            stateful_step_count=60 if EXAMPLES else 40,
+            derandomize=not EXAMPLES,
+            database=None,
+            deadline=None,
+            phases=[Phase.generate, Phase.shrink] if EXAMPLES else [Phase.generate],  # shrinking takes minutes
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+        ),
+    )
