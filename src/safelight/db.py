@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, Literal, TypeVar, TypeVarTuple
 
 import orjson
 from sqlalchemy import JSON, BigInteger, Connection, CursorResult, Engine, Executable, MetaData, String, create_engine
@@ -383,7 +383,7 @@ class Database:
                 self._engine, reading = _sqlite_engines(url)
                 file = Path(parsed.database or "")
             elif name == "postgresql":
-                self._engine = reading = _postgresql_engine(url)
+                self._engine, reading = _postgresql_engine(url, None), _postgresql_engine(url, "REPEATABLE READ")
                 file = None
             else:
                 raise Invalid(f"database_url: {name} is not supported; use sqlite:///path or postgresql://...")
@@ -455,10 +455,11 @@ def _sqlite_begin(statement: str) -> Callable[[Connection], None]:
     return begin
 
 
-def _postgresql_engine(url: str) -> Engine:
+def _postgresql_engine(url: str, isolation: Literal["REPEATABLE READ"] | None) -> Engine:
     return create_engine(
         url,
         poolclass=NullPool,
+        **({} if isolation is None else {"isolation_level": isolation}),
         json_serializer=_dumps,
         json_deserializer=orjson.loads,
         connect_args={

@@ -710,6 +710,24 @@ async def test_watchers_are_given_what_they_missed(desk: Desk) -> None:
     assert await desk.database.read(missed, {done.id: 3, running.id: 7}) == {}
 
 
+async def test_watchers_of_a_waiting_job_are_told_how_it_stands(desk: Desk) -> None:
+    """Why it waits comes and goes without a state event."""
+    job = await desk.submit()
+    seqs: list[int] = []
+    for reason in ("no_worker", None):
+        await desk.change(job.id, blocked_reason=reason, updated_at=db_now())
+        (told,) = (await desk.database.read(missed, {job.id: 1}))[job.id]
+        assert (told.version, told.is_state, told.is_terminal) == (1, False, False)
+        assert (b'"blocked_reason":"no_worker"' in told.frame) == (reason is not None)
+        seqs.append(told.seq)
+        await asyncio.sleep(0.003)
+    assert seqs[1] > seqs[0]  # a watch keeps the later one
+    states = (await desk.database.read(missed, {job.id: 0}))[job.id]
+    assert [(message.version, message.is_state) for message in states] == [(1, True), (1, False)]
+    await desk.change(job.id, updated_at=db_now(-60.0))
+    assert await desk.database.read(missed, {job.id: 1}) == {}
+
+
 async def test_many_watched_jobs_are_looked_up_together(desk: Desk) -> None:
     ids = [new_id() for _ in range(1203)]
     await desk.write(insert_copies, (await desk.submit()).id, ids)
