@@ -102,6 +102,7 @@ EXAMPLE: dict[str, Any] = {
     "character_id": None,
     "priority": 0,
     "run_at": "2026-01-02T03:04:05.123000Z",
+    "start_within_seconds": None,
     "start_deadline_at": None,
     "timeout_seconds": 300.0,
     "metadata": {"user": "42"},
@@ -164,6 +165,7 @@ class JobView(BaseModel):
     character_id: str | None
     priority: int
     run_at: datetime
+    start_within_seconds: float | None
     start_deadline_at: datetime | None
     timeout_seconds: float
     metadata: dict[str, str]
@@ -252,6 +254,7 @@ def view_of(job: Job, artifacts: Sequence[Artifact], eta: EtaView) -> dict[str, 
         "character_id": job.character_id,
         "priority": job.priority,
         "run_at": job.run_at,
+        "start_within_seconds": _start_within_seconds(job),
         "start_deadline_at": job.start_deadline_at,
         "timeout_seconds": job.soft_limit_seconds,
         "metadata": job.metadata,
@@ -277,6 +280,12 @@ def view_of(job: Job, artifacts: Sequence[Artifact], eta: EtaView) -> dict[str, 
             "attempts": f"{url}/attempts",
         },
     }
+
+
+def _start_within_seconds(job: Job) -> float | None:
+    if job.start_deadline_at is None:
+        return None
+    return round((job.start_deadline_at - job.created_at).total_seconds(), 1)
 
 
 def attempt_view_of(attempt: Attempt) -> dict[str, Any]:

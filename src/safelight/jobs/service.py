@@ -75,10 +75,14 @@ class Cancelled:
 
 @dataclass(frozen=True, slots=True)
 class TryAgain:
-    """A transient failure: another attempt after `after_seconds`."""
+    """A transient failure: another attempt after `after_seconds`.
+
+    It adopts the provider's job if that is well (`keeps_provider_job`): the failure was on our side.
+    """
 
     error: Mapping[str, Any]
     after_seconds: float
+    keeps_provider_job: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,9 +204,9 @@ _RETURN = _move(
     run_at=db_now(bindparam("b_after", type_=Float)),
     retry_count=jobs.c.retry_count + bindparam("b_retries"),
     crash_count=jobs.c.crash_count + bindparam("b_crashes"),
-    # A transient failure ends the provider's job; after a lost worker it may still be there to be adopted.
-    provider_job_id=case((bindparam("b_retries") > 0, null()), else_=jobs.c.provider_job_id),
-    submitting_at=case((bindparam("b_retries") > 0, null()), else_=jobs.c.submitting_at),
+    # A provider's failure ends its job; after a lost worker or a failure of ours it is there to be adopted.
+    provider_job_id=case((bindparam("b_forget") > 0, null()), else_=jobs.c.provider_job_id),
+    submitting_at=case((bindparam("b_forget") > 0, null()), else_=jobs.c.submitting_at),
 ).where(_OURS)
 _END_ATTEMPT = (
     update(attempts)
@@ -332,13 +336,14 @@ class Jobs:
                 return self._end(tx, _FAIL, {**ours, **_because(error)}, "failed", error)
             case Cancelled():
                 return self._end(tx, _CANCEL, ours, "cancelled", None)
-            case TryAgain(error=error, after_seconds=after):
+            case TryAgain(error=error, after_seconds=after, keeps_provider_job=keeps):
                 cancelled = self._end_if_cancel_requested(tx, job, "cancelled")
                 if cancelled is not None:
                     return cancelled
                 message = f"Trying again in {after:.0f} s: {error.get('message', '')}"
                 back = {"b_message": message, "b_error": dict(error), "b_after": after, "b_retries": 1, "b_crashes": 0}
                 back["b_queue"] = QUEUE_OF_KIND[job.kind]  # it outlived isolation, if it was there
+                back["b_forget"] = int(not keeps)
                 return self._end(tx, _RETURN, {**ours, **back}, "retry", error)
             case HandBack():
                 cancelled = self._end_if_cancel_requested(tx, job, "cancelled")
@@ -346,7 +351,8 @@ class Jobs:
                     return cancelled
                 message = events.RETURNED["handed_back"]
                 back = {"b_message": message, "b_error": None, "b_after": 0.0, "b_retries": 0, "b_crashes": 0}
-                return self._end(tx, _RETURN, {**ours, **back, "b_queue": job.queue}, "handed_back", None)
+                back |= {"b_queue": job.queue, "b_forget": 0}
+                return self._end(tx, _RETURN, {**ours, **back}, "handed_back", None)
             case _:
                 assert_never(settlement)
 
@@ -412,6 +418,7 @@ class Jobs:
             "b_retries": 0,
             "b_crashes": int(crashed_alone),
             "b_queue": ISOLATED,
+            "b_forget": 0,
         }
         return self._end(tx, _RETURN, {**_ours(job.id, job.attempt), **back}, "lost", error)
 

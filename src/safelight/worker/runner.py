@@ -56,6 +56,7 @@ PREVIEW_SECONDS = 0.5
 STOP_SECONDS = 1.0  # how long a cancelled job's code may take before the row is settled without it
 CANCEL_PROVIDER_SECONDS = 10.0
 SETTLE_AGAIN_SECONDS = (0.2, 0.5, 1.0, 2.0)
+OUTAGE_SECONDS = 1.0  # before the database is asked again
 
 MAX_SEED = 2**63 - 1  # what a row can hold
 
@@ -235,7 +236,9 @@ class Runner:
         except BadPicture as error:
             return self._judge(job, BadOutput(error.detail))
         except Unavailable as error:
-            return self._try_again(job, job_error(error.code, error.detail, job, True), error.retry_after)
+            # The failure is ours (database, storage): the provider's job is well, and the next attempt adopts it.
+            ours = job_error(error.code, error.detail, job, True)
+            return self._try_again(job, ours, error.retry_after, keeps_provider_job=True)
         except LeaseLost:
             return HandBack()  # refused by the row if it is somebody else's already
         except Exception as error:
@@ -263,7 +266,7 @@ class Runner:
                     raise LeaseLost
             case Accepted(remote_id=remote_id):
                 attempt.remote_id = remote_id
-                if not await self._database.write(self._jobs.record_accepted, job.id, job.attempt, remote_id):
+                if not await self._record_accepted(attempt, remote_id):
                     raise LeaseLost
                 log.info("provider.accepted", provider_job_id=remote_id)
             case Progress(percent=percent, stage=stage, message=message):
@@ -296,6 +299,17 @@ class Runner:
             case _:
                 assert_never(update)
 
+    async def _record_accepted(self, attempt: Attempt, remote_id: str) -> bool:
+        """Write the provider's id down, through any outage of the database: forgetting it would mean to pay twice."""
+        while True:
+            try:
+                return await self._database.write(
+                    self._jobs.record_accepted, attempt.job.id, attempt.job.attempt, remote_id
+                )
+            except Unavailable as error:
+                log.warning("acceptance.waiting", provider_job_id=remote_id, reason=error.detail)
+                await asyncio.sleep(OUTAGE_SECONDS)
+
     async def _hold(self, attempt: Attempt) -> None:
         """Before an effect outside: if the lease ran out here (a frozen process, a database away), ask the row."""
         while not attempt.is_ours:
@@ -306,7 +320,7 @@ class Runner:
                     raise LeaseLost
                 return
             except Unavailable:
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(OUTAGE_SECONDS)
 
     async def _settle(self, attempt: Attempt, settlement: Settlement) -> None:
         """Write the end down, through any outage of the database, unless the row is no longer ours."""
@@ -363,11 +377,13 @@ class Runner:
             return Failed(described)
         return self._try_again(job, described, 0.0 if isinstance(error, JobLost) else error.retry_after)
 
-    def _try_again(self, job: Job, error: Mapping[str, Any], retry_after: float | None) -> Settlement:
+    def _try_again(
+        self, job: Job, error: Mapping[str, Any], retry_after: float | None, *, keeps_provider_job: bool = False
+    ) -> Settlement:
         if job.retry_count >= job.max_retries:
             return Failed(error)
         pause = self._retry_seconds * 2.0**job.retry_count * random.uniform(0.8, 1.2)
-        return TryAgain(error, pause if retry_after is None else retry_after)
+        return TryAgain(error, pause if retry_after is None else retry_after, keeps_provider_job)
 
     # --- telling ------------------------------------------------------------------------------------------------------
 

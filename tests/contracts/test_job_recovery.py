@@ -1,0 +1,213 @@
+"""What keeps jobs alive when their workers are not: recovery and heartbeats, on both databases."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import create_engine, select, update
+
+from jobs.builders import (
+    QUEUE,
+    WORKER,
+    Desk,
+    failed,
+    try_again,
+)
+from safelight.db import Database, Tx, db_now, new_id
+from safelight.jobs import (
+    Beat,
+    HandBack,
+    Job,
+    Pulse,
+    Settlement,
+    beat,
+    is_held,
+    register_worker,
+    unregister_worker,
+)
+from safelight.jobs.job import jobs, workers
+from safelight.jobs.service import ISOLATED
+
+pytestmark = pytest.mark.anyio
+
+MakeSettlement = Callable[[Job], Settlement]
+
+
+# When nobody else is there to do it
+
+
+async def test_a_lost_job_comes_back_as_a_suspect(desk: Desk) -> None:
+    lost, healthy = await desk.running(), await desk.running()
+    assert await desk.write(desk.jobs.record_accepted, lost.id, 1, "remote-1")
+    job = await desk.lose(lost.id)
+    assert (job.status, job.version, job.queue, job.crash_count) == ("pending", 3, ISOLATED, 0)
+    assert (job.retry_count, job.run_at, job.hinted_at) == (0, job.updated_at, None)
+    assert job.provider_job_id == "remote-1"  # it may still be there to be adopted
+    assert job.error is not None and job.error["code"] == "worker_lost"
+    assert [attempt.outcome for attempt in await desk.attempts(job.id)] == ["lost"]
+    assert desk.told(job.id)[-1] == (3, "job.pending")
+    assert await desk.job(healthy.id) == healthy
+    assert await desk.write(desk.jobs.recover_lost) == []
+
+
+async def test_only_crashes_in_isolation_count_and_the_third_convicts(desk: Desk) -> None:
+    job = await desk.running()
+    for crashes in (0, 1, 2):
+        job = await desk.lose(job.id)
+        assert (job.status, job.queue, job.crash_count) == ("pending", ISOLATED, crashes)
+        await desk.run(job.id)
+    job = await desk.lose(job.id)
+    assert (job.status, job.crash_count, job.attempt) == ("failed", 3, 4)
+    assert job == await desk.job(job.id)
+    assert job.error is not None and job.error["code"] == "worker_lost"
+    assert [attempt.outcome for attempt in await desk.attempts(job.id)] == ["lost"] * 4
+    assert [version for version, _ in desk.told(job.id)] == list(range(2, 10))
+
+
+async def test_a_suspect_that_proved_itself_leaves_isolation(desk: Desk) -> None:
+    job = await desk.running()
+    await desk.lose(job.id)
+    job = await desk.run(job.id)
+    back = await desk.settle(job, try_again(job))
+    assert back is not None and back.queue == QUEUE
+    job = await desk.run(job.id)
+    assert (await desk.lose(job.id)).crash_count == 0
+
+
+async def test_a_suspect_handed_back_stays_in_isolation(desk: Desk) -> None:
+    job = await desk.running()
+    await desk.lose(job.id)
+    job = await desk.run(job.id)
+    back = await desk.settle(job, HandBack())
+    assert back is not None and (back.queue, back.crash_count) == (ISOLATED, 0)
+
+
+async def test_a_lost_job_that_was_to_stop_is_cancelled(desk: Desk) -> None:
+    job = await desk.running()
+    await desk.cancel(job.id)
+    job = await desk.lose(job.id)
+    assert (job.status, job.version) == ("cancelled", 3)
+    assert [attempt.outcome for attempt in await desk.attempts(job.id)] == ["lost"]
+    assert desk.told(job.id)[-1] == (3, "job.cancelled")
+
+
+async def test_two_processes_recover_each_lost_job_once(desk: Desk, other_database: Database) -> None:
+    ids = [(await desk.running()).id for _ in range(10)]
+    for job_id in ids:
+        await desk.change(job_id, lease_until=db_now(-1.0))
+    there = Desk(other_database)
+    found = await asyncio.gather(desk.write(desk.jobs.recover_lost), there.write(there.jobs.recover_lost))
+    assert sorted(job.id for jobs in found for job in jobs) == sorted(ids)
+
+
+async def test_a_job_past_its_hard_limit_fails_although_its_worker_lives(desk: Desk) -> None:
+    grace, over = await desk.running(), await desk.running()
+    await desk.change(grace.id, deadline_at=db_now(-1.0))
+    await desk.change(over.id, deadline_at=db_now(-6.0))
+    assert [job.id for job in await desk.write(desk.jobs.fail_overdue)] == [over.id]
+    job = await desk.job(over.id)
+    assert (job.status, job.version) == ("failed", 3)
+    assert job.error is not None and job.error["code"] == "time_limit_exceeded"
+    assert [attempt.outcome for attempt in await desk.attempts(job.id)] == ["failed"]
+    assert (await desk.job(grace.id)).status == "processing"
+
+
+async def test_a_job_that_could_not_start_in_time_fails(desk: Desk) -> None:
+    late = await desk.submit(start_within_seconds=60.0, hint=True)
+    await desk.submit(start_within_seconds=60.0)
+    await desk.submit()
+    await desk.change(late.id, start_deadline_at=db_now(-0.1))
+    assert [job.id for job in await desk.write(desk.jobs.fail_unstarted)] == [late.id]
+    job = await desk.job(late.id)
+    assert (job.status, job.version, job.attempt) == ("failed", 2, 0)
+    assert job.error is not None and job.error["code"] == "start_deadline_exceeded"
+    assert await desk.claim(late.id) is None
+    assert desk.told(late.id) == [(2, "job.failed")]
+
+
+async def test_a_job_that_did_start_in_time_is_not_failed_while_it_waits_for_a_retry(desk: Desk) -> None:
+    job = await desk.running(start_within_seconds=60.0)
+    await desk.settle(job, try_again(job, 30.0))
+    await desk.change(job.id, start_deadline_at=db_now(-0.1))
+    assert await desk.write(desk.jobs.fail_unstarted) == []
+
+
+# Heartbeat
+
+
+async def test_a_beat_renews_leases_and_writes_progress(desk: Desk) -> None:
+    await desk.write(register_worker, WORKER, "io", ["image_generation", "default"], 10)
+    job, other = await desk.running(), await desk.running()
+    for each in (job, other):
+        await desk.change(each.id, lease_until=db_now(1.0))
+    pulse = await desk.write(
+        beat, WORKER, 1, [Beat(job.id, 1, 40, "sampling", "Step 8 of 20: ü"), Beat(other.id, 1, None, None, None)], 90.0
+    )
+    assert pulse == Pulse({job.id: False, other.id: False}, frozenset())
+    renewed = await desk.job(job.id)
+    assert (renewed.progress, renewed.stage, renewed.message) == (40, "sampling", "Step 8 of 20: ü")
+    assert (renewed.version, renewed.status) == (2, "processing")
+    assert renewed.lease_until is not None
+    assert timedelta(seconds=60) < renewed.lease_until - datetime.now(UTC) < timedelta(seconds=120)
+    assert (await desk.job(other.id)).progress is None
+    assert await desk.write(desk.jobs.recover_lost) == []
+
+
+async def test_a_beat_hears_of_cancels_and_of_jobs_that_are_gone(desk: Desk) -> None:
+    await desk.write(register_worker, WORKER, "io", [QUEUE], 10)
+    kept, cancelled, ended, older = [await desk.running() for _ in range(4)]
+    await desk.cancel(cancelled.id)
+    await desk.settle(ended, failed(ended))
+    await desk.lose(older.id)
+    await desk.run(older.id)
+    nowhere = new_id()
+    before = [await desk.job(job_id) for job_id in (ended.id, older.id)]
+    names = [kept.id, cancelled.id, ended.id, older.id, nowhere]
+    pulse = await desk.write(beat, WORKER, 1, [Beat(name, 1, 50, "s", "m") for name in names], 60.0)
+    assert pulse == Pulse({kept.id: False, cancelled.id: True}, frozenset({ended.id, older.id, nowhere}))
+    assert [await desk.job(job_id) for job_id in (ended.id, older.id)] == before
+
+
+async def test_a_beat_skips_a_row_that_is_being_changed(postgres_url: str) -> None:
+    engine = create_engine(postgres_url)
+    with closing(Database(postgres_url)) as database:
+        desk = Desk(database)
+        await desk.write(register_worker, WORKER, "io", [QUEUE], 10)
+        busy, free = await desk.running(), await desk.running()
+        beats = [Beat(job.id, 1, 1, "s", "m") for job in (busy, free)]
+        with engine.connect() as settling:
+            settling.execute(select(jobs.c.id).where(jobs.c.id == busy.id).with_for_update())
+            pulse = await database.write_urgently(beat, WORKER, 2, beats, 60.0)
+    assert pulse == Pulse({free.id: False}, frozenset())  # neither renewed nor gone: the next beat will tell
+    engine.dispose()
+
+
+async def test_worker_rows(desk: Desk) -> None:
+    assert await desk.write(beat, WORKER, 1, [], 60.0) is None  # not registered
+    await desk.write(register_worker, WORKER, "io", [QUEUE, "default"], 7)
+    job = await desk.running()
+    await desk.write(change_worker, WORKER, -3600.0)
+    assert await desk.write(beat, WORKER, 3, [Beat(job.id, 1, None, None, None)], 60.0) is not None
+    row = await desk.database.read(lambda tx: tx.execute(select(workers)).one())
+    assert (row.id, row.name, row.queues, row.slots, row.running) == (WORKER, "io", [QUEUE, "default"], 7, 3)
+    assert abs(row.seen_at - datetime.now(UTC)) < timedelta(seconds=10)
+    await desk.write(unregister_worker, WORKER)
+    assert await desk.write(beat, WORKER, 1, [], 60.0) is None
+
+
+async def test_held_means_this_attempt_and_still_running(desk: Desk) -> None:
+    job = await desk.running()
+    assert await desk.database.read(is_held, job.id, 1)
+    assert not await desk.database.read(is_held, job.id, 2)
+    await desk.settle(job, failed(job))
+    assert not await desk.database.read(is_held, job.id, 1)
+    assert not await desk.database.read(is_held, new_id(), 1)
+
+
+# What the tests reach for
+
+
+def change_worker(tx: Tx, worker_id: str, seconds: float) -> None:
+    tx.execute(update(workers).where(workers.c.id == worker_id).values(seen_at=db_now(seconds)))
