@@ -8,11 +8,13 @@ thread on a snapshot. A transaction that is a function cannot be held open acros
 """
 
 import asyncio
+import contextlib
 import contextvars
 import fcntl
 import os
 import queue
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -36,7 +38,9 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from safelight.errors import Invalid, Unavailable
 
 MAX_BATCH = 128
+READ_BATCH = 8  # share a snapshot, and its BEGIN and COMMIT; a slow one holds up no more than these
 QUEUE_TIMEOUT_SECONDS = 5.0
+STUCK_SECONDS = 15.0  # PostgreSQL ends a statement after 10 s: by then nobody answers on this connection any more
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 Ts = TypeVarTuple("Ts")
@@ -152,7 +156,10 @@ class Tx:
 
 
 class _Call:
-    __slots__ = ("args", "context", "error", "finished", "fn", "future", "loop", "notes", "result", "started")
+    __slots__ = (
+        "args", "connection", "context", "ended", "error", "finished", "fn", "future", "loop", "notes", "result",
+        "since", "started", "timer",
+    )  # fmt: skip
 
     def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], loop: asyncio.AbstractEventLoop) -> None:
         self.fn = fn
@@ -162,6 +169,10 @@ class _Call:
         self.future: asyncio.Future[Any] = loop.create_future()
         self.started = False
         self.finished = False
+        self.ended = False
+        self.connection: Connection | None = None  # on which it runs, and since when (monotonic)
+        self.since = 0.0
+        self.timer: asyncio.TimerHandle | None = None
         self.result: Any = None
         self.error: BaseException | None = None
         self.notes: list[Callable[[], None]] = []
@@ -189,11 +200,12 @@ class _Lane:
         loop = asyncio.get_running_loop()
         call = _Call(fn, args, loop)
         self._calls.put(call)
-        timer = loop.call_later(QUEUE_TIMEOUT_SECONDS, self._give_up, call)
+        call.timer = loop.call_later(QUEUE_TIMEOUT_SECONDS, self._give_up, call)
         try:
             return await call.future
         finally:
-            timer.cancel()
+            if not call.future.cancelled():  # else the thread may still be at it, and may be stuck
+                call.timer.cancel()
 
     def close(self) -> None:
         for _ in self._threads:
@@ -202,19 +214,39 @@ class _Lane:
             thread.join(timeout=2)
 
     def _give_up(self, call: _Call) -> None:
-        """A call that could not even start in time is refused, and will never run."""
+        """A call that could not even start in time is refused, and will never run; one that runs is looked after."""
         with self._starting:
+            if call.started and not call.ended:
+                call.timer = call.loop.call_later(STUCK_SECONDS, self._cut_off, call)
             if call.started or call.future.done():
                 return
             call.started = True
         call.future.set_exception(DatabaseUnavailable("The database is busy or locked by another process."))
+
+    def _cut_off(self, call: _Call) -> None:
+        """End a connection that went dead without a word (half-open): its thread would wait for ever."""
+        with self._starting:
+            if call.ended:
+                return
+            left = STUCK_SECONDS
+            if call.connection is not None:
+                left -= time.monotonic() - call.since
+                if left <= 0:
+                    _shut(call.connection)
+            call.timer = call.loop.call_later(max(1.0, left), self._cut_off, call)
+
+    def _use(self, batch: list[_Call], connection: Connection | None) -> None:
+        with self._starting:
+            for call in batch:
+                call.connection, call.since, call.ended = connection, time.monotonic(), connection is None
 
     def _take(self) -> list[_Call] | None:
         first = self._calls.get()
         if first is None:
             return None
         batch = [first]
-        while len(batch) < self._batch:
+        share = 1 + self._calls.qsize() // len(self._threads)  # leave the others theirs
+        while len(batch) < min(self._batch, share):
             try:
                 call = self._calls.get_nowait()
             except queue.Empty:
@@ -246,10 +278,12 @@ class _Lane:
                 if connection is None:
                     connection = self._engine.connect()
                 try:
+                    self._use(batch, connection)
                     self._commit(connection, batch)
                 except _ConnectionLost:  # while nobody used it, as a rule: the server was restarted
                     connection = _discard(connection)
                     connection = self._engine.connect()
+                    self._use(batch, connection)
                     self._commit(connection, batch)
             except BaseException as error:
                 reason = error if isinstance(error, DatabaseUnavailable) else _explain(error)
@@ -258,6 +292,7 @@ class _Lane:
                         call.error = reason
                 connection = _discard(connection)
             finally:
+                self._use(batch, None)
                 if lock is not None:
                     fcntl.flock(lock, fcntl.LOCK_UN)
             _deliver(batch)
@@ -335,6 +370,15 @@ def _discard(connection: Connection | None) -> None:
             pass  # it is being thrown away because it is broken
 
 
+def _shut(connection: Connection) -> None:
+    """End the socket under a connection of another thread, which is then told that it is lost. SQLite has none."""
+    with contextlib.suppress(OSError, DBAPIError):
+        fileno = getattr(connection.connection.driver_connection, "fileno", None)
+        if fileno is not None:
+            with socket.socket(fileno=os.dup(fileno())) as twin:
+                twin.shutdown(socket.SHUT_RDWR)
+
+
 def _sqlstate(error: BaseException) -> str | None:
     return getattr(error.orig, "sqlstate", None) if isinstance(error, DBAPIError) else None
 
@@ -394,7 +438,7 @@ class Database:
         # Leases must be renewed even while the writer's queue is long.
         self._urgent = _Lane(self._engine, "urgent", threads=1, batch=1, file=file, writes=True)
         count = readers or (2 if name == "sqlite" else 4)
-        self._readers = _Lane(reading, "reader", threads=count, batch=1, file=file, writes=False)
+        self._readers = _Lane(reading, "reader", threads=count, batch=READ_BATCH, file=file, writes=False)
 
     async def write(self, fn: Callable[[Tx, *Ts], R], *args: *Ts) -> R:
         """Run `fn(tx, *args)` in a write transaction and return its result once that is committed."""

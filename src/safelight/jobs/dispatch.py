@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
@@ -57,6 +58,7 @@ class Pulse:
     must_act: bool
     next_due_seconds: float | None
     leader: str | None
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ class Dispatcher:
         self._rehint_seconds = rehint_seconds
         self._room: dict[str, int] = {}
         self._healthy_since = -1e9
+        self._looked_at: datetime | None = None
         self._lease_ends = 0.0
         self._housekeeping = housekeeping
         self._housekeeping_at = time.monotonic() + HOUSEKEEPING_SECONDS
@@ -134,6 +137,11 @@ class Dispatcher:
 
     async def _tick(self) -> float:
         pulse = await self._database.read(read_pulse, self._alive_seconds, self._rehint_seconds)
+        stood_still = timedelta(seconds=self._settling_seconds + 2 * IDLE_SECONDS)
+        if self._looked_at is not None and pulse.at - self._looked_at > stood_still:
+            # The database, the machine or we stood still, and so perhaps did the heartbeats: let them come first.
+            self._healthy_since = time.monotonic() + self._settling_seconds
+        self._looked_at = pulse.at
         self.loads = pulse.loads
         self._room = {queue: load.room if load.waiting == 0 else 0 for queue, load in pulse.loads.items()}
         now = time.monotonic()
@@ -274,7 +282,7 @@ def read_pulse(tx: Tx, alive_seconds: float, rehint_seconds: float) -> Pulse:
     )
     future = select(func.min(jobs.c.run_at), db_now()).where(jobs.c.status == "pending", jobs.c.run_at > db_now())
     next_run, now = tx.execute(future).one()
-    return Pulse(loads, must_act, None if next_run is None else (next_run - now).total_seconds(), leader)
+    return Pulse(loads, must_act, None if next_run is None else (next_run - now).total_seconds(), leader, now)
 
 
 def release(tx: Tx, queue: str, room: int, caps: Caps) -> list[Job]:

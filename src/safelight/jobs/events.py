@@ -149,34 +149,9 @@ def message_of(job: Job) -> str | None:
 
 def snapshot(job: Job, artifacts: Iterable[Artifact]) -> JobEvent:
     """How things stand now; the first thing every connection is told."""
-    return JobEvent(
-        type="job.snapshot",
-        job_id=job.id,
-        task_id=job.celery_task_id,
-        request_id=job.request_id,
-        kind=job.kind,
-        status=job.status,
-        is_terminal=job.is_terminal,
-        stage=job.stage,
-        message=message_of(job),
-        progress=job.progress,
-        attempt=job.attempt,
-        retry_count=job.retry_count,
-        blocked_reason=job.blocked_reason,
-        provider=job.provider,
-        mocked=job.mocked,
-        project_id=job.project_id,
-        chapter_id=job.chapter_id,
-        scene_number=job.scene_number,
-        character_id=job.character_id,
-        artifacts=[describe_artifact(artifact) for artifact in artifacts],
-        preview_url=None,
-        error=job.error,
-        at=job.updated_at,
-        version=job.version,
-        # While a job waits, dispatch may change why; the later snapshot is the newer.
-        seq=int(job.updated_at.timestamp() * 1000) if job.status == "pending" else 0,
-    )
+    # While a job waits, dispatch may change why; the later snapshot is the newer.
+    seq = int(job.updated_at.timestamp() * 1000) if job.status == "pending" else 0
+    return _tell(job, "job.snapshot", job.updated_at, artifacts, seq, job.progress, job.stage, message_of(job))
 
 
 def of_state(job: Job, artifacts: Iterable[Artifact] = ()) -> JobEvent:
@@ -188,7 +163,7 @@ def of_state(job: Job, artifacts: Iterable[Artifact] = ()) -> JobEvent:
         kind, at = "job.pending", job.updated_at
     else:
         kind, at = ENDS[job.status], job.finished_at
-    return replace(snapshot(job, artifacts), type=kind, at=at or job.updated_at, seq=0)
+    return _tell(job, kind, at or job.updated_at, artifacts, 0, job.progress, job.stage, message_of(job))
 
 
 def news(
@@ -203,15 +178,47 @@ def news(
     artifacts: Iterable[Artifact] = (),
 ) -> JobEvent:
     """News of the attempt whose claim returned `job`."""
-    return replace(
-        snapshot(job, artifacts),
+    return _tell(job, kind, datetime.now(UTC), artifacts, seq, progress, stage, message, preview_url)
+
+
+def _tell(
+    job: Job,
+    kind: EventType,
+    at: datetime,
+    artifacts: Iterable[Artifact],
+    seq: int,
+    progress: int | None,
+    stage: str | None,
+    message: str | None,
+    preview_url: str | None = None,
+) -> JobEvent:
+    """The event, built once: `dataclasses.replace` would double the cost of what a worker does most."""
+    return JobEvent(
         type=kind,
-        seq=seq,
-        progress=progress,
+        job_id=job.id,
+        task_id=job.celery_task_id,
+        request_id=job.request_id,
+        kind=job.kind,
+        status=job.status,
+        is_terminal=job.is_terminal,
         stage=stage,
         message=message,
+        progress=progress,
+        attempt=job.attempt,
+        retry_count=job.retry_count,
+        blocked_reason=job.blocked_reason,
+        provider=job.provider,
+        mocked=job.mocked,
+        project_id=job.project_id,
+        chapter_id=job.chapter_id,
+        scene_number=job.scene_number,
+        character_id=job.character_id,
+        artifacts=[describe_artifact(artifact) for artifact in artifacts],
         preview_url=preview_url,
-        at=datetime.now(UTC),
+        error=job.error,
+        at=at,
+        version=job.version,
+        seq=seq,
     )
 
 

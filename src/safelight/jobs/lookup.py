@@ -14,6 +14,7 @@ from safelight.jobs.job import Attempt, Job, attempts, jobs
 from safelight.stream import Message
 
 RUN_TIME_SAMPLES = 20
+RUN_TIMES_LOOKED_AT = 1000
 LATELY_SECONDS = 10.0
 
 
@@ -139,16 +140,18 @@ def kept_attempts(tx: Tx, job_ids: Sequence[str]) -> set[tuple[str, int]]:
 
 def run_seconds(tx: Tx, provider: str, model: str | None, width: int | None, height: int | None) -> float | None:
     """The median run time of the latest completed jobs like this; None until there is one. Waiting is not in it."""
-    query = (
-        select(jobs.c.started_at, jobs.c.finished_at)
-        .where(
-            jobs.c.status == "completed",
-            jobs.c.provider == provider,
-            jobs.c.model == model,
-            jobs.c.width == width,
-            jobs.c.height == height,
-        )
+    # Of the latest alone: a size nobody asked for lately must not walk through a million jobs.
+    latest = (
+        select(jobs.c.started_at, jobs.c.finished_at, jobs.c.width, jobs.c.height)
+        .where(jobs.c.status == "completed", jobs.c.provider == provider, jobs.c.model == model)
         .order_by(jobs.c.finished_at.desc())
+        .limit(RUN_TIMES_LOOKED_AT)
+        .subquery()
+    )
+    query = (
+        select(latest.c.started_at, latest.c.finished_at)
+        .where(latest.c.width == width, latest.c.height == height)
+        .order_by(latest.c.finished_at.desc())
         .limit(RUN_TIME_SAMPLES)
     )
     rows = tx.execute(query).all()

@@ -238,7 +238,8 @@ class Runner:
         except Unavailable as error:
             # The failure is ours (database, storage): the provider's job is well, and the next attempt adopts it.
             ours = job_error(error.code, error.detail, job, True)
-            return self._try_again(job, ours, error.retry_after, keeps_provider_job=True)
+            keeps = attempt.remote_id is not None
+            return self._try_again(job, ours, error.retry_after, keeps_provider_job=keeps)
         except LeaseLost:
             return HandBack()  # refused by the row if it is somebody else's already
         except Exception as error:
