@@ -27,7 +27,13 @@ def starter(tmp_path: Path) -> Any:
     loader.exec_module(module)
     sys.dont_write_bytecode = before
 
-    for name in ("requirements/boot.txt", "requirements/run.txt", "requirements/dev.txt", "client/pyproject.toml"):
+    for name in (
+        "requirements/boot.txt",
+        "requirements/run.txt",
+        "requirements/dev.txt",
+        "requirements/bench.txt",
+        "client/pyproject.toml",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
     (tmp_path / "pyproject.toml").write_text("")
@@ -87,7 +93,7 @@ def test_alone_it_teaches_every_command() -> None:
         assert f"./run {name} " in done.stdout
 
 
-@pytest.mark.parametrize("name", ["boot", "run", "dev"])
+@pytest.mark.parametrize("name", ["boot", "run", "dev", "bench"])
 def test_requirements_are_hashed_and_name_no_address(name: str) -> None:
     text = (ROOT / "requirements" / f"{name}.txt").read_text()
     assert not re.search(r"\w+://|file:|@ |--(index|extra-index|find-links)", text)
