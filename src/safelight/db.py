@@ -170,7 +170,7 @@ class _Call:
         self.started = False
         self.finished = False
         self.ended = False
-        self.connection: Connection | None = None  # on which it runs, and since when (monotonic)
+        self.connection: Any = None  # the driver's, on which it runs, and since when (monotonic)
         self.since = 0.0
         self.timer: asyncio.TimerHandle | None = None
         self.result: Any = None
@@ -236,9 +236,10 @@ class _Lane:
             call.timer = call.loop.call_later(max(1.0, left), self._cut_off, call)
 
     def _use(self, batch: list[_Call], connection: Connection | None) -> None:
+        driver = None if connection is None else connection.connection.driver_connection
         with self._starting:
             for call in batch:
-                call.connection, call.since, call.ended = connection, time.monotonic(), connection is None
+                call.connection, call.since, call.ended = driver, time.monotonic(), connection is None
 
     def _take(self) -> list[_Call] | None:
         first = self._calls.get()
@@ -370,12 +371,11 @@ def _discard(connection: Connection | None) -> None:
             pass  # it is being thrown away because it is broken
 
 
-def _shut(connection: Connection) -> None:
+def _shut(driver: Any) -> None:
     """End the socket under a connection of another thread, which is then told that it is lost. SQLite has none."""
-    with contextlib.suppress(OSError, DBAPIError):
-        fileno = getattr(connection.connection.driver_connection, "fileno", None)
-        if fileno is not None:
-            with socket.socket(fileno=os.dup(fileno())) as twin:
+    with contextlib.suppress(Exception):  # whatever it is, it has ended by itself
+        if hasattr(driver, "fileno"):
+            with socket.socket(fileno=os.dup(driver.fileno())) as twin:
                 twin.shutdown(socket.SHUT_RDWR)
 
 

@@ -10,8 +10,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -46,8 +45,7 @@ return 1
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One event on its way to watchers: `frame` is the finished SSE frame, the rest is what routing needs."""
 
     version: int
@@ -82,7 +80,7 @@ class Watch:
         self._on_gap = on_gap
         self._states: deque[Message] = deque()
         self._news: dict[str, Message] = {}
-        self._ready = asyncio.Event()
+        self._waiting: asyncio.Future[None] | None = None  # somebody in `next`
         self.ended = False
 
     def start(self, version: int, seq: int = 0) -> None:
@@ -122,15 +120,23 @@ class Watch:
                 return
             self._seq = message.seq
             self._news[message.topic] = message
-        self._ready.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
     async def next(self, timeout: float) -> list[Message]:
         """Everything new, in order; empty after `timeout` seconds without anything, or once all has been told."""
         if not self._states and not self._news and not self.ended:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout):
-                    await self._ready.wait()
-        self._ready.clear()
+            loop = asyncio.get_running_loop()
+            # A bare future and timer: an Event within `asyncio.timeout` costs more than all else done for an event.
+            self._waiting = loop.create_future()
+            timer = loop.call_later(timeout, self._wake)
+            try:
+                await self._waiting
+            finally:
+                timer.cancel()
         messages = [*self._states, *sorted(self._news.values(), key=lambda message: message.seq)]
         self._states.clear()
         self._news.clear()

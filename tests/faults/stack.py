@@ -1,34 +1,29 @@
-"""A whole Safelight of real processes that a test may kill, freeze and cut off, and an oracle for what must hold."""
+"""A whole Safelight of real processes that an experiment may kill, freeze and cut off, with short leases."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import httpx
 
+from faults.launch import WATCH_VARIABLE
+from faults.rows import Rows
 from servers import ValkeyServer, descendants
 
-API = "from safelight.api.server import serve; from safelight.config import Settings; serve(Settings())"
-WORKER = (
-    "import sys; from safelight.worker.process import run_worker; from safelight.config import Settings; "
-    "run_worker(Settings(), kind=sys.argv[1], name=sys.argv[2], pool=sys.argv[3] or None)"
-)
-# The API dies at the very moment after a commit at which it would send the hint.
-API_THAT_DIES_BEFORE_HINT = (
-    "import os, signal; from safelight import queue; "
-    "queue.HintQueue.send = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL); " + API
-)
-T = TypeVar("T")
-TINY = {"width": 64, "height": 64}
+TESTS = Path(__file__).resolve().parent.parent
 LEASE_SECONDS = 1.5
+BEAT_SECONDS = 0.4
+NAMESPACE = "safelight-dev:"
+T = TypeVar("T")
 
 
 def until(
@@ -43,57 +38,140 @@ def until(
     return result
 
 
-class Process:
-    """A real process of the stack, in a group of its own."""
+def born(pid: int) -> str | None:
+    """When a running process began: with its number, what tells it from a later one, since numbers come again.
 
-    def __init__(self, name: str, code: str, arguments: Iterable[str], environment: dict[str, str], log: Path) -> None:
+    None if it has gone, or is dead and waits for its parent to notice.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in ("Z", "X") else fields[19]
+
+
+def kill_pid(pid: int, number: int = signal.SIGKILL) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+class Process:
+    """A real process of the stack, in a session of its own; it ends with us."""
+
+    def __init__(self, name: str, arguments: Iterable[str], environment: dict[str, str], log: Path) -> None:
         self.name = name
         self.log = log
+        reading, self._writing = os.pipe()
         with log.open("ab") as output:
             self._popen = subprocess.Popen(
-                [sys.executable, "-c", code, *arguments],
-                env=environment,
+                [sys.executable, "-m", "faults.launch", *arguments],
+                env=environment | {WATCH_VARIABLE: str(reading)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                pass_fds=[reading],
             )
+        os.close(reading)
+        self.pid = self._popen.pid
+        self._family: dict[int, str] = {}  # every process ever seen below it, and when it was born
 
     @property
     def is_alive(self) -> bool:
         return self._popen.poll() is None
 
+    @property
+    def holder(self) -> str | None:
+        """Its name in the row of the dispatch lease."""
+        return next((line["holder"] for line in self.events("launch.holder")), None)
+
+    def children(self) -> list[int]:
+        found = descendants(self.pid) if self.is_alive else []
+        for pid in found:
+            if pid not in self._family and (birth := born(pid)) is not None:
+                self._family[pid] = birth
+        return found
+
     def signal(self, number: int) -> None:
         self._popen.send_signal(number)
 
+    def signal_all(self, number: int) -> None:
+        """To the process and all below it; nobody, once it has been waited for: its number may be another's by now."""
+        for pid in [self.pid, *self.children()] if self.is_alive else []:
+            kill_pid(pid, number)
+
     def kill(self) -> None:
         """SIGKILL to the process and all its children."""
-        for pid in [self._popen.pid, *descendants(self._popen.pid)]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        self.signal_all(signal.SIGKILL)
+        self.signal_all(signal.SIGKILL)  # whoever was born while we looked
         self._popen.wait(timeout=10)
 
-    def stop(self, seconds: float = 15.0) -> int:
+    def kill_main(self) -> None:
+        """SIGKILL to the process alone: its children must notice."""
+        self.children()
+        self.signal(signal.SIGKILL)
+        self._popen.wait(timeout=10)
+
+    def freeze(self) -> None:
+        self.signal_all(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.signal_all(signal.SIGCONT)
+
+    def stop(self, seconds: float = 20.0) -> int:
         """SIGTERM, and the exit code."""
+        self.children()
         self.signal(signal.SIGTERM)
         return self._popen.wait(timeout=seconds)
 
+    def wait(self, seconds: float) -> int:
+        return self._popen.wait(timeout=seconds)
+
+    def close(self) -> None:
+        if self.is_alive:
+            self.thaw()
+            self.kill()
+        for pid in self._survivors():
+            kill_pid(pid)
+        if self._writing >= 0:
+            os.close(self._writing)
+            self._writing = -1
+
+    def survivors(self) -> list[int]:
+        """What still runs of a dead process's family."""
+        return [] if self.is_alive else self._survivors()
+
+    def _survivors(self) -> list[int]:
+        return [pid for pid, birth in self._family.items() if born(pid) == birth]
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Its log, line by line."""
+        lines = (line for line in self.log.read_text(errors="replace").splitlines() if line.startswith("{"))
+        found: list[dict[str, Any]] = []
+        for line in lines:
+            with contextlib.suppress(ValueError):  # a line that its writer did not live to finish
+                found.append(json.loads(line))
+        return found
+
     def events(self, name: str) -> list[dict[str, Any]]:
         """The log lines of this event."""
-        lines = (line for line in self.log.read_text().splitlines() if line.startswith("{"))
-        return [line for line in map(json.loads, lines) if line.get("event") == name]
+        return [line for line in self.lines() if line.get("event") == name]
 
 
 class Stack:
-    """Valkey, a database, an API and workers, with short leases."""
+    """Valkey, a database, an API and workers. Processes of the crew have fixed names: api, io-1, io-2, local."""
 
-    def __init__(self, folder: Path, database_url: str, valkey: ValkeyServer, **settings: str) -> None:
+    def __init__(
+        self, folder: Path, database_url: str, valkey: ValkeyServer, *, data: Path | None = None, **settings: str
+    ) -> None:
         self.folder = folder
+        data = data or folder / "data"
+        self.database_url = database_url
         self.valkey = valkey
+        self.rows = Rows(database_url)
         self.ledger = folder / "ledger"
         self.ledger.touch()
+        self.files = data / "files"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
@@ -101,111 +179,161 @@ class Stack:
         self.http = httpx.Client(base_url=f"{self.url}/api/v1", timeout=20)
         self.environment = {
             **os.environ,
-            "SAFELIGHT_DATA_DIR": str(folder / "data"),
+            "PYTHONPATH": f"{TESTS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+            "SAFELIGHT_DATA_DIR": str(data),
             "SAFELIGHT_DATABASE_URL": database_url,
             "SAFELIGHT_REDIS_URL": f"{valkey.url}?db=0",
             "SAFELIGHT_PORT": str(self.port),
             "SAFELIGHT_MOCK_LEDGER": str(self.ledger),
             "SAFELIGHT_LOG_FORMAT": "json",
-            "SAFELIGHT_BEAT_SECONDS": "0.4",
+            "SAFELIGHT_BEAT_SECONDS": str(BEAT_SECONDS),
             "SAFELIGHT_LEASE_SECONDS": str(LEASE_SECONDS),
             "SAFELIGHT_REHINT_SECONDS": "0.5",
             "SAFELIGHT_RETRY_SECONDS": "0.3",
             "SAFELIGHT_DRAIN_SECONDS": "0.5",
+            "SAFELIGHT_HARD_LIMIT_SECONDS": "301.5",
+            "SAFELIGHT_STUCK_LOOP_SECONDS": "90",
             **settings,
         }
-        self._processes: list[Process] = []
+        self.processes: list[Process] = []
+        self.crew_members: dict[str, Process] = {}
+        self._settings_of: dict[str, dict[str, str]] = {}
+        self._starting = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self._processes:
-            if process.is_alive:
-                process.signal(signal.SIGCONT)
-                process.kill()
+        self.close()
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.close()
         self.http.close()
+        self.rows.close()
 
-    def start_api(self, code: str = API) -> Process:
-        process = self._start("api", code)
+    # --- processes ----------------------------------------------------------------------------------------------------
 
-        def answers() -> bool:
-            try:
-                return self.http.get("/health/live").status_code == 200
-            except httpx.TransportError:
-                return False
+    def start_api(self, *options: str, **settings: str) -> Process:
+        return self._start("api", ["api", *options], settings)
 
-        until(answers, what=lambda: f"the API ({process.log.read_text()[-2000:]})")
-        return process
+    def start_worker(self, kind: str = "io", name: str = "io-1", *options: str, **settings: str) -> Process:
+        return self._start(name, ["worker", kind, name, *options], settings)
 
-    def start_worker(self, kind: str = "io", name: str = "io-1", pool: str = "", **settings: str) -> Process:
-        return self._start(name, WORKER, kind, name, pool, **settings)
+    def crew(self, *, api: bool = True, io: int = 1, local: int = 0, slots: int = 200) -> None:
+        """Have this crew, and nobody else, alive and ready. Missing processes are started side by side."""
+        wanted = [*(["api"] if api else []), *(f"io-{n}" for n in range(1, io + 1)), *(["local"] if local else [])]
+        for process in self.processes:
+            if process.is_alive and self.crew_members.get(process.name) is not process:
+                process.thaw()
+                process.kill()
+        for name, member in list(self.crew_members.items()):
+            if name not in wanted:
+                if member.is_alive:
+                    member.thaw()
+                    member.kill()
+                del self.crew_members[name]
+        for name in wanted:
+            slots_of = {"local": {"SAFELIGHT_LOCAL_SLOTS": str(local)}, "api": {"SAFELIGHT_HOST": "127.0.0.1"}}
+            self.hire(name, **slots_of.get(name, {"SAFELIGHT_IO_SLOTS": str(slots)}))
+        self.wait_for_workers(image_generation=io, isolated=local)
+        if api:
+            self.wait_for_api()
+
+    def hire(self, name: str, **settings: str) -> Process:
+        """The crew member of this name: the one that lives, or else a new one, with the settings of the one before.
+
+        With settings it is one that has exactly these; without, `crew` has said what they are.
+        """
+        wanted = settings or self._settings_of.get(name, {})
+        member = self.crew_members.get(name)
+        if member is not None and member.is_alive:
+            if wanted == self._settings_of.get(name):
+                return member
+            member.thaw()
+            member.kill()
+        kind = "local" if name == "local" else "io"
+        member = self.start_api(**wanted) if name == "api" else self.start_worker(kind, name, **wanted)
+        self.crew_members[name] = member
+        self._settings_of[name] = wanted
+        return member
+
+    def member(self, name: str) -> Process:
+        return self.crew_members[name]
+
+    def wait_for_api(self) -> None:
+        until(self.api_answers, what=self._api_log)
+
+    def api_answers(self) -> bool:
+        try:
+            return self.http.get("/health/live", timeout=2).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def _api_log(self) -> str:
+        logs = [process.log.read_text()[-2000:] for process in self.processes if process.name == "api"]
+        return f"the API ({logs[-1] if logs else 'never started'})"
 
     def wait_for_workers(self, **queues: int) -> None:
         """Until as many workers as named serve each queue."""
 
         def ready() -> bool:
-            loads = self.http.get("/health/ready").json()["queues"]
-            return all(loads.get(name, {}).get("workers", 0) >= count for name, count in queues.items())
+            counts = self.rows.workers(3 * BEAT_SECONDS)
+            return all(counts.get(name, 0) >= count for name, count in queues.items())
 
-        until(ready, what=lambda: f"workers {queues}")
+        until(ready, what=lambda: f"workers {queues}; there are {self.rows.workers(3 * BEAT_SECONDS)}")
 
-    def submit(self, duration: float = 0.0, script: dict[str, Any] | None = None, **fields: Any) -> str:
-        """A tiny job; its id."""
-        options: dict[str, Any] = {"duration_seconds": duration} | ({"mock": script} if script else {})
-        body = {"prompt": "a lighthouse at dusk", **TINY, "provider_options": options, **fields}
-        answer = self.http.post("/generation-jobs", json=body)
-        assert answer.status_code == 202, answer.text
-        return answer.json()["id"]
+    def lease_holder(self) -> Process | None:
+        """The process that dispatches."""
+        holder = self.rows.dispatcher()
+        return next((p for p in self.processes if p.is_alive and holder is not None and p.holder == holder), None)
+
+    def survivors(self) -> list[int]:
+        return [pid for process in self.processes for pid in process.survivors()]
+
+    def _start(self, name: str, arguments: Sequence[str], settings: dict[str, str]) -> Process:
+        with self._starting:
+            log = self.folder / f"{len(self.processes):03}-{name}.log"
+            process = Process(name, arguments, self.environment | settings, log)
+            self.processes.append(process)
+        return process
+
+    # --- what it says -------------------------------------------------------------------------------------------------
 
     def job(self, job_id: str) -> dict[str, Any]:
         return self.http.get(f"/generation-jobs/{job_id}").json()
 
-    def attempts(self, job_id: str) -> list[dict[str, Any]]:
-        return self.http.get(f"/generation-jobs/{job_id}/attempts").json()["items"]
+    def submits(self) -> dict[str, list[int]]:
+        """For each job, the attempts that asked the provider: the mock's own book-keeping."""
+        found: dict[str, list[int]] = {}
+        for line in self.ledger.read_text().splitlines():
+            job_id, attempt, *_ = line.split()
+            if job_id != "cancel":
+                found.setdefault(job_id, []).append(int(attempt))
+        return found
 
-    def wait_for(self, job_id: str, *statuses: str, seconds: float = 30.0) -> dict[str, Any]:
-        def reached() -> dict[str, Any] | None:
-            job = self.job(job_id)
-            return job if job["status"] in statuses else None
 
-        return until(reached, seconds=seconds, what=lambda: f"{statuses} of {self.job(job_id)}")
+class keep_running:  # noqa: N801 - reads as a statement
+    """Start members of the crew again whenever they die, as a supervisor does."""
 
-    def wait_for_all(self, job_ids: list[str], seconds: float = 60.0) -> list[dict[str, Any]]:
-        """The jobs once all have ended."""
+    def __init__(self, stack: Stack, *names: str) -> None:
+        self._stack = stack
+        self._names = names
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self.restarts = 0
 
-        def ended() -> list[dict[str, Any]] | None:
-            found: list[dict[str, Any]] = []
-            for start in range(0, len(job_ids), 100):
-                ids = ",".join(job_ids[start : start + 100])
-                found += self.http.get("/generation-jobs", params={"ids": ids}).json()["items"]
-            return found if all(job["is_terminal"] for job in found) and len(found) == len(job_ids) else None
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
 
-        return until(ended, seconds=seconds, what="the end of all jobs")
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
 
-    def submits_per_job(self) -> Counter[str]:
-        """How often the provider was asked for each job: the mock's own book-keeping."""
-        lines = (line.split() for line in self.ledger.read_text().splitlines())
-        return Counter(line[0] for line in lines if line[0] != "cancel")
-
-    def check(self, job: dict[str, Any]) -> None:
-        """What must hold of every ended job: one end, the winner's files, whole, and no other attempt after it."""
-        attempts = self.attempts(job["id"])
-        assert [attempt["number"] for attempt in attempts] == list(range(1, len(attempts) + 1))
-        ends = [attempt for attempt in attempts if attempt["outcome"] in ("completed", "failed", "cancelled")]
-        assert len(ends) <= 1 and (not ends or ends[0] is attempts[-1]), attempts
-        if job["status"] == "completed":
-            assert ends[0]["outcome"] == "completed"
-            assert len(job["artifacts"]) == job["batch_size"]
-            for path, artifact in zip(job["output_paths"], job["artifacts"], strict=True):
-                assert path.startswith(f"jobs/{job['id']}/{job['attempt']}/")
-                content = self.http.get(f"{self.url}{artifact['url']}")
-                assert content.status_code == 200 and len(content.content) == artifact["size_bytes"]
-        else:
-            assert job["artifacts"] == []
-
-    def _start(self, name: str, code: str, *arguments: str, **settings: str) -> Process:
-        log = self.folder / f"{name}-{len(self._processes)}.log"
-        process = Process(name, code, arguments, self.environment | settings, log)
-        self._processes.append(process)
-        return process
+    def _watch(self) -> None:
+        while not self._over.wait(0.05):
+            for name in self._names:
+                if not self._stack.crew_members[name].is_alive:
+                    self.restarts += 1
+                    self._stack.hire(name)

@@ -97,6 +97,7 @@ class Dispatcher:
         self._room: dict[str, int] = {}
         self._healthy_since = -1e9
         self._looked_at: datetime | None = None
+        self._was_away = False
         self._lease_ends = 0.0
         self._housekeeping = housekeeping
         self._housekeeping_at = time.monotonic() + HOUSEKEEPING_SECONDS
@@ -121,7 +122,7 @@ class Dispatcher:
             except Unavailable as error:
                 log.warning("dispatch.waiting", reason=error.detail)
                 # Workers could not renew their leases either: give them time to, before believing that they died.
-                self._healthy_since = time.monotonic() + self._settling_seconds
+                self._was_away = True
                 self._room.clear()
                 pause = 1.0
             except Exception:
@@ -138,9 +139,10 @@ class Dispatcher:
     async def _tick(self) -> float:
         pulse = await self._database.read(read_pulse, self._alive_seconds, self._rehint_seconds)
         stood_still = timedelta(seconds=self._settling_seconds + 2 * IDLE_SECONDS)
-        if self._looked_at is not None and pulse.at - self._looked_at > stood_still:
+        if self._was_away or (self._looked_at is not None and pulse.at - self._looked_at > stood_still):
             # The database, the machine or we stood still, and so perhaps did the heartbeats: let them come first.
             self._healthy_since = time.monotonic() + self._settling_seconds
+            self._was_away = False
         self._looked_at = pulse.at
         self.loads = pulse.loads
         self._room = {queue: load.room if load.waiting == 0 else 0 for queue, load in pulse.loads.items()}

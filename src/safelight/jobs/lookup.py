@@ -1,5 +1,6 @@
 """Reading jobs: lists, attempts, what watchers missed, and what has been learnt about durations."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -16,6 +17,7 @@ from safelight.stream import Message
 RUN_TIME_SAMPLES = 20
 RUN_TIMES_LOOKED_AT = 1000
 LATELY_SECONDS = 10.0
+CLOCK_MARGIN_SECONDS = 3600.0  # ids tell the time of the process that made them, `created_at` the database's
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +69,27 @@ def find(tx: Tx, wanted: Filter) -> Page:
     if wanted.text:
         query = query.where(jobs.c.prompt.icontains(wanted.text, autoescape=True))
     if wanted.younger_than_seconds is not None:
-        query = query.where(jobs.c.created_at >= db_now(-wanted.younger_than_seconds))
+        query = query.where(
+            jobs.c.created_at >= db_now(-wanted.younger_than_seconds),
+            jobs.c.id >= _first_id(wanted.younger_than_seconds + CLOCK_MARGIN_SECONDS),
+        )
     if wanted.older_than_seconds is not None:
-        query = query.where(jobs.c.created_at <= db_now(-wanted.older_than_seconds))
+        query = query.where(
+            jobs.c.created_at <= db_now(-wanted.older_than_seconds),
+            jobs.c.id < _first_id(wanted.older_than_seconds - CLOCK_MARGIN_SECONDS),
+        )
     if wanted.before_id is not None:
         query = query.where(jobs.c.id < wanted.before_id)
     rows = tx.execute(query.order_by(jobs.c.id.desc()).limit(wanted.limit + 1)).all()
     found = [Job.of(row) for row in rows[: wanted.limit]]
     made = results.of_jobs(tx, [job.id for job in found if job.status == "completed"])
     return Page(found, made, more=len(rows) > wanted.limit)
+
+
+def _first_id(seconds_ago: float) -> str:
+    """The lowest id of jobs made then. Ids sort by time: a bound on them spares a walk over all that came since."""
+    digits = f"{int((time.time() - seconds_ago) * 1000):012x}"
+    return f"{digits[:8]}-{digits[8:]}-0000-0000-000000000000"
 
 
 def with_artifacts(tx: Tx, job_id: str, owner_id: str) -> tuple[Job, Sequence[Artifact]] | None:

@@ -54,6 +54,7 @@ from safelight.stream import Stream
 PROGRESS_SECONDS = 0.25
 PREVIEW_SECONDS = 0.5
 STOP_SECONDS = 1.0  # how long a cancelled job's code may take before the row is settled without it
+SUBMIT_SECONDS = 2.0  # how long a stop waits for the answer to a submit under way
 CANCEL_PROVIDER_SECONDS = 10.0
 SETTLE_AGAIN_SECONDS = (0.2, 0.5, 1.0, 2.0)
 OUTAGE_SECONDS = 1.0  # before the database is asked again
@@ -85,6 +86,8 @@ class Attempt:
         self.progress_sent_at = 0.0
         self.preview_sent_at = 0.0
         self.flush: asyncio.TimerHandle | None = None
+        self.answered = asyncio.Event()  # unset while money is on its way to the provider
+        self.answered.set()
 
     @property
     def is_ours(self) -> bool:
@@ -168,7 +171,7 @@ class Runner:
         await self._emptied(grace_seconds)
         for attempt in list(self.attempts.values()):
             attempt.interrupt("drain")
-        await self._emptied(STOP_SECONDS + 2)
+        await self._emptied(SUBMIT_SECONDS + STOP_SECONDS + 1)
 
     async def _emptied(self, seconds: float) -> None:
         self._empty = asyncio.Event()
@@ -205,6 +208,11 @@ class Runner:
             await self._cancel_at_provider(attempt)
             await self._stopped(body, slot_seconds)
         else:
+            if attempt.interrupted.result() != "lost" and not attempt.answered.is_set():
+                # A moment for the answer, or nobody will ever know whether the job was taken and paid.
+                answered = asyncio.create_task(attempt.answered.wait())
+                await asyncio.wait({body, answered}, timeout=SUBMIT_SECONDS, return_when="FIRST_COMPLETED")
+                answered.cancel()
             body.cancel()
             await asyncio.wait({body}, timeout=STOP_SECONDS)
             match attempt.interrupted.result():
@@ -265,10 +273,12 @@ class Runner:
             case Submitting():
                 if not await self._database.write(self._jobs.record_submitting, job.id, job.attempt):
                     raise LeaseLost
+                attempt.answered.clear()
             case Accepted(remote_id=remote_id):
                 attempt.remote_id = remote_id
                 if not await self._record_accepted(attempt, remote_id):
                     raise LeaseLost
+                attempt.answered.set()
                 log.info("provider.accepted", provider_job_id=remote_id)
             case Progress(percent=percent, stage=stage, message=message):
                 if percent is not None:

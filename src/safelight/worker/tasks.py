@@ -56,7 +56,7 @@ def configure(settings: Settings) -> None:
             "socket_timeout": 5,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
-            "health_check_interval": 25,
+            "health_check_interval": 10,  # how soon a connection that went dead without a word is noticed
         },
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,

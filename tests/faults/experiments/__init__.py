@@ -1,0 +1,14 @@
+"""All experiments, in the order of the table."""
+
+from faults.experiments.cancels import CANCELS
+from faults.experiments.databases import DATABASES
+from faults.experiments.neighbours import NEIGHBOURS
+from faults.experiments.outages import OUTAGES
+from faults.experiments.points import POINT_EXPERIMENTS
+from faults.experiments.storms import STORMS
+from faults.experiments.unrest import UNREST
+from faults.trial import Experiment
+
+EXPERIMENTS: tuple[Experiment, ...] = (
+    *STORMS, *POINT_EXPERIMENTS, *OUTAGES, *DATABASES, *NEIGHBOURS, *CANCELS, *UNREST
+)  # fmt: skip
