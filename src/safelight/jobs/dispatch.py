@@ -153,6 +153,9 @@ class Dispatcher:
         if leading and not pulse.must_act and now < self._lease_ends - LEASE_SECONDS / 2:
             return _pause(pulse)
         started = time.monotonic()
+        if not leading:
+            # A candidate does not see what kept the holder from writing, and the workers too: they come first.
+            self._healthy_since = max(self._healthy_since, now + self._settling_seconds)
         done = await self._database.write(self._dispatch, now >= self._healthy_since, self._can_hint())
         if done is None:
             return IDLE_SECONDS
