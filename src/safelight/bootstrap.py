@@ -1,24 +1,30 @@
 """The world, wired once. Every door opens it the same way; nothing in it is global."""
 
+import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import structlog
 
-from safelight.artifacts import ArtifactStore
+from safelight.accounts import LOCAL_OWNER, Doorkeeper, Tokens, purge_sessions, tier_of
+from safelight.artifacts import ArtifactStore, Links, load_signing_key
 from safelight.config import Settings
-from safelight.db import Database, new_id
-from safelight.jobs import Caps, Dispatcher, Job, JobEvent, Jobs, kept_attempts
+from safelight.db import Database, Tx, new_id
+from safelight.jobs import Caps, Dispatcher, Job, JobEvent, Jobs, Retention, keep_for
+from safelight.limits import Limiter
 from safelight.providers.registry import Registry
 from safelight.queue import HintQueue
+from safelight.schema import admit, require
 from safelight.storage import Storage
 from safelight.stream import Stream
 from safelight.valkey import Valkey
 
 PICTURE_THREADS = 2
-LOCAL_OWNER = "local"  # the one user of an installation without accounts
+LOOK_SECONDS = 3.0  # for a first look at the database
+
+__all__ = ["LOCAL_OWNER", "Safelight", "open_safelight"]
 
 log = structlog.get_logger()
 
@@ -34,9 +40,13 @@ class Safelight:
     hints: HintQueue
     storage: Storage
     artifacts: ArtifactStore
+    links: Links
     providers: Registry
     jobs: Jobs
+    retention: Retention
     dispatcher: Dispatcher
+    doorkeeper: Doorkeeper
+    limiter: Limiter
     process_id: str
 
 
@@ -68,13 +78,30 @@ class _Announcements:
         self._stream.nudge(job_id)
 
 
+def _token_verifier(settings: Settings) -> Tokens | None:
+    """Who verifies the tokens of the identity provider, if there is one."""
+    secret = settings.jwt_secret.get_secret_value()
+    if not secret and not settings.jwt_jwks_url:
+        return None
+    from safelight.accounts.token import TokenVerifier  # noqa: PLC0415 - 15 MB that others need not carry
+
+    return TokenVerifier(
+        audience=settings.jwt_audience,
+        issuer=settings.jwt_issuer or None,
+        secret=secret or None,
+        jwks_url=settings.jwt_jwks_url or None,
+        leeway_seconds=settings.jwt_leeway_seconds,
+    )
+
+
 @contextlib.asynccontextmanager
 async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
     """Wire the world on the running loop and take it apart again at the end.
 
-    Neither the database nor Redis need be there: their users find out, and go on when they come back.
+    Neither the database nor Redis need be there: their users find out, and go on when they come back. Each connection
+    to the database looks whether the schema is ours; on another one everything is refused with what to do.
     """
-    database = Database(settings.database_url)
+    database = Database(settings.database_url, admit=admit)
     stream: Stream
     valkey = Valkey(
         settings.redis_url.get_secret_value(),
@@ -84,16 +111,21 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
     )
     stream = Stream(valkey, settings.redis_ns)
     hints = HintQueue(valkey, settings.redis_ns)
-    storage = Storage.open(settings.storage_url)
+    storage = open_storage(settings)
     announcements = _Announcements(stream, hints)
-    jobs = Jobs(announcements)
+    jobs = Jobs(announcements, on_settled=[keep_for(_retention_days(settings))])
     pictures = ThreadPoolExecutor(PICTURE_THREADS, thread_name_prefix="pictures")
     artifacts = ArtifactStore(storage, pictures)
+    links = open_links(settings, storage)
+    retention = Retention(database, artifacts)
+
+    doorkeeper = Doorkeeper(
+        database, tokens=_token_verifier(settings), tiers=settings.tiers, default_tier=settings.default_tier
+    )
 
     async def tidy() -> None:
-        deleted = await artifacts.collect_orphans(lambda job_ids: database.read(kept_attempts, job_ids))
-        if deleted:
-            log.info("orphans.collected", files=deleted)
+        await database.write(purge_sessions)
+        await retention.tidy()
 
     process_id = new_id()
     dispatcher = Dispatcher(
@@ -117,12 +149,72 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
             hints=hints,
             storage=storage,
             artifacts=artifacts,
+            links=links,
             providers=Registry(mock_mode=bool(settings.mock_mode), default=settings.default_provider),
             jobs=jobs,
+            retention=retention,
             dispatcher=dispatcher,
+            doorkeeper=doorkeeper,
+            limiter=Limiter(valkey, settings.redis_ns),
             process_id=process_id,
         )
     finally:
+        await doorkeeper.close()
         await valkey.close()
         pictures.shutdown(wait=False, cancel_futures=True)
+        database.close()
+
+
+def open_storage(settings: Settings) -> Storage:
+    """The storage that these settings name."""
+    return Storage.open(
+        settings.storage_url,
+        access_key=settings.storage_access_key.get_secret_value(),
+        secret_key=settings.storage_secret_key.get_secret_value(),
+    )
+
+
+def open_links(settings: Settings, storage: Storage) -> Links:
+    """What makes links to its files. The key is not needed, nor made, before the first one."""
+    given = settings.signing_key.get_secret_value()
+    return Links(
+        storage,
+        signing_key=lambda: given.encode() or load_signing_key(settings.data_dir),
+        public_url=settings.storage_public_url if settings.storage_delivery == "public" else "",
+    )
+
+
+def _retention_days(settings: Settings) -> Callable[[Tx, Job], int | None]:
+    """How long a job that ends now is kept: as its owner's tier says, or else the setting for all."""
+    if settings.auth == "local" or all(tier.retention_days is None for tier in settings.tiers.values()):
+        return lambda tx, job: settings.retention_days
+
+    def days(tx: Tx, job: Job) -> int | None:
+        tier = settings.tiers.get(tier_of(tx, job.owner_id) or "", settings.tiers[settings.default_tier])
+        return settings.retention_days if tier.retention_days is None else tier.retention_days
+
+    return days
+
+
+async def require_schema(settings: Settings) -> None:
+    """For a start: raise what is wrong with the schema, as far as the database answers within a few seconds."""
+    database = Database(settings.database_url, readers=1, admit=admit)
+    try:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_SECONDS):
+                await require(database)
+    finally:
+        database.close()
+
+
+@contextlib.asynccontextmanager
+async def open_retention(settings: Settings) -> AsyncGenerator[Retention]:
+    """What deletes, without the rest of the world: for a command. Raises what is wrong with the schema."""
+    database = Database(settings.database_url, readers=1, admit=admit)
+    pictures = ThreadPoolExecutor(1)
+    try:
+        await require(database)
+        yield Retention(database, ArtifactStore(open_storage(settings), pictures))
+    finally:
+        pictures.shutdown(wait=False)
         database.close()

@@ -6,12 +6,26 @@ every value can be set on its own. `AI_MOCK_MODE` is read without the prefix.
 
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Environment = Literal["dev", "demo", "test", "production"]
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+MIN_JWT_SECRET_BYTES = 32  # less can be guessed from any one token, offline
 REDIS_DATABASES: dict[Environment, int] = {"dev": 4, "demo": 2, "test": 3, "production": 0}
+
+
+class Tier(BaseModel):
+    """What those may do who have it; None means no limit. `models` are the defaults of providers by name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    models: dict[str, str] = {}
+    jobs_at_once: int | None = Field(None, ge=1)  # more wait, with the reason `owner_limit`
+    submits_per_minute: int | None = Field(None, ge=1)  # more are refused with 429
+    retention_days: int | None = Field(None, ge=1)
 
 
 class Settings(BaseSettings):
@@ -27,14 +41,37 @@ class Settings(BaseSettings):
     redis_url: SecretStr = SecretStr("")  # default: the embedded server that `safelight up` starts
     redis_ns: str = ""  # default: safelight-<env>
     storage_url: str = ""  # default: data_dir/files
+    storage_access_key: SecretStr = SecretStr("")  # of an object store; default: what its own variables say
+    storage_secret_key: SecretStr = SecretStr("")
+    storage_delivery: Literal["proxy", "presigned", "public"] = "proxy"
+    storage_public_url: str = ""  # under which a public bucket shows the files
+    storage_link_seconds: int = Field(3600, ge=60, le=7 * 24 * 3600)  # how long a presigned delivery lives
+    signing_key: SecretStr = SecretStr("")  # of links to files; default: a file in data_dir
 
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65535)
     max_body_bytes: int = 1024 * 1024
+    max_upload_bytes: int = Field(25 * 1024 * 1024, ge=1)
+    allowed_hosts: list[str] = []  # names this service is called by, beside loopback's; "*" with accounts only
+
+    auth: Literal["local", "required"] = "local"  # local: no accounts, reachable from this machine only
+    jwt_secret: SecretStr = SecretStr("")  # of the identity provider, for HS256
+    jwt_jwks_url: str = ""  # its published keys, for RS256, ES256 and EdDSA
+    jwt_issuer: str = ""
+    jwt_audience: str = ""
+    jwt_leeway_seconds: float = Field(10, ge=0, le=300)
+    session_hours: float = Field(12, gt=0, le=24 * 90)
+    tiers: dict[str, Tier] = {
+        "free": Tier.model_validate({"jobs_at_once": 2, "submits_per_minute": 30}),
+        "pro": Tier.model_validate({"jobs_at_once": 20, "submits_per_minute": 600}),
+    }
+    default_tier: str = "free"
 
     default_provider: str = "mock"
     provider_limits: dict[str, int] = {}  # jobs at once per provider, counted from processing rows
     owner_limit: int | None = None  # jobs at once per owner
+
+    retention_days: int | None = Field(None, ge=0)  # how long ended jobs and their pictures are kept; None: for ever
 
     soft_limit_seconds: float = Field(300, gt=0)
     hard_limit_seconds: float = Field(330, gt=0)
@@ -66,13 +103,41 @@ class Settings(BaseSettings):
             self.redis_ns = f"safelight-{self.env}"
         if not self.storage_url:
             self.storage_url = (self.data_dir.resolve() / "files").as_uri()
+        if self.storage_delivery == "public" and not self.storage_public_url.startswith(("https://", "http://")):
+            raise ValueError("storage_delivery=public needs storage_public_url, as in https://pictures.example.com")
+        if 0 < len(self.signing_key.get_secret_value()) < 32:
+            raise ValueError("signing_key must have at least 32 characters")
         if self.hard_limit_seconds <= self.soft_limit_seconds:
             raise ValueError("hard_limit_seconds must be greater than soft_limit_seconds")
         if self.lease_seconds < 3 * self.beat_seconds:
             raise ValueError("lease_seconds must be at least three times beat_seconds")
+        self._check_accounts()
         return self
+
+    def _check_accounts(self) -> None:
+        if self.default_tier not in self.tiers:
+            raise ValueError(f"default_tier: there is no tier {self.default_tier!r}; there are {', '.join(self.tiers)}")
+        if self.auth == "local" and "*" in self.allowed_hosts:
+            raise ValueError("allowed_hosts may be * only with auth=required: else any page could reach this service")
+        secret = self.jwt_secret.get_secret_value()
+        if secret and len(secret.encode()) < MIN_JWT_SECRET_BYTES:
+            raise ValueError(f"jwt_secret must have at least {MIN_JWT_SECRET_BYTES} bytes")
+        if (secret or self.jwt_jwks_url) and not self.jwt_audience:
+            raise ValueError("jwt_audience must be set: a token for another service must not open this one")
+        if self.jwt_jwks_url:
+            if not self.jwt_issuer:
+                raise ValueError("jwt_issuer must be set with jwt_jwks_url")
+            url = urlsplit(self.jwt_jwks_url)
+            is_near = url.hostname in LOOPBACK or self.env != "production"
+            if url.scheme != "https" and not (url.scheme == "http" and is_near):
+                raise ValueError("jwt_jwks_url must begin with https://, so that nobody can slip in other keys")
 
     @property
     def redis_database(self) -> int:
         """The Redis database number of this environment, used where `redis_url` names none."""
         return REDIS_DATABASES[self.env]
+
+    @property
+    def has_accounts(self) -> bool:
+        """Whether everybody has to say who they are."""
+        return self.auth == "required"

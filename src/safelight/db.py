@@ -419,7 +419,8 @@ def _explain(error: BaseException) -> DatabaseUnavailable:
 class Database:
     """One database and the threads of this process that talk to it."""
 
-    def __init__(self, url: str, *, readers: int | None = None) -> None:
+    def __init__(self, url: str, *, readers: int | None = None, admit: Callable[[Any], None] | None = None) -> None:
+        """`admit` is shown every new DB-API connection and may refuse it by raising `DatabaseUnavailable`."""
         try:
             parsed = make_url(url)
             name = parsed.get_backend_name()
@@ -434,6 +435,9 @@ class Database:
         except (ArgumentError, NoSuchModuleError, ValueError) as error:
             raise Invalid("database_url is not a database URL; use sqlite:///path or postgresql://...") from error
         self.backend = name
+        if admit is not None:
+            for engine in (self._engine, reading):
+                sa_event.listen(engine, "connect", _admission(admit))
         self._writer = _Lane(self._engine, "writer", threads=1, batch=MAX_BATCH, file=file, writes=True)
         # Leases must be renewed even while the writer's queue is long.
         self._urgent = _Lane(self._engine, "urgent", threads=1, batch=1, file=file, writes=True)
@@ -457,6 +461,17 @@ class Database:
         for lane in (self._writer, self._urgent, self._readers):
             lane.close()
         self._engine.dispose()
+
+
+def _admission(admit: Callable[[Any], None]) -> Callable[[Any, Any], None]:
+    def connect(connection: Any, record: Any) -> None:
+        try:
+            admit(connection)
+        except BaseException:
+            connection.close()  # nobody else would
+            raise
+
+    return connect
 
 
 def _dumps(value: Any) -> str:

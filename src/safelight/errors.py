@@ -12,7 +12,10 @@ from typing import ClassVar, Literal
 ErrorKind = Literal[
     "malformed",  # the request cannot be read
     "invalid",  # readable, but a value is wrong
+    "unauthenticated",  # nobody knows who asks
+    "forbidden",  # it is known, and may not
     "not_found",
+    "gone",  # it was there and was deleted
     "conflict",  # the thing is not in a state that allows it
     "too_large",
     "rate_limited",

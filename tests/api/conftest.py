@@ -1,5 +1,6 @@
 """Fixtures that run the whole service in this process: see `api_service`."""
 
+import importlib
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 import structlog
-from api_service import Service, settings_for
+from api_service import Service, order, settings_for
 
 from servers import ServerMissing, ValkeyServer
 
@@ -74,3 +75,25 @@ def make_service(api_valkey: ValkeyServer, sqlite_template: Path, tmp_path: Path
 def idle(make_service: Callable[..., Service]) -> Service:
     """A service of the test's own without a worker."""
     return make_service(worker=False)
+
+
+@pytest.fixture(scope="session")
+def guarded(api_valkey: ValkeyServer, sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A service with accounts that the session's tests share, see `guarded_service`: use owners of your own.
+
+    Imported here: few tests need it, and it brings a cryptography library with it.
+    """
+    folder = tmp_path_factory.mktemp("guarded")
+    url = f"sqlite:///{shutil.copy(sqlite_template, folder / 'safelight.db')}"
+    with importlib.import_module("guarded_service").served(folder, api_valkey, url) as guarded:
+        yield guarded
+
+
+@pytest.fixture(scope="session")
+def adas(guarded: Any) -> dict[str, str]:
+    """Things of Ada's: a finished job, its artifact, a key."""
+    done = guarded.ada.post("/api/v1/generation-jobs", json=order(), headers={"Prefer": "wait=20"}).json()
+    assert done["status"] == "completed", done
+    key = guarded.ada.post("/api/v1/keys", json={"name": "another"})
+    assert key.status_code == 201, key.text
+    return {"job": done["id"], "artifact": done["artifacts"][0]["id"], "key": key.json()["id"]}

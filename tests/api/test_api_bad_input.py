@@ -260,7 +260,7 @@ def test_ids(clean: Service, method: str, part: str) -> None:
         ("GET", "/api/v1/nothing", 404, "not_found"),
         ("GET", "/api/v2/generation-jobs", 404, "not_found"),
         ("PUT", JOBS, 405, "method_not_allowed"),
-        ("DELETE", f"{JOBS}/{uuid.UUID(int=1)}", 405, "method_not_allowed"),
+        ("PUT", f"{JOBS}/{uuid.UUID(int=1)}", 405, "method_not_allowed"),
         ("GET", f"{JOBS}/{uuid.UUID(int=1)}/cancel", 405, "method_not_allowed"),
         ("POST", "/health/live", 405, "method_not_allowed"),
     ],

@@ -17,6 +17,7 @@ from safelight.jobs import (
     Failed,
     IdempotencyKeyReused,
     Job,
+    JobDeleted,
     JobEnded,
     JobEvent,
     JobNotFound,
@@ -182,7 +183,7 @@ class Desk:
         assert isinstance(accepted, Submitted), accepted
         return accepted.job
 
-    async def offer(self, **values: Any) -> Submitted | IdempotencyKeyReused:
+    async def offer(self, **values: Any) -> Submitted | IdempotencyKeyReused | JobDeleted:
         return await self.write(self.jobs.submit, new_job(**values))
 
     async def release(self, job_id: str) -> None:
@@ -205,7 +206,7 @@ class Desk:
     async def settle(self, job: Job, settlement: Settlement) -> Job | None:
         return await self.write(self.jobs.settle, job, settlement)
 
-    async def cancel(self, job_id: str, owner_id: str = OWNER) -> Job | JobNotFound | JobEnded:
+    async def cancel(self, job_id: str, owner_id: str = OWNER) -> Job | JobNotFound | JobDeleted | JobEnded:
         return await self.write(self.jobs.cancel, job_id, owner_id)
 
     async def lose(self, job_id: str) -> Job:

@@ -22,6 +22,8 @@ SILENCE = 45.0  # seconds without a byte after which an event stream counts as b
 class Client:
     """Speaks to one Safelight. Use it as a context manager or call `close`; it may be shared between threads.
 
+    `api_key` is a key of Safelight's, or a token of its identity provider; an installation for one user needs none. It
+    is sent to that Safelight alone, not to other addresses that a `download` may lead to.
     `timeout` is the number of seconds one answer may take. A call that gets no answer, or 429 or 503, is tried again
     up to `retries` times, after `retry_seconds` doubling each time or what the server's `Retry-After` says.
     """
@@ -30,6 +32,7 @@ class Client:
         self,
         base_url: str = "http://127.0.0.1:8080",
         *,
+        api_key: str | None = None,
         timeout: float = 10.0,
         retries: int = 4,
         retry_seconds: float = 0.5,
@@ -41,6 +44,7 @@ class Client:
         # A proxy from the environment can never lead back to this machine.
         is_here = httpx.URL(self.base_url).host in LOOPBACK
         self._http = httpx.Client(timeout=timeout, trust_env=not is_here, follow_redirects=True)
+        self._own_headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
 
     def close(self) -> None:
         """Close the connections. An iterator of `events` in another thread ends with `Unreachable`."""
@@ -190,9 +194,9 @@ class Client:
     ) -> httpx.Response:
         timeout = httpx.Timeout(self._timeout, read=self._timeout + extra_seconds)
         try:
-            return self._http.request(
-                method, self._address(path), headers=headers, params=params, json=json, timeout=timeout
-            )
+            address = self._address(path)
+            sent = {**self._headers_for(address), **(headers or {})}
+            return self._http.request(method, address, headers=sent, params=params, json=json, timeout=timeout)
         except httpx.TransportError as error:
             raise Unreachable(self._no_answer(error)) from error
 
@@ -201,6 +205,7 @@ class Client:
         if reader.last_id is not None:
             headers["Last-Event-ID"] = reader.last_id
         address = self._address(f"{API}/generation-jobs/{job_id}/events")
+        headers |= self._headers_for(address)
         timeout = httpx.Timeout(self._timeout, read=SILENCE)
         with self._http.stream("GET", address, headers=headers, timeout=timeout) as response:
             if response.status_code == 204:
@@ -214,7 +219,9 @@ class Client:
         failures = 0
         while True:
             try:
-                with self._http.stream("GET", self._address(url)) as response, partial.open("wb") as file:
+                address = self._address(url)
+                sent = self._headers_for(address)
+                with self._http.stream("GET", address, headers=sent) as response, partial.open("wb") as file:
                     if not response.is_success:
                         response.read()
                         raise ApiError.from_response(response)
@@ -232,6 +239,12 @@ class Client:
 
     def _address(self, path: str) -> str:
         return path if path.startswith(("http://", "https://")) else self.base_url + path
+
+    def _headers_for(self, address: str) -> dict[str, str]:
+        """The key, if the address is one of this Safelight's: signed addresses elsewhere must not learn it."""
+        there, here = httpx.URL(address), httpx.URL(self.base_url)
+        is_ours = (there.scheme, there.host, there.port) == (here.scheme, here.host, here.port)
+        return dict(self._own_headers) if is_ours else {}
 
     def _checked(self, response: httpx.Response) -> httpx.Response:
         if not response.is_success:

@@ -13,7 +13,8 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
-from safelight.api import artifacts, events, health, jobs, problems
+from safelight.api import artifacts, authentication, events, files, health, jobs, keys, problems, session
+from safelight.api.authentication import Authentication
 from safelight.api.job_view import Estimator
 from safelight.api.problems import problem
 from safelight.bootstrap import Safelight, open_safelight
@@ -65,9 +66,11 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     problems.install(app)
-    for module in (jobs, events, artifacts, health):
+    authentication.describe(app)
+    for module in (jobs, events, artifacts, files, session, keys, health):
         app.include_router(module.router)
-    hosts = LOCAL_HOSTS | {settings.host}
+    app.add_middleware(Authentication, has_accounts=settings.has_accounts)
+    hosts = LOCAL_HOSTS | {settings.host} | {host.lower() for host in settings.allowed_hosts}
     app.add_middleware(Entrance, max_body_bytes=settings.max_body_bytes, hosts=hosts)
     return app
 
@@ -80,7 +83,7 @@ class Entrance:
     """Gives every request an id and a log line, and turns away foreign hosts and bodies that are too large.
 
     Without accounts the loopback interface is the only lock, so a page elsewhere must not reach us under a name of its
-    own (DNS rebinding): the Host header has to be one of ours.
+    own (DNS rebinding): the Host header has to be one of ours. `*` among the hosts, which accounts allow, is any.
     """
 
     def __init__(self, app: ASGIApp, *, max_body_bytes: int, hosts: frozenset[str]) -> None:
@@ -107,9 +110,10 @@ class Entrance:
             await send(message)
 
         with bound_contextvars(request_id=request_id):
-            refused = self._refuse(headers, request_id)
+            takes_files = scope["path"] == artifacts.PREFIX  # which reads its body itself, and has its own limit
+            refused = self._refuse(headers, request_id, is_limited=not takes_files)
             body: bytes | None = None
-            if refused is None:
+            if refused is None and not takes_files:
                 body = await self._read(receive) if scope["method"] in ("POST", "PUT", "PATCH") else None
                 if body is TOO_LARGE:
                     refused = self._too_large(request_id)
@@ -128,18 +132,18 @@ class Entrance:
             log.debug(
                 "request.answered",
                 method=scope["method"],
-                path=scope["path"],
+                path=re.sub(r"(/files/).+", r"\1***", scope["path"]),  # a link is a key
                 status=status,
                 milliseconds=round((time.monotonic() - began) * 1000, 1),
             )
 
-    def _refuse(self, headers: dict[bytes, bytes], request_id: str) -> ASGIApp | None:
+    def _refuse(self, headers: dict[bytes, bytes], request_id: str, *, is_limited: bool) -> ASGIApp | None:
         host = re.sub(r":\d*$", "", headers.get(b"host", b"").decode("latin-1")).lower()
-        if host not in self._hosts:
-            detail = f"This service does not answer for the host {host[:100]!r}; call it by {sorted(self._hosts)}."
+        if host not in self._hosts and "*" not in self._hosts:
+            detail = f"This service does not answer for the host {host[:100]!r}; its names are SAFELIGHT_ALLOWED_HOSTS."
             return problem(request_id, 421, "wrong_host", detail)
         length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self._max_body_bytes:
+        if is_limited and length.isdigit() and int(length) > self._max_body_bytes:
             return self._too_large(request_id)
         return None
 

@@ -1,36 +1,111 @@
-"""Results over HTTP: the record, the bytes with ranges, the thumbnails."""
+"""Results and inputs over HTTP: upload, the record, the bytes with ranges, the thumbnails, links."""
 
-import re
-from collections.abc import AsyncIterator
-from typing import Annotated
+import tempfile
+from datetime import datetime
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Request
-from starlette.responses import Response, StreamingResponse
+import structlog
+from fastapi import APIRouter, Header, Query, Request
+from pydantic import BaseModel, Field
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 
-from safelight.api.deps import ItemId, Owner, World, is_known, json_response
+from safelight.api.deps import ItemId, Owner, World, json_response
+from safelight.api.files import deliver
 from safelight.api.job_view import ArtifactView
-from safelight.api.problems import PROBLEMS, problem
-from safelight.artifacts import Artifact, get
+from safelight.api.problems import PROBLEMS, Problem, problem
+from safelight.artifacts import UPLOAD_TYPES, Artifact, StoredFile, get, insert
 from safelight.bootstrap import Safelight
 from safelight.errors import SafelightError
-from safelight.jobs import describe_artifact
+from safelight.jobs import ArtifactDeleted, ArtifactNotFound, describe_artifact
 
-router = APIRouter(prefix="/api/v1/artifacts", tags=["artifacts"], responses=PROBLEMS)
+PREFIX = "/api/v1/artifacts"
+router = APIRouter(prefix=PREFIX, tags=["artifacts"], responses=PROBLEMS)
 
 EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "image/gif": "gif", "image/avif": "avif"}
+SPOOL_BYTES = 512 * 1024  # of an upload in memory; the rest waits in a temporary file
+LINK_SECONDS = (60, 7 * 24 * 3600)  # no store signs for longer than a week
+UPLOAD_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {name: {"schema": {"type": "string", "format": "binary"}} for name in UPLOAD_TYPES},
+    }
+}
+
+log = structlog.get_logger()
 
 
-class ArtifactNotFound(SafelightError):
-    """There is no such artifact."""
+class UploadTooLarge(SafelightError):
+    """The uploaded file is too large."""
 
-    kind = "not_found"
-    code = "artifact_not_found"
+    kind = "too_large"
+    code = "upload_too_large"
+
+
+class LinkView(BaseModel):
+    """A URL, or a path on this host, that needs no credentials."""
+
+    url: str
+    expires_at: datetime | None = Field(description="Null if it never expires, as with a public bucket")
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=ArtifactView,
+    responses={415: {"model": Problem, "description": "Not a PNG, JPEG or WebP"}},
+    openapi_extra=UPLOAD_BODY,
+    summary="Upload an input picture",
+)
+async def upload_artifact(
+    request: Request,
+    world: World,
+    owner: Owner,
+    content_type: Annotated[str, Header(include_in_schema=False)] = "",
+    content_length: Annotated[str, Header(include_in_schema=False)] = "",
+) -> Response:
+    """The bytes of the picture are the body; PNG, JPEG or WebP, as `Content-Type` says.
+
+    What it shows is checked and encoded anew, upright and in sRGB, without EXIF, GPS position or any other metadata; of
+    an animation the first frame is kept. It is called by its id: no name is taken.
+    """
+    declared = content_type.partition(";")[0].strip().lower().replace("image/jpg", "image/jpeg")
+    if declared not in UPLOAD_TYPES:
+        accepted = ", ".join(UPLOAD_TYPES)
+        detail = f"Send the picture itself as the body, with its type as Content-Type: one of {accepted}."
+        headers = {"Accept": accepted, "Connection": "close"}
+        return problem(request.state.request_id, 415, "unsupported_media_type", detail, headers=headers)
+    limit = world.settings.max_upload_bytes
+    too_large = UploadTooLarge(f"An uploaded file may have at most {limit} bytes.")
+    if content_length.isdecimal() and int(content_length) > limit:
+        raise too_large
+    with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as file:
+        size = 0
+        try:
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    raise too_large
+                file.write(part)
+        except ClientDisconnect:
+            return Response(None, 400)  # nobody is there to read it
+        artifact = await world.artifacts.store_upload(file, content_type=declared, owner_id=owner)
+    await world.database.write(insert, [artifact])
+    log.info("artifact.uploaded", artifact_id=artifact.id, content_type=declared, size_bytes=artifact.size_bytes)
+    return json_response(describe_artifact(artifact), 201, {"Location": f"{PREFIX}/{artifact.id}"})
 
 
 @router.get("/{id}", response_model=ArtifactView, summary="The record of a result")
 async def get_artifact(artifact_id: ItemId, world: World, owner: Owner) -> Response:
     """Size, type, hash, dimensions and URLs."""
     return json_response(describe_artifact(await _find(world, artifact_id, owner)))
+
+
+@router.delete("/{id}", status_code=204, response_class=Response, summary="Delete a result")
+async def delete_artifact(artifact_id: ItemId, world: World, owner: Owner) -> Response:
+    """Its bytes and thumbnails go for good; that it was there stays known (410). Repeating is harmless."""
+    await world.retention.delete_artifact(artifact_id, owner)
+    return Response(status_code=204)
 
 
 @router.head("/{id}/content", include_in_schema=False)
@@ -44,19 +119,14 @@ async def get_content(
     if_none_match: Annotated[str | None, Header()] = None,
     if_range: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """Never changes: cached for ever under its hash. One `Range` of bytes is served."""
+    """Never changes: cached for ever under its hash. One `Range` of bytes is served.
+
+    Where files are delivered by the store itself, the answer is a redirect (307) to it.
+    """
     artifact = await _find(world, artifact_id, owner)
-    return await _serve(
-        request,
-        world,
-        key=artifact.storage_key,
-        size=artifact.size_bytes,
-        content_type=artifact.content_type,
-        etag=f'"{artifact.sha256}"',
-        name=f"{artifact.id}.{EXTENSIONS.get(artifact.content_type, 'bin')}",
-        asked=range_ if if_range is None or if_range == f'"{artifact.sha256}"' else None,
-        if_none_match=if_none_match,
-    )
+    file = _file_of(artifact)
+    asked = range_ if if_range is None or if_range == file.etag else None
+    return await deliver(request, world, file, asked=asked, if_none_match=if_none_match)
 
 
 @router.head("/{id}/thumbnails/{width}", include_in_schema=False)
@@ -73,84 +143,45 @@ async def get_thumbnail(
     artifact = await _find(world, artifact_id, owner)
     for thumbnail in artifact.thumbnails:
         if thumbnail["width"] == width:
-            return await _serve(
-                request,
-                world,
-                key=thumbnail["storage_key"],
-                size=thumbnail["size_bytes"],
-                content_type="image/webp",
-                etag=f'"{artifact.sha256}-{width}"',
-                name=f"{artifact.id}-{width}.webp",
-                asked=None,
-                if_none_match=if_none_match,
+            file = StoredFile(
+                thumbnail["storage_key"],
+                "image/webp",
+                f"{artifact.id}-{width}.webp",
+                thumbnail["size_bytes"],
+                f'"{artifact.sha256}-{width}"',
             )
+            return await deliver(request, world, file, asked=None, if_none_match=if_none_match)
     widths = ", ".join(str(thumbnail["width"]) for thumbnail in artifact.thumbnails)
     raise ArtifactNotFound(f"There is no thumbnail of width {width}; there are: {widths}.")
+
+
+@router.post("/{id}/link", response_model=LinkView, summary="A link to the bytes that needs no credentials")
+async def make_link(
+    artifact_id: ItemId,
+    world: World,
+    owner: Owner,
+    expires_in: Annotated[int, Query(ge=LINK_SECONDS[0], le=LINK_SECONDS[1], description="Seconds")] = 3600,
+) -> Response:
+    """For an `<img>`, or for a provider that fetches the picture. Whoever has it can read the file until it expires."""
+    artifact = await _find(world, artifact_id, owner)
+    link = await world.links.make(_file_of(artifact), expires_in)
+    return json_response({"url": link.url, "expires_at": link.expires_at}, headers={"Cache-Control": "no-store"})
+
+
+def _file_of(artifact: Artifact) -> StoredFile:
+    return StoredFile(
+        artifact.storage_key,
+        artifact.content_type,
+        f"{artifact.id}.{EXTENSIONS.get(artifact.content_type, 'bin')}",
+        artifact.size_bytes,
+        f'"{artifact.sha256}"',
+    )
 
 
 async def _find(world: Safelight, artifact_id: str, owner: str) -> Artifact:
     artifact = await world.database.read(get, artifact_id)
     if artifact is None or artifact.owner_id != owner:
         raise ArtifactNotFound(f"There is no artifact {artifact_id}.")
+    if artifact.deleted_at is not None:
+        raise ArtifactDeleted
     return artifact
-
-
-async def _serve(
-    request: Request,
-    world: Safelight,
-    *,
-    key: str,
-    size: int,
-    content_type: str,
-    etag: str,
-    name: str,
-    asked: str | None,
-    if_none_match: str | None,
-) -> Response:
-    headers = {
-        "ETag": etag,
-        "Cache-Control": "private, max-age=31536000, immutable",
-        "Accept-Ranges": "bytes",
-        "Content-Disposition": f'inline; filename="{name}"',
-        "X-Content-Type-Options": "nosniff",
-    }
-    if is_known(if_none_match, etag):
-        return Response(None, 304, headers)
-    start, end, status = 0, size, 200
-    if asked is not None and (span := _span(asked, size)) is not None:
-        start, end = span
-        if start >= end:
-            return problem(
-                request.state.request_id,
-                416,
-                "range_not_satisfiable",
-                f"The file has {size} bytes.",
-                headers={"Content-Range": f"bytes */{size}"},
-            )
-        status = 206
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-    headers["Content-Length"] = str(end - start)
-    if request.method == "HEAD":
-        return Response(None, status, headers, content_type)
-    # The first piece is fetched before the status is sent: a missing file is a problem, not a broken body.
-    pieces = world.storage.stream(key, start, end)
-    first = await anext(pieces, b"")
-    return StreamingResponse(_chain(first, pieces), status, headers, content_type)
-
-
-async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for piece in rest:
-        yield piece
-
-
-def _span(asked: str, size: int) -> tuple[int, int] | None:
-    """Half-open span of a single byte range; None for forms we do not serve, which then get everything (RFC 9110)."""
-    match = re.fullmatch(r"bytes=(\d{0,15})-(\d{0,15})", asked.strip())
-    if match is None or not (match[1] or match[2]):
-        return None
-    if not match[1]:
-        return max(0, size - int(match[2])), size
-    start = int(match[1])
-    end = min(size, int(match[2]) + 1) if match[2] else size
-    return (start, end) if not match[2] or int(match[2]) >= start else None

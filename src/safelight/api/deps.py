@@ -8,7 +8,8 @@ import orjson
 from fastapi import Depends, Path, Request
 from starlette.responses import Response
 
-from safelight.bootstrap import LOCAL_OWNER, Safelight
+from safelight.accounts import Identity, Unauthenticated
+from safelight.bootstrap import Safelight
 from safelight.errors import SafelightError
 
 MAX_WAIT_SECONDS = 60
@@ -32,8 +33,16 @@ async def _safelight(request: Request) -> Safelight:
     return request.app.state.safelight
 
 
-async def _owner() -> str:
-    return LOCAL_OWNER
+async def _identity(request: Request) -> Identity:
+    """Who asks, as `authentication` found it. Raises `Unauthenticated` where it let somebody through unseen."""
+    identity: Identity | None = getattr(request.state, "identity", None)
+    if identity is None:
+        raise Unauthenticated
+    return identity
+
+
+async def _owner(request: Request) -> str:
+    return (await _identity(request)).owner_id
 
 
 def parse_id(value: str) -> str:
@@ -49,6 +58,7 @@ async def _row_id(item_id: Annotated[str, Path(alias="id", description="A UUID")
 
 
 World = Annotated[Safelight, Depends(_safelight)]
+Asker = Annotated[Identity, Depends(_identity)]
 Owner = Annotated[str, Depends(_owner)]
 ItemId = Annotated[str, Depends(_row_id)]
 

@@ -14,7 +14,7 @@ from safelight.api.job_view import PREFIX
 from safelight.api.problems import PROBLEMS
 from safelight.bootstrap import Safelight
 from safelight.db import Tx
-from safelight.jobs import Job, JobEvent, JobNotFound, history, message_of, snapshot, with_artifacts
+from safelight.jobs import Job, JobDeleted, JobEvent, JobNotFound, history, message_of, snapshot, with_artifacts
 from safelight.stream import Message, Stream
 
 KEEPALIVE_SECONDS = 15.0
@@ -51,6 +51,8 @@ async def follow(
     if found is None:
         raise JobNotFound(f"There is no job {job_id}.")
     job, _ = found
+    if job.deleted_at is not None:
+        raise JobDeleted
     if known is not None and known > job.version:
         known = None  # not an id of this job: nothing is known
     if known is not None and job.is_terminal and known == job.version:

@@ -5,10 +5,11 @@ import time
 from collections.abc import Awaitable
 from typing import Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from safelight.accounts import Identity
 from safelight.api.deps import World, json_response
 from safelight.bootstrap import Safelight
 from safelight.errors import SafelightError
@@ -35,6 +36,12 @@ class QueueView(BaseModel):
     waiting: int
 
 
+class BriefView(BaseModel):
+    """What those are told who do not say who they are."""
+
+    status: State
+
+
 class ReadyView(BaseModel):
     """`unavailable`: jobs cannot be accepted. `degraded`: they are accepted, but something makes them wait."""
 
@@ -52,13 +59,15 @@ async def live() -> Response:
 
 @router.get(
     "/health/ready",
-    response_model=ReadyView,
-    responses={503: {"model": ReadyView}},
+    response_model=ReadyView | BriefView,
+    responses={503: {"model": ReadyView | BriefView}},
     summary="Each dependency, and the workers of each queue",
 )
-@router.get("/api/v1/health/ready", response_model=ReadyView, include_in_schema=False)
-async def ready(world: World) -> Response:
-    """503 only when jobs cannot be accepted: without the database."""
+@router.get("/api/v1/health/ready", include_in_schema=False)
+async def ready(request: Request, world: World) -> Response:
+    """503 only when jobs cannot be accepted: without the database. Where there are accounts, whoever does not say who
+    they are is told the status alone."""
+    identity: Identity | None = request.state.identity
     database, redis, storage = await asyncio.gather(
         _check(world.database.read(read_loads, 3 * world.settings.beat_seconds)),
         _check(_ping(world)),
@@ -83,6 +92,8 @@ async def ready(world: World) -> Response:
         well = all(part["state"] == "ok" for part in [*parts.values(), *queues.values()])
         status, code = ("ok" if well else "degraded"), 200
     headers = {"Cache-Control": "no-store"} | ({"Retry-After": "2"} if code == 503 else {})
+    if identity is None:
+        return json_response({"status": status}, code, headers)
     return json_response({"status": status, "parts": parts, "queues": queues}, code, headers)
 
 

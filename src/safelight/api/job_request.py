@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import orjson
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from safelight.config import Settings
+from safelight.config import Settings, Tier
 from safelight.db import new_id
 from safelight.errors import FieldError, Invalid
 from safelight.jobs import Job, NewJob
@@ -167,29 +167,15 @@ def new_job(
     providers: Registry,
     settings: Settings,
     request_id: str,
+    tier: Tier | None = None,
     idempotency_key: str | None = None,
     origin_job_id: str | None = None,
 ) -> NewJob:
     """The job a request asks for, checked by its provider, with every default filled in. Raises `Invalid`."""
-    sampler = request.sampler_params.model_dump(exclude_none=True, exclude={"seed"})
-    seed = request.seed if request.seed is not None else request.sampler_params.seed
-    asked = Parameters(
-        kind=KIND,
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        model=request.model,
-        checkpoint_model=request.checkpoint_model,
-        lora_models=tuple(Lora(lora.name, lora.strength_model, lora.strength_clip) for lora in request.lora_models),
-        width=request.width,
-        height=request.height,
-        batch_size=request.batch_size,
-        seed=seed,
-        sampler_params=sampler,
-        options=request.provider_options,
-    )
     try:
         name, provider, mocked = providers.resolve(request.provider)
-        checked = provider.check(asked)
+        model = request.model or (tier.models.get(name) if tier is not None else None)
+        checked = provider.check(_parameters(request, model))
     except InvalidParameters as error:
         pointer = "#/" + error.field.replace(".", "/") if error.field else "#"
         raise Invalid(error.message, errors=[FieldError(pointer, error.message)]) from None
@@ -228,6 +214,7 @@ def new_job(
         "batch_id": None,
         "origin_job_id": origin_job_id,
         "request_id": request_id,
+        "owner_limit": tier.jobs_at_once if tier is not None else None,
     }
     return NewJob(
         id=new_id(),
@@ -238,6 +225,23 @@ def new_job(
         start_within_seconds=request.start_within_seconds,
         idempotency_key=idempotency_key,
         fingerprint=request.fingerprint(origin_job_id) if idempotency_key is not None else "",
+    )
+
+
+def _parameters(request: GenerationRequest, model: str | None) -> Parameters:
+    return Parameters(
+        kind=KIND,
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        model=model,
+        checkpoint_model=request.checkpoint_model,
+        lora_models=tuple(Lora(lora.name, lora.strength_model, lora.strength_clip) for lora in request.lora_models),
+        width=request.width,
+        height=request.height,
+        batch_size=request.batch_size,
+        seed=request.seed if request.seed is not None else request.sampler_params.seed,
+        sampler_params=request.sampler_params.model_dump(exclude_none=True, exclude={"seed"}),
+        options=request.provider_options,
     )
 
 

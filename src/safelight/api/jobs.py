@@ -14,7 +14,9 @@ from fastapi import APIRouter, Body, Header, Query, Request
 from pydantic import AfterValidator, ValidationError
 from starlette.responses import Response
 
+from safelight.accounts import Identity
 from safelight.api.deps import (
+    Asker,
     IdInvalid,
     ItemId,
     Owner,
@@ -28,13 +30,15 @@ from safelight.api.deps import (
 from safelight.api.events import with_latest
 from safelight.api.job_request import GenerationRequest, new_job, request_of
 from safelight.api.job_view import PREFIX, AttemptList, Estimator, JobList, JobView, attempt_view_of, view_of
-from safelight.api.problems import PROBLEMS, invalid_body
+from safelight.api.problems import PROBLEMS, Problem, invalid_body, problem
 from safelight.artifacts import Artifact
 from safelight.bootstrap import Safelight
+from safelight.config import Tier
 from safelight.errors import SafelightError
 from safelight.jobs import (
     Filter,
     Job,
+    JobDeleted,
     JobNotFound,
     NewJob,
     Status,
@@ -44,6 +48,7 @@ from safelight.jobs import (
     get,
     with_artifacts,
 )
+from safelight.limits import Policy, Verdict
 
 RETRY_AFTER_SECONDS = 2
 MAX_IDS = 100
@@ -77,13 +82,16 @@ Text = Annotated[str, AfterValidator(_no_nul)]  # PostgreSQL cannot compare with
 router = APIRouter(prefix=PREFIX, tags=["jobs"], responses=PROBLEMS)
 
 
-@router.post("", status_code=202, response_model=JobView, summary="Submit a job")
+LIMITED: dict[int | str, dict[str, Any]] = {429: {"model": Problem}}
+
+
+@router.post("", status_code=202, response_model=JobView, responses=LIMITED, summary="Submit a job")
 @router.post("/", status_code=202, response_model=JobView, include_in_schema=False)
 async def submit(
     body: GenerationRequest,
     request: Request,
     world: World,
-    owner: Owner,
+    asker: Asker,
     key: Annotated[
         str | None,
         Header(alias="Idempotency-Key", description="Same key, same body: the first job again. Kept for 24 h"),
@@ -94,13 +102,14 @@ async def submit(
     wait = preferred_wait(prefer)
     new = new_job(
         body,
-        owner_id=owner,
+        owner_id=asker.owner_id,
         providers=world.providers,
         settings=world.settings,
         request_id=request.state.request_id,
+        tier=tier_of(asker, world),
         idempotency_key=idempotency_key(key),
     )
-    return await _accept(request, world, new, wait)
+    return await _accept(request, world, asker, new, wait)
 
 
 @router.get("", response_model=JobList, summary="List jobs, newest first")
@@ -164,6 +173,16 @@ async def get_job(
     return await _show(request, world, job, artifacts, if_none_match=if_none_match)
 
 
+@router.delete("/{id}", status_code=204, response_class=Response, summary="Delete an ended job and its pictures")
+async def delete(job_id: ItemId, world: World, owner: Owner) -> Response:
+    """Its request, its errors and its files go for good; that it was there stays known (410). Repeating is harmless.
+
+    A job that has not ended is refused (`job_active`): cancel it first.
+    """
+    await world.retention.delete_job(job_id, owner)
+    return Response(status_code=204)
+
+
 @router.post("/{id}/cancel", response_model=JobView, summary="Cancel a job")
 async def cancel(job_id: ItemId, request: Request, world: World, owner: Owner) -> Response:
     """A pending job is cancelled at once, a processing one as soon as its worker hears of it. Repeating is harmless."""
@@ -173,19 +192,25 @@ async def cancel(job_id: ItemId, request: Request, world: World, owner: Owner) -
     return await _show(request, world, outcome, ())
 
 
-@router.post("/{id}/retry", status_code=202, response_model=JobView, summary="Run a failed or cancelled job again")
+@router.post(
+    "/{id}/retry",
+    status_code=202,
+    response_model=JobView,
+    responses=LIMITED,
+    summary="Run a failed or cancelled job again",
+)
 async def retry(
     job_id: ItemId,
     request: Request,
     world: World,
-    owner: Owner,
+    asker: Asker,
     overrides: Annotated[
         dict[str, Any] | None, Body(description="Fields of a submit that shall differ", examples=[{"seed": 8}])
     ] = None,
     key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
 ) -> Response:
     """A new job with the same request, or with some fields changed; it names its origin."""
-    job, _ = await _look(world, job_id, owner)
+    job, _ = await _look(world, job_id, asker.owner_id)
     if job.status not in ("failed", "cancelled"):
         raise JobNotEnded(f"Only a failed or cancelled job can be retried; this one is {job.status}.")
     try:
@@ -194,14 +219,15 @@ async def retry(
         raise invalid_body(error.errors()) from None
     new = new_job(
         body,
-        owner_id=owner,
+        owner_id=asker.owner_id,
         providers=world.providers,
         settings=world.settings,
         request_id=request.state.request_id,
+        tier=tier_of(asker, world),
         idempotency_key=idempotency_key(key),
         origin_job_id=job.id,
     )
-    return await _accept(request, world, new, None)
+    return await _accept(request, world, asker, new, None)
 
 
 @router.get("/{id}/attempts", response_model=AttemptList, summary="Every attempt of a job")
@@ -230,8 +256,14 @@ class PreviewGone(SafelightError):
     code = "preview_not_found"
 
 
-async def _accept(request: Request, world: Safelight, new: NewJob, wait: int | None) -> Response:
-    hint = new.run_at is None and world.dispatcher.take_room(new.queue, new.values["provider"])
+async def _accept(request: Request, world: Safelight, asker: Identity, new: NewJob, wait: int | None) -> Response:
+    verdict = await _take_token(world, asker)
+    if verdict is not None and not verdict.is_allowed:
+        detail = f"You may submit {verdict.policy.quota} jobs a minute; the next one in {verdict.wait_seconds} s."
+        again = {**verdict.headers, "Retry-After": str(verdict.wait_seconds)}
+        return problem(request.state.request_id, 429, "rate_limited", detail, headers=again)
+    values = new.values
+    hint = new.run_at is None and world.dispatcher.take_room(new.queue, values["provider"], values["owner_limit"])
     outcome = await world.database.write(world.jobs.submit, replace(new, hint=hint))
     if not isinstance(outcome, Submitted):
         raise outcome
@@ -242,7 +274,7 @@ async def _accept(request: Request, world: Safelight, new: NewJob, wait: int | N
         await _wait_for_end(world, job.id, job.owner_id, wait)
     if wait is not None or outcome.replayed:
         job, artifacts = await _look(world, job.id, job.owner_id)
-    headers = {"Location": f"{PREFIX}/{job.id}"}
+    headers = {"Location": f"{PREFIX}/{job.id}", **(verdict.headers if verdict is not None else {})}
     if outcome.replayed:
         headers["Idempotency-Replayed"] = "true"
     if wait is not None:
@@ -250,11 +282,25 @@ async def _accept(request: Request, world: Safelight, new: NewJob, wait: int | N
     return await _show(request, world, job, artifacts, status=202, headers=headers)
 
 
+def tier_of(asker: Identity, world: Safelight) -> Tier | None:
+    """The tier of whoever asks; None without accounts."""
+    return None if asker.tier is None else world.settings.tiers[asker.tier]
+
+
+async def _take_token(world: Safelight, asker: Identity) -> Verdict | None:
+    tier = tier_of(asker, world)
+    if tier is None or tier.submits_per_minute is None:
+        return None
+    return await world.limiter.take(Policy("submit", tier.submits_per_minute), asker.owner_id)
+
+
 async def _look(world: Safelight, job_id: str, owner: str) -> tuple[Job, Sequence[Artifact]]:
     found = await world.database.read(with_artifacts, job_id, owner)
     if found is None:
         raise JobNotFound(f"There is no job {job_id}.")
     job, artifacts = found
+    if job.deleted_at is not None:
+        raise JobDeleted
     job, _ = await with_latest(world.stream, job)
     return job, artifacts
 

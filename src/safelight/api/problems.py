@@ -15,8 +15,11 @@ from safelight.errors import ErrorKind, FieldError, Invalid, SafelightError
 
 STATUS: Mapping[ErrorKind, int] = {
     "malformed": 400,
+    "unauthenticated": 401,
+    "forbidden": 403,
     "invalid": 422,
     "not_found": 404,
+    "gone": 410,
     "conflict": 409,
     "too_large": 413,
     "rate_limited": 429,
@@ -25,10 +28,14 @@ STATUS: Mapping[ErrorKind, int] = {
 }
 TITLES = {
     400: "The request cannot be read",
+    401: "Not authenticated",
+    403: "Not permitted",
     404: "Not found",
     405: "Method not allowed",
     409: "Not possible in this state",
+    410: "Deleted",
     413: "Too large",
+    415: "Unsupported type",
     416: "Range not satisfiable",
     421: "Wrong host",
     422: "A value is not acceptable",
@@ -37,6 +44,7 @@ TITLES = {
     503: "Unavailable at the moment",
 }
 RETRYABLE = {429, 503}
+BAD_CREDENTIAL = ', error="invalid_token"'
 
 log = structlog.get_logger()
 
@@ -61,7 +69,9 @@ class Problem(BaseModel):
     retryable: bool = Field(description="Whether the same request may succeed later")
 
 
-PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 404, 409, 413, 422, 503)}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem} for status in (400, 401, 403, 404, 409, 410, 413, 422, 503)
+}
 
 
 def problem(
@@ -93,6 +103,26 @@ def problem(
     return response
 
 
+def problem_of(request_id: str, error: SafelightError) -> Response:
+    """An error as a response."""
+    status = STATUS[error.kind]
+    if status >= 500:
+        log.warning("request.failed", code=error.code, reason=error.detail)
+    headers: dict[str, str] = {}
+    if status == 401:
+        why = "" if error.code == "unauthenticated" else BAD_CREDENTIAL  # RFC 6750
+        headers["WWW-Authenticate"] = f'Bearer realm="safelight"{why}'
+    return problem(
+        request_id,
+        status,
+        error.code,
+        error.detail,
+        errors=error.errors,
+        retry_after=error.retry_after,
+        headers=headers,
+    )
+
+
 def install(app: FastAPI) -> None:
     """Let every error of the app be shown as a problem, and described as one."""
     describe = app.openapi
@@ -115,17 +145,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(SafelightError)
     def on_error(request: Request, error: SafelightError) -> Response:  # pyright: ignore[reportUnusedFunction]
-        status = STATUS[error.kind]
-        if status >= 500:
-            log.warning("request.failed", code=error.code, reason=error.detail)
-        return problem(
-            request.state.request_id,
-            status,
-            error.code,
-            error.detail,
-            errors=error.errors,
-            retry_after=error.retry_after,
-        )
+        return problem_of(request.state.request_id, error)
 
     @app.exception_handler(RequestValidationError)
     def on_invalid(request: Request, error: RequestValidationError) -> Response:  # pyright: ignore[reportUnusedFunction]

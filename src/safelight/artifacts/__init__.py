@@ -1,18 +1,45 @@
-"""Results: stored bytes, their record and their thumbnails."""
+"""Results and inputs: stored bytes, their record, their thumbnails and links to them."""
 
-from safelight.artifacts.artifact import Artifact, Thumbnail, artifacts, get, insert, of_jobs, recorded_attempts
+from safelight.artifacts.artifact import (
+    Artifact,
+    Thumbnail,
+    artifacts,
+    bury,
+    forget_files,
+    get,
+    insert,
+    known_files,
+    leftovers,
+    of_jobs,
+    recorded_attempts,
+    recorded_uploads,
+)
+from safelight.artifacts.link import BadLink, Link, Links, StoredFile, load_signing_key
 from safelight.artifacts.picture import BadPicture, inspect
 from safelight.artifacts.service import ArtifactStore
+from safelight.artifacts.upload import UPLOAD_TYPES, BadUpload
 
 __all__ = [
+    "UPLOAD_TYPES",
     "Artifact",
     "ArtifactStore",
+    "BadLink",
     "BadPicture",
+    "BadUpload",
+    "Link",
+    "Links",
+    "StoredFile",
     "Thumbnail",
     "artifacts",
+    "bury",
+    "forget_files",
     "get",
     "insert",
     "inspect",
+    "known_files",
+    "leftovers",
+    "load_signing_key",
     "of_jobs",
     "recorded_attempts",
+    "recorded_uploads",
 ]

@@ -1,19 +1,19 @@
-"""An artifact: the record of a stored file that a job made."""
+"""An artifact: the record of a stored file that a job made, or that somebody gave as its input."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, TypedDict
 
-from sqlalchemy import BigInteger, Column, Integer, Row, String, Table, Text, select
+from sqlalchemy import BigInteger, Column, ColumnElement, Index, Integer, Row, String, Table, Text, select, text, update
 
-from safelight.db import Instant, Json, RowId, Tx, metadata
+from safelight.db import Instant, Json, RowId, Tx, db_now, metadata
 
 artifacts = Table(
     "artifacts",
     metadata,
     Column("id", RowId, primary_key=True),
-    Column("job_id", RowId, nullable=False, index=True),
+    Column("job_id", RowId, nullable=True, index=True),
     Column("attempt", Integer, nullable=False),
     Column("position", Integer, nullable=False),
     Column("owner_id", Text, nullable=False),
@@ -28,7 +28,10 @@ artifacts = Table(
     Column("seed", BigInteger, nullable=True),
     Column("thumbnails", Json, nullable=False),
     Column("created_at", Instant, nullable=False),
+    Column("deleted_at", Instant),
 )
+_leftover = text("deleted_at IS NOT NULL AND storage_key <> ''")
+Index("ix_artifacts_leftover", artifacts.c.deleted_at, sqlite_where=_leftover, postgresql_where=_leftover)
 
 
 class Thumbnail(TypedDict):
@@ -47,10 +50,13 @@ class Thumbnail(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """One stored result of a job. `position` is its place in the batch, from 0; sizes are pixels and bytes."""
+    """One stored result of a job. `position` is its place in the batch, from 0; sizes are pixels and bytes.
+
+    Of kind `input` it was uploaded and belongs to no job.
+    """
 
     id: str
-    job_id: str
+    job_id: str | None
     attempt: int
     position: int
     owner_id: str
@@ -65,6 +71,7 @@ class Artifact:
     seed: int | None
     thumbnails: list[Thumbnail]
     created_at: datetime
+    deleted_at: datetime | None = None  # a tombstone; its storage key stays until the files are gone
 
 
 COLUMNS = tuple(field.name for field in fields(Artifact))
@@ -87,17 +94,68 @@ def of_jobs(tx: Tx, job_ids: Iterable[str]) -> dict[str, list[Artifact]]:
     """The artifacts of each of these jobs in batch order; a job without any has an empty list."""
     found: dict[str, list[Artifact]] = {job_id: [] for job_id in job_ids}
     if found:
-        statement = select(artifacts).where(artifacts.c.job_id.in_(found))
+        statement = select(artifacts).where(artifacts.c.job_id.in_(found), artifacts.c.deleted_at.is_(None))
         for row in tx.execute(statement.order_by(artifacts.c.job_id, artifacts.c.attempt, artifacts.c.position)):
-            artifact = _from_row(row)
-            found[artifact.job_id].append(artifact)
+            found[row.job_id].append(_from_row(row))
     return found
 
 
 def recorded_attempts(tx: Tx, job_ids: Iterable[str]) -> set[tuple[str, int]]:
-    """The attempts of these jobs whose files are recorded, as (job id, attempt)."""
-    statement = select(artifacts.c.job_id, artifacts.c.attempt).where(artifacts.c.job_id.in_(list(job_ids)))
+    """The attempts of these jobs whose files are recorded, as (job id, attempt). A tombstone records no file."""
+    statement = select(artifacts.c.job_id, artifacts.c.attempt).where(
+        artifacts.c.job_id.in_(list(job_ids)), artifacts.c.deleted_at.is_(None)
+    )
     return {(row.job_id, row.attempt) for row in tx.execute(statement.distinct())}
+
+
+def recorded_uploads(tx: Tx, artifact_ids: Iterable[str]) -> set[str]:
+    """Which of these uploads are recorded."""
+    statement = select(artifacts.c.id).where(
+        artifacts.c.id.in_(list(artifact_ids)), artifacts.c.job_id.is_(None), artifacts.c.deleted_at.is_(None)
+    )
+    return {row.id for row in tx.execute(statement)}
+
+
+def known_files(
+    tx: Tx, job_ids: Iterable[str], upload_ids: Iterable[str]
+) -> Mapping[str, tuple[str, str | None, int | None]]:
+    """Content type, SHA-256 and size by storage key, of everything these jobs and uploads recorded.
+
+    Of thumbnails no hash is recorded.
+    """
+    of_these = artifacts.c.job_id.in_(list(job_ids)) | artifacts.c.id.in_(list(upload_ids))
+    found: dict[str, tuple[str, str | None, int | None]] = {}
+    for artifact in map(_from_row, tx.execute(select(artifacts).where(of_these, artifacts.c.deleted_at.is_(None)))):
+        found[artifact.storage_key] = (artifact.content_type, artifact.sha256, artifact.size_bytes)
+        for thumbnail in artifact.thumbnails:
+            found[thumbnail["storage_key"]] = ("image/webp", None, thumbnail["size_bytes"])
+    return found
+
+
+# --- deletion: the row first, then the files; a crash between the two leaves a tombstone that still names them --------
+
+
+def bury(tx: Tx, wanted: ColumnElement[bool]) -> list[Artifact]:
+    """Make tombstones of the artifacts that meet the condition; returns them, with the files that are to go."""
+    gone = (
+        update(artifacts)
+        .where(wanted, artifacts.c.deleted_at.is_(None))
+        .values(deleted_at=db_now(), thumbhash="", sha256="", seed=None)
+        .returning(*artifacts.c)
+    )
+    return [_from_row(row) for row in tx.execute(gone)]
+
+
+def forget_files(tx: Tx, artifact_ids: Iterable[str]) -> None:
+    """The files of these tombstones are gone."""
+    gone = update(artifacts).where(artifacts.c.id.in_(list(artifact_ids)), artifacts.c.deleted_at.is_not(None))
+    tx.execute(gone.values(storage_key="", thumbnails=[]))
+
+
+def leftovers(tx: Tx, limit: int) -> list[Artifact]:
+    """Tombstones whose files are still there: their deletion was interrupted, or the storage was away."""
+    statement = select(artifacts).where(artifacts.c.deleted_at.is_not(None), artifacts.c.storage_key != "")
+    return [_from_row(row) for row in tx.execute(statement.order_by(artifacts.c.deleted_at).limit(limit))]
 
 
 def _as_row(artifact: Artifact) -> dict[str, Any]:

@@ -1,18 +1,25 @@
-"""Keeps what jobs made: checks a delivered file, stores it with its thumbnails, and collects what nobody recorded."""
+"""Keeps what jobs made and what was uploaded: checks a file, stores it with its thumbnails, and collects what nobody
+recorded.
+"""
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import IO
 
 from safelight.artifacts.artifact import Artifact, Thumbnail
 from safelight.artifacts.picture import Miniature, Picture, inspect, thumbhash, thumbnails, with_png_text
+from safelight.artifacts.upload import clean
 from safelight.db import new_id
 from safelight.storage import Storage
 
 ROOT = "jobs"
+UPLOADS = "inputs"
+ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 ORPHAN_AGE = timedelta(days=1)
 ORPHAN_BATCH = 500
 Attempt = tuple[str, int]  # job id, attempt
@@ -33,7 +40,10 @@ class _Prepared:
 
 
 class ArtifactStore:
-    """Files of jobs under `jobs/{job_id}/{attempt}/`. Decoding and scaling run in `workers`, never on the loop."""
+    """Files of jobs under `jobs/{job_id}/{attempt}/`, uploads under `inputs/{artifact_id}/`.
+
+    Decoding and scaling run in `workers`, never on the loop.
+    """
 
     def __init__(self, storage: Storage, workers: Executor, now: Callable[[], datetime] = utc_now) -> None:
         self._storage = storage
@@ -57,16 +67,60 @@ class ArtifactStore:
         """
         loop = asyncio.get_running_loop()
         ready = await loop.run_in_executor(self._workers, _prepare, data, dict(text))
+        return await self._keep(
+            f"{ROOT}/{job_id}/{attempt}",
+            ready,
+            id=new_id(),
+            job_id=job_id,
+            attempt=attempt,
+            position=position,
+            owner_id=owner_id,
+            kind="image",
+            seed=seed,
+        )
+
+    async def store_upload(self, file: IO[bytes], *, content_type: str, owner_id: str) -> Artifact:
+        """Check an uploaded picture, store it without its metadata, and return its record, which is not yet a row.
+
+        Raises `BadUpload` before anything is stored, and `StorageUnavailable`.
+        """
+        loop = asyncio.get_running_loop()
+        ready = await loop.run_in_executor(self._workers, _prepare_upload, file, content_type)
+        artifact_id = new_id()
+        return await self._keep(
+            f"{UPLOADS}/{artifact_id}",
+            ready,
+            id=artifact_id,
+            job_id=None,
+            attempt=0,
+            position=0,
+            owner_id=owner_id,
+            kind="input",
+            seed=None,
+        )
+
+    async def _keep(
+        self,
+        folder: str,
+        ready: _Prepared,
+        *,
+        id: str,
+        job_id: str | None,
+        attempt: int,
+        position: int,
+        owner_id: str,
+        kind: str,
+        seed: int | None,
+    ) -> Artifact:
         picture = ready.picture
-        folder = f"{ROOT}/{job_id}/{attempt}/{position}"
-        key = f"{folder}.{picture.format.lower().replace('jpeg', 'jpg')}"
+        key = f"{folder}/{position}.{picture.format.lower().replace('jpeg', 'jpg')}"
         await self._storage.put(key, ready.data, picture.content_type)
         small: list[Thumbnail] = []
         for width, made in ready.thumbnails.items():
             if small and (made.width, made.height) == (small[-1]["pixel_width"], small[-1]["pixel_height"]):
                 small.append({**small[-1], "width": width})  # the picture is so small that both are the same
                 continue
-            name = f"{folder}_{width}.webp"
+            name = f"{folder}/{position}_{width}.webp"
             await self._storage.put(name, made.data, "image/webp")
             small.append(
                 Thumbnail(
@@ -79,12 +133,12 @@ class ArtifactStore:
             )
         await self._storage.flush({key, *(thumbnail["storage_key"] for thumbnail in small)})
         return Artifact(
-            id=new_id(),
+            id=id,
             job_id=job_id,
             attempt=attempt,
             position=position,
             owner_id=owner_id,
-            kind="image",
+            kind=kind,
             storage_key=key,
             content_type=picture.content_type,
             size_bytes=len(ready.data),
@@ -104,34 +158,80 @@ class ArtifactStore:
 
         `recorded` answers which attempts of the given jobs have rows; it is asked once per batch.
         """
-        before = self._now() - older_than
-        old: dict[Attempt, list[str]] = {}
         deleted = 0
-        async for key, _, changed_at in self._storage.list(ROOT):
+        async for orphans in self.orphans(recorded, older_than=older_than):
+            await self._storage.delete(orphans)
+            deleted += len(orphans)
+        return deleted + await self._storage.sweep(older_than.total_seconds())
+
+    async def orphans(
+        self, recorded: Callable[[list[str]], Awaitable[set[Attempt]]], *, older_than: timedelta = ORPHAN_AGE
+    ) -> AsyncIterator[dict[str, int]]:
+        """The files that `collect_orphans` would delete, in batches: key and size in bytes."""
+        before = self._now() - older_than
+        old: dict[Attempt, dict[str, int]] = {}
+        async for key, size, changed_at in self._storage.list(ROOT):
             attempt = _attempt_of(key)
             if attempt is None or changed_at >= before:
                 continue
-            old.setdefault(attempt, []).append(key)
+            old.setdefault(attempt, {})[key] = size
             if len(old) >= ORPHAN_BATCH:
-                deleted += await self._delete_unrecorded(old, recorded)
+                yield await _unrecorded(old, recorded)
                 old = {}
-        deleted += await self._delete_unrecorded(old, recorded)
-        return deleted + await self._storage.sweep(older_than.total_seconds())
+        if old:
+            yield await _unrecorded(old, recorded)
 
-    async def _delete_unrecorded(
-        self, old: Mapping[Attempt, list[str]], recorded: Callable[[list[str]], Awaitable[set[Attempt]]]
+    async def collect_lost_uploads(
+        self, recorded: Callable[[list[str]], Awaitable[set[str]]], *, older_than: timedelta = ORPHAN_AGE
     ) -> int:
-        if not old:
-            return 0
-        kept = await recorded(sorted({job_id for job_id, _ in old}))
-        orphans = [key for attempt, keys in old.items() if attempt not in kept for key in keys]
-        await self._storage.delete(orphans)
-        return len(orphans)
+        """Delete the files of uploads whose row was never written; return how many.
+
+        `recorded` answers which of the given uploads have rows; it is asked once per batch.
+        """
+        before = self._now() - older_than
+        old: dict[str, list[str]] = {}
+        deleted = 0
+
+        async def delete_unrecorded() -> int:
+            kept = await recorded(sorted(old)) if old else set[str]()
+            lost = [key for upload_id, keys in old.items() if upload_id not in kept for key in keys]
+            await self._storage.delete(lost)
+            old.clear()
+            return len(lost)
+
+        async for key, _, changed_at in self._storage.list(UPLOADS):
+            parts = key.split("/")
+            if len(parts) != 3 or ID.fullmatch(parts[1]) is None or changed_at >= before:
+                continue
+            old.setdefault(parts[1], []).append(key)
+            if len(old) >= ORPHAN_BATCH:
+                deleted += await delete_unrecorded()
+        return deleted + await delete_unrecorded()
+
+    async def remove(self, gone: Collection[Artifact]) -> None:
+        """Delete the files of these artifacts and their thumbnails; what is gone already is no error."""
+        keys = {artifact.storage_key for artifact in gone}
+        keys |= {thumbnail["storage_key"] for artifact in gone for thumbnail in artifact.thumbnails}
+        await self._storage.delete(sorted(keys - {""}))
+
+
+async def _unrecorded(
+    old: Mapping[Attempt, Mapping[str, int]], recorded: Callable[[list[str]], Awaitable[set[Attempt]]]
+) -> dict[str, int]:
+    kept = await recorded(sorted({job_id for job_id, _ in old}))
+    return {key: size for attempt, files in old.items() if attempt not in kept for key, size in files.items()}
 
 
 def _prepare(data: bytes, text: Mapping[str, str]) -> _Prepared:
     picture = inspect(data)
     data = with_png_text(data, text)
+    return _Prepared(
+        data, picture, hashlib.sha256(data).hexdigest(), thumbhash(picture.image), thumbnails(picture.image)
+    )
+
+
+def _prepare_upload(file: IO[bytes], content_type: str) -> _Prepared:
+    picture, data = clean(file, content_type)
     return _Prepared(
         data, picture, hashlib.sha256(data).hexdigest(), thumbhash(picture.image), thumbnails(picture.image)
     )

@@ -30,6 +30,9 @@ def watching(command: AnyCommand) -> AnyCommand:
         click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Stop watching after so many seconds."),
         click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Whose stack.  [.safelight]"),
         click.option("--url", help="Use the Safelight at this address; never start one."),
+        click.option(
+            "--api-key", help="For a Safelight with accounts; better SAFELIGHT_API_KEY: arguments can be seen."
+        ),
         click.option("--json", "as_json", is_flag=True, help="Print the finished job as JSON instead of the path."),
     ]
     for option in reversed(options):
@@ -71,6 +74,7 @@ def generate(
     timeout: float | None,
     data_dir: Path | None,
     url: str | None,
+    api_key: str | None,
     as_json: bool,
     **fields: Any,
 ) -> None:
@@ -92,14 +96,20 @@ def generate(
     def submit(stack: StackAccess) -> dict[str, Any]:
         return stack.client.submit(prompt=prompt, provider_options=options or None, **fields)
 
-    Session(output, timeout, data_dir, url, as_json).run(submit)
+    Session(output, timeout, data_dir, url, api_key, as_json).run(submit)
 
 
 @click.command()
 @click.argument("job_id", metavar="JOB")
 @watching
 def watch(
-    job_id: str, output: Path | None, timeout: float | None, data_dir: Path | None, url: str | None, as_json: bool
+    job_id: str,
+    output: Path | None,
+    timeout: float | None,
+    data_dir: Path | None,
+    url: str | None,
+    api_key: str | None,
+    as_json: bool,
 ) -> None:
     """Follow the job with the id JOB to its end and save its picture. Of a finished one, just save the picture.
 
@@ -110,26 +120,33 @@ def watch(
       safelight watch 0199f1c2-7d2e-7a55-b5d4-6f1f7f0c2b11 -o lighthouse.png
     """
     check_target(output)
-    Session(output, timeout, data_dir, url, as_json).run(lambda stack: stack.client.get(job_id))
+    Session(output, timeout, data_dir, url, api_key, as_json).run(lambda stack: stack.client.get(job_id))
 
 
 class Session:
     """One command's way with one job: find or start a Safelight, watch, save, and leave in a way that is said."""
 
     def __init__(
-        self, output: Path | None, timeout: float | None, data_dir: Path | None, url: str | None, as_json: bool
+        self,
+        output: Path | None,
+        timeout: float | None,
+        data_dir: Path | None,
+        url: str | None,
+        api_key: str | None,
+        as_json: bool,
     ) -> None:
         self._output = output
         self._timeout = timeout
         self._data_dir = data_dir
         self._url = url
+        self._api_key = api_key
         self._as_json = as_json
 
     def run(self, begin: Callable[[StackAccess], dict[str, Any]]) -> None:
         """From `begin`, which submits or finds the job, to the end of the command."""
         job: dict[str, Any] | None = None
         try:
-            with StackAccess(self._url, self._data_dir, say) as stack:
+            with StackAccess(self._url, self._data_dir, say, self._api_key) as stack:
                 try:
                     job = begin(stack)
                     job = self._watch(stack, job)
@@ -149,7 +166,13 @@ class Session:
             raise Failure(f"{error}{resume}", Exit.UNAVAILABLE) from None
         except ApiError as error:
             unavailable = error.status in (429, 502, 503, 504)
-            code = Exit.UNAVAILABLE if unavailable else Exit.USAGE if error.status in (400, 413, 422) else Exit.FAILED
+            code = (
+                Exit.UNAVAILABLE
+                if unavailable
+                else Exit.USAGE
+                if error.status in (400, 401, 403, 413, 422)
+                else Exit.FAILED
+            )
             raise Failure(f"{error.code}: {error}", code) from None
 
     def _watch(self, stack: StackAccess, job: dict[str, Any]) -> dict[str, Any]:

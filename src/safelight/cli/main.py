@@ -18,6 +18,10 @@ COMMANDS = {
         "api": ("safelight.cli.service", "Run the HTTP API alone."),
         "worker": ("safelight.cli.service", "Run one worker alone."),
         "migrate": ("safelight.cli.service", "Bring the database to the newest schema."),
+        "storage": ("safelight.cli.storage", "Prove the place for pictures, or move them to another."),
+        "keys": ("safelight.cli.keys", "Make, list and revoke API keys."),
+        "db": ("safelight.cli.database", "Move everything to another database."),
+        "cleanup": ("safelight.cli.database", "Delete what was kept long enough, now."),
     },
 }
 

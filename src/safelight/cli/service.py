@@ -8,6 +8,7 @@ import click
 
 from safelight.cli.failure import Failure
 from safelight.cli.settings import load_settings
+from safelight.config import Settings
 from safelight.errors import Invalid, SafelightError
 
 AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
@@ -71,10 +72,11 @@ def api(host: str | None, port: int | None, data_dir: Path | None) -> None:
 
     settings = load_settings(host=host, port=port, data_dir=data_dir)
     try:
-        require_loopback(settings.host)
+        require_loopback(settings.host, has_accounts=settings.has_accounts)
     except Invalid as error:
         raise click.UsageError(error.detail) from None
 
+    refuse_wrong_schema(settings)
     from safelight.api.server import serve
 
     serve(settings)
@@ -109,9 +111,10 @@ def worker(
     Example:
       SAFELIGHT_REDIS_URL=redis://127.0.0.1:6379 safelight worker --kind io --name io-2
     """
+    settings = load_settings(data_dir=data_dir)
+    refuse_wrong_schema(settings)
     from safelight.worker.process import run_worker
 
-    settings = load_settings(data_dir=data_dir)
     run_worker(
         settings,
         kind=kind,
@@ -122,17 +125,51 @@ def worker(
 
 
 @click.command()
+@click.argument("revision", default="head")
+@click.option("--check", is_flag=True, help="Change nothing: exit code 1 if the schema is not this version's.")
 @type_of_data_dir
-def migrate(data_dir: Path | None) -> None:
-    """Bring the database to the newest schema. `safelight up` does this at every start.
+def migrate(revision: str, check: bool, data_dir: Path | None) -> None:
+    """Bring the database to the newest schema, or up or down to REVISION. `safelight up` does the first at every start.
+
+    It is one transaction: if it fails, the database is as it was. Going back loses what the older schema has no place
+    for; `base` leaves no table. Stop the service first.
 
     \b
-    Example:
+    Examples:
       SAFELIGHT_DATABASE_URL=postgresql://safelight@db/safelight safelight migrate
+      safelight migrate --check
+      safelight migrate 0001
     """
-    from safelight.migrations import migrate as migrate_database
+    from safelight import migrations
 
     settings = load_settings(data_dir=data_dir)
-    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    migrate_database(settings.database_url)
-    click.echo("The database has the newest schema.", err=True)
+    try:
+        if check:
+            problem = migrations.check(settings.database_url)
+            if problem is not None:
+                raise Failure(problem.detail)
+            click.echo(f"The database has the schema of this version: {migrations.REVISIONS[-1]}.", err=True)
+            return
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        step = migrations.migrate(settings.database_url, revision)
+    except SafelightError as error:
+        raise Failure(error.detail) from None
+    before, after = step.before or "nothing", step.after or "nothing"
+    if before == after:
+        click.echo(f"Nothing to do: the database has the schema {after}.", err=True)
+    else:
+        click.echo(f"The database's schema: {before} -> {after}.", err=True)
+
+
+def refuse_wrong_schema(settings: Settings) -> None:
+    """End with what to do if the database has another schema than this version; one that is away is waited for."""
+    import asyncio
+
+    from safelight.bootstrap import require_schema
+
+    try:
+        asyncio.run(require_schema(settings))
+    except Invalid as error:
+        raise click.UsageError(error.detail) from None
+    except SafelightError as error:
+        raise Failure(error.detail) from None

@@ -31,7 +31,10 @@ class StackAccess:
     directory. `say` gets short sentences for the user.
     """
 
-    def __init__(self, url: str | None, data_dir: Path | None, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, url: str | None, data_dir: Path | None, say: Callable[[str], None], api_key: str | None = None
+    ) -> None:
+        self._api_key = api_key or os.environ.get("SAFELIGHT_API_KEY") or None
         self._given_url = url or os.environ.get("SAFELIGHT_URL") or None
         self.data_dir = data_dir or Path(os.environ.get("SAFELIGHT_DATA_DIR") or DEFAULT_DATA_DIR)
         self._say = say
@@ -80,7 +83,7 @@ class StackAccess:
 
     def _connect(self) -> None:
         if self._given_url:
-            self._client = Client(self._given_url)
+            self._client = Client(self._given_url, api_key=self._api_key)
             if not self._client.is_live():
                 raise Failure(f"No Safelight answers at {self._given_url}.", Exit.UNAVAILABLE)
             return
@@ -91,7 +94,7 @@ class StackAccess:
             url = json.loads((self.data_dir / "stack.json").read_text())["url"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        client = Client(url)
+        client = Client(url, api_key=self._api_key)
         if client.is_live():
             return client
         client.close()
@@ -120,7 +123,7 @@ class StackAccess:
                 raise Failure(f"{error.detail}\nLogs: {logs}", Exit.UNAVAILABLE) from None
             else:
                 self._own = own
-                return Client(url)
+                return Client(url, api_key=self._api_key)
 
 
 class OwnStack:

@@ -16,6 +16,7 @@ from safelight.jobs.lookup import (
     with_artifacts,
 )
 from safelight.jobs.presence import Beat, Pulse, beat, is_held, register_worker, unregister_worker
+from safelight.jobs.retention import ArtifactDeleted, ArtifactNotFound, Cleaned, JobActive, Retention, keep_for
 from safelight.jobs.service import (
     QUEUE_OF_KIND,
     Cancelled,
@@ -23,6 +24,7 @@ from safelight.jobs.service import (
     Failed,
     HandBack,
     IdempotencyKeyReused,
+    JobDeleted,
     JobEnded,
     JobNotFound,
     Jobs,
@@ -37,10 +39,13 @@ from safelight.jobs.service import (
 
 __all__ = [
     "QUEUE_OF_KIND",
+    "ArtifactDeleted",
+    "ArtifactNotFound",
     "Attempt",
     "Beat",
     "Cancelled",
     "Caps",
+    "Cleaned",
     "Completed",
     "Dispatcher",
     "Failed",
@@ -48,6 +53,8 @@ __all__ = [
     "HandBack",
     "IdempotencyKeyReused",
     "Job",
+    "JobActive",
+    "JobDeleted",
     "JobEnded",
     "JobEvent",
     "JobNotFound",
@@ -56,6 +63,7 @@ __all__ = [
     "Page",
     "Pulse",
     "QueueLoad",
+    "Retention",
     "Settlement",
     "Status",
     "Submitted",
@@ -69,6 +77,7 @@ __all__ = [
     "history",
     "is_held",
     "job_error",
+    "keep_for",
     "kept_attempts",
     "message_of",
     "missed",

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, Subquery, and_, case, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Subquery, and_, case, delete, func, or_, select, text, update
 
 from safelight.db import Database, Tx, db_now
 from safelight.errors import Unavailable
@@ -63,7 +63,10 @@ class Pulse:
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """Jobs at once, counted from `processing` rows and released hints, so that a crash frees its place."""
+    """Jobs at once, counted from `processing` rows and released hints, so that a crash frees its place.
+
+    `owner` is for all owners; a job may bear a lower cap of its owner's (`owner_limit`).
+    """
 
     providers: Mapping[str, int] = field(default_factory=dict[str, int])
     owner: int | None = None
@@ -104,9 +107,11 @@ class Dispatcher:
         self._housekeeping_task: asyncio.Task[None] | None = None
         self.loads: Mapping[str, QueueLoad] = {}
 
-    def take_room(self, queue: str, provider: str) -> bool:
+    def take_room(self, queue: str, provider: str, owner_limit: int | None = None) -> bool:
         """Whether a job submitted now may be hinted at once, by its maker; dispatch decides about all others."""
-        if self._caps.owner is not None or provider in self._caps.providers or not self._can_hint():
+        if owner_limit is not None or self._caps.owner is not None or provider in self._caps.providers:
+            return False
+        if not self._can_hint():
             return False
         room = self._room.get(queue, 0)
         if room <= 0:
@@ -294,37 +299,36 @@ def release(tx: Tx, queue: str, room: int, caps: Caps) -> list[Job]:
     """Choose up to `room` due jobs of a queue, by priority and age within the caps, and mark them as released."""
     order = (jobs.c.priority.desc(), jobs.c.run_at, jobs.c.id)
     due = select(jobs.c.id).where(_DUE, _UNHINTED, jobs.c.queue == queue)
-    if not caps.providers and caps.owner is None:
+    if not _has_caps(tx, caps, [queue]):
         chosen = due.order_by(*order).limit(room).with_for_update(skip_locked=True)
     else:
         free_providers = _free_of_providers(tx, caps)
-        full_providers, full_owners = _full(tx, caps, free_providers)
+        taken = _taken(jobs.c.owner_id)
+        free_of_owner = _free_of_owner(caps, taken)
         # Who is at a limit is left out before ranking: else their waiting jobs would hold up everybody behind them.
-        ranked = select(
-            jobs.c.id,
-            jobs.c.priority,
-            jobs.c.run_at,
-            jobs.c.provider,
-            jobs.c.owner_id,
-            func.row_number().over(partition_by=jobs.c.provider, order_by=order).label("of_provider"),
-            func.row_number().over(partition_by=jobs.c.owner_id, order_by=order).label("of_owner"),
-        ).where(
-            _DUE,
-            _UNHINTED,
-            jobs.c.queue == queue,
-            jobs.c.provider.not_in(full_providers),
-            jobs.c.owner_id.not_in(full_owners),
+        ranked = (
+            select(
+                jobs.c.id,
+                jobs.c.priority,
+                jobs.c.run_at,
+                jobs.c.provider,
+                free_of_owner.label("free_of_owner"),
+                func.row_number().over(partition_by=jobs.c.provider, order_by=order).label("of_provider"),
+                func.row_number().over(partition_by=jobs.c.owner_id, order_by=order).label("of_owner"),
+            )
+            .select_from(jobs.outerjoin(taken, taken.c.holder == jobs.c.owner_id))
+            .where(
+                _DUE,
+                _UNHINTED,
+                jobs.c.queue == queue,
+                jobs.c.provider.not_in(_full(free_providers)),
+                or_(free_of_owner.is_(None), free_of_owner > 0),
+            )
         )
         line = ranked.subquery()
-        chosen = select(line.c.id)
+        chosen = select(line.c.id).where(or_(line.c.free_of_owner.is_(None), line.c.of_owner <= line.c.free_of_owner))
         for provider, free in free_providers.items():
             chosen = chosen.where(or_(line.c.provider != provider, line.c.of_provider <= free))
-        if caps.owner is not None:
-            taken = _taken(jobs.c.owner_id)
-            free_of_owner = caps.owner - func.coalesce(
-                select(taken.c.count).where(taken.c.holder == line.c.owner_id).scalar_subquery(), 0
-            )
-            chosen = chosen.where(line.c.of_owner <= free_of_owner)
         chosen = chosen.order_by(line.c.priority.desc(), line.c.run_at, line.c.id).limit(room)
     ids = list(tx.execute(chosen).scalars())
     if not ids:
@@ -361,17 +365,27 @@ def explain_waiting(tx: Tx, served: Sequence[str], caps: Caps) -> None:
     tx.execute(
         update(jobs).where(_misexplained(served)).values(blocked_reason=_no_worker_reason(served), updated_at=db_now())
     )
-    if caps.owner is None and not caps.providers:
+    if not _has_caps(tx, caps, served):
         return
-    full, owners = _full(tx, caps, _free_of_providers(tx, caps))
+    taken = _taken(jobs.c.owner_id)
     reason = case(
-        (jobs.c.owner_id.in_(owners), "owner_limit"), (jobs.c.provider.in_(full), "provider_limit"), else_=None
+        (_free_of_owner(caps, taken) <= 0, "owner_limit"),
+        (jobs.c.provider.in_(_full(_free_of_providers(tx, caps))), "provider_limit"),
+        else_=None,
     )
-    tx.execute(
-        update(jobs)
-        .where(_DUE, _UNHINTED, jobs.c.queue.in_(served), jobs.c.blocked_reason.is_distinct_from(reason))
-        .values(blocked_reason=reason, updated_at=db_now())
+    due = and_(_DUE, _UNHINTED, jobs.c.queue.in_(served))
+    found = (
+        select(jobs.c.id, reason.label("reason"))
+        .select_from(jobs.outerjoin(taken, taken.c.holder == jobs.c.owner_id))
+        .where(due, jobs.c.blocked_reason.is_distinct_from(reason))
     )
+    reasons: dict[str | None, list[str]] = {}
+    for job_id, why in tx.execute(found):
+        reasons.setdefault(why, []).append(job_id)
+    for why, ids in reasons.items():
+        for start in range(0, len(ids), MAX_RELEASED):
+            some = jobs.c.id.in_(ids[start : start + MAX_RELEASED])
+            tx.execute(update(jobs).where(some, due).values(blocked_reason=why, updated_at=db_now()))
 
 
 def _no_worker_reason(served: Sequence[str]) -> ColumnElement[Any]:
@@ -411,10 +425,24 @@ def _free_of_providers(tx: Tx, caps: Caps) -> dict[str, int]:
     return {provider: cap - counts.get(provider, 0) for provider, cap in caps.providers.items()}
 
 
-def _full(tx: Tx, caps: Caps, free_providers: Mapping[str, int]) -> tuple[list[str], list[str]]:
-    """The providers and the owners that run as many jobs as they may."""
-    owners: list[str] = []
-    if caps.owner is not None:
-        taken = _taken(jobs.c.owner_id)
-        owners = list(tx.execute(select(taken.c.holder).where(taken.c.count >= caps.owner)).scalars())
-    return [provider for provider, free in free_providers.items() if free <= 0], owners
+def _full(free_providers: Mapping[str, int]) -> list[str]:
+    """The providers that run as many jobs as they may."""
+    return [provider for provider, free in free_providers.items() if free <= 0]
+
+
+def _free_of_owner(caps: Caps, taken: Subquery) -> ColumnElement[Any]:
+    """How many more jobs may run of a job's owner, as far as this job is concerned; NULL without a cap."""
+    own = jobs.c.owner_limit
+    cap = own if caps.owner is None else case((own < caps.owner, own), else_=caps.owner)
+    return cap - func.coalesce(taken.c.count, 0)
+
+
+def _has_caps(tx: Tx, caps: Caps, queues: Sequence[str]) -> bool:
+    """Whether anything waits that a cap could hold back; without caps choosing is much cheaper."""
+    if caps.owner is not None or caps.providers:
+        return True
+    # The words of the index's condition, so that it can serve: it is empty where there are no tiers.
+    capped = select(jobs.c.id).where(
+        text("status = 'pending' AND owner_limit IS NOT NULL"), jobs.c.queue.in_(queues), jobs.c.run_at <= db_now()
+    )
+    return tx.execute(capped.limit(1)).first() is not None

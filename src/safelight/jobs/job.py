@@ -76,6 +76,7 @@ class Job:
     hard_limit_seconds: float
     max_retries: int
     queue: str
+    owner_limit: int | None
     attempt: int
     retry_count: int
     crash_count: int
@@ -92,6 +93,8 @@ class Job:
     finished_at: datetime | None
     updated_at: datetime
     version: int
+    keep_until: datetime | None = None
+    deleted_at: datetime | None = None
 
     @property
     def is_terminal(self) -> bool:
@@ -146,6 +149,7 @@ jobs = Table(
     Column("hard_limit_seconds", Float, nullable=False),
     Column("max_retries", Integer, nullable=False),
     Column("queue", String(40), nullable=False),
+    Column("owner_limit", Integer),  # how many jobs its owner may have running when this one starts
     Column("attempt", Integer, nullable=False),
     Column("retry_count", Integer, nullable=False),
     Column("crash_count", Integer, nullable=False),
@@ -162,11 +166,14 @@ jobs = Table(
     Column("finished_at", Instant),
     Column("updated_at", Instant, nullable=False),
     Column("version", Integer, nullable=False),
+    Column("keep_until", Instant),
+    Column("deleted_at", Instant),
 )
 
 _pending = text("status = 'pending'")
 _processing = text("status = 'processing'")
 _completed = text("status = 'completed'")
+_living = text("deleted_at IS NULL")
 
 
 def _partial(name: str, *columns: Any, where: Any, unique: bool = False) -> Index:
@@ -180,15 +187,41 @@ _partial(
     jobs.c.start_deadline_at,
     where=text("status = 'pending' AND start_deadline_at IS NOT NULL"),
 )
+_partial(
+    "ix_jobs_capped",
+    jobs.c.queue,
+    jobs.c.run_at,
+    where=text("status = 'pending' AND owner_limit IS NOT NULL"),
+)
 _partial("ix_jobs_lease", jobs.c.lease_until, where=_processing)
 _partial("ix_jobs_run_times", jobs.c.provider, jobs.c.model, jobs.c.finished_at, where=_completed)
 _partial("ix_jobs_comfyui_prompt", jobs.c.provider_job_id, where=text("provider = 'comfyui'"), unique=True)
-# Lists and look-ups by owner; ids sort by time.
-Index("ix_jobs_owner", jobs.c.owner_id, jobs.c.id)
-Index("ix_jobs_owner_status", jobs.c.owner_id, jobs.c.status, jobs.c.id)
-_partial("ix_jobs_scene", jobs.c.chapter_id, jobs.c.scene_number, jobs.c.id, where=text("chapter_id IS NOT NULL"))
+# Lists: one owner's jobs, newest first (ids sort by time), without the tombstones of what they deleted.
+_partial("ix_jobs_owner", jobs.c.owner_id, jobs.c.id, where=_living)
+_partial("ix_jobs_owner_status", jobs.c.owner_id, jobs.c.status, jobs.c.id, where=_living)
+_partial(
+    "ix_jobs_chapter",
+    jobs.c.owner_id,
+    jobs.c.chapter_id,
+    jobs.c.id,
+    where=text("deleted_at IS NULL AND chapter_id IS NOT NULL"),
+)
+_partial(
+    "ix_jobs_character",
+    jobs.c.owner_id,
+    jobs.c.character_id,
+    jobs.c.id,
+    where=text("deleted_at IS NULL AND character_id IS NOT NULL"),
+)
+_partial(
+    "ix_jobs_project",
+    jobs.c.owner_id,
+    jobs.c.project_id,
+    jobs.c.id,
+    where=text("deleted_at IS NULL AND project_id IS NOT NULL"),
+)
 _partial("ix_jobs_script", jobs.c.script_id, jobs.c.id, where=text("script_id IS NOT NULL"))
-_partial("ix_jobs_character", jobs.c.character_id, jobs.c.id, where=text("character_id IS NOT NULL"))
+_partial("ix_jobs_keep_until", jobs.c.keep_until, where=text("keep_until IS NOT NULL AND deleted_at IS NULL"))
 
 
 @dataclass(frozen=True, slots=True)

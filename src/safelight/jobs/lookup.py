@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import ColumnElement, Select, bindparam, false, select, union_all
 
 from safelight import artifacts as results
 from safelight.artifacts import Artifact
 from safelight.db import Tx, db_now
 from safelight.jobs import events
-from safelight.jobs.job import Attempt, Job, attempts, jobs
+from safelight.jobs.job import STATUSES, Attempt, Job, attempts, jobs
 from safelight.stream import Message
 
 RUN_TIME_SAMPLES = 20
@@ -51,11 +51,9 @@ class Page:
 
 def find(tx: Tx, wanted: Filter) -> Page:
     """The owner's jobs that match, newest first."""
-    query = select(*jobs.c).where(jobs.c.owner_id == wanted.owner_id)
+    conditions = [jobs.c.owner_id == wanted.owner_id, jobs.c.deleted_at.is_(None)]
     if wanted.ids is not None:
-        query = query.where(jobs.c.id.in_(wanted.ids))
-    if wanted.statuses is not None:
-        query = query.where(jobs.c.status.in_(wanted.statuses))
+        conditions.append(jobs.c.id.in_(wanted.ids))
     for column, value in (
         (jobs.c.kind, wanted.kind),
         (jobs.c.provider, wanted.provider),
@@ -65,25 +63,38 @@ def find(tx: Tx, wanted: Filter) -> Page:
         (jobs.c.character_id, wanted.character_id),
     ):
         if value is not None:
-            query = query.where(column == value)
+            conditions.append(column == value)
     if wanted.text:
-        query = query.where(jobs.c.prompt.icontains(wanted.text, autoescape=True))
+        conditions.append(jobs.c.prompt.icontains(wanted.text, autoescape=True))
     if wanted.younger_than_seconds is not None:
-        query = query.where(
+        conditions += [
             jobs.c.created_at >= db_now(-wanted.younger_than_seconds),
             jobs.c.id >= _first_id(wanted.younger_than_seconds + CLOCK_MARGIN_SECONDS),
-        )
+        ]
     if wanted.older_than_seconds is not None:
-        query = query.where(
+        conditions += [
             jobs.c.created_at <= db_now(-wanted.older_than_seconds),
             jobs.c.id < _first_id(wanted.older_than_seconds - CLOCK_MARGIN_SECONDS),
-        )
+        ]
     if wanted.before_id is not None:
-        query = query.where(jobs.c.id < wanted.before_id)
+        conditions.append(jobs.c.id < wanted.before_id)
+    statuses = STATUSES if wanted.statuses is None else sorted(set(wanted.statuses))
+    if len(statuses) == 1:
+        conditions.append(jobs.c.status == statuses[0])
+    elif len(statuses) < len(STATUSES):
+        # The newest of each, along its index: few open jobs must not be searched for among a million ended ones.
+        newest = [_newest(wanted.limit + 1, *conditions, jobs.c.status == status) for status in statuses]
+        conditions = [jobs.c.id.in_(union_all(*newest)) if newest else false()]
+    query = select(*jobs.c).where(*conditions)
     rows = tx.execute(query.order_by(jobs.c.id.desc()).limit(wanted.limit + 1)).all()
     found = [Job.of(row) for row in rows[: wanted.limit]]
     made = results.of_jobs(tx, [job.id for job in found if job.status == "completed"])
     return Page(found, made, more=len(rows) > wanted.limit)
+
+
+def _newest(limit: int, *conditions: ColumnElement[bool]) -> Select[str]:
+    newest = select(jobs.c.id).where(*conditions).order_by(jobs.c.id.desc()).limit(limit).subquery()
+    return select(newest.c.id)
 
 
 def _first_id(seconds_ago: float) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol, assert_never
 
-from sqlalchemy import Float, Update, and_, bindparam, case, delete, func, insert, null, select, update
+from sqlalchemy import Float, Select, Update, and_, bindparam, case, delete, func, insert, null, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from safelight import artifacts as results
@@ -35,6 +35,13 @@ class JobNotFound(SafelightError):
 
     kind = "not_found"
     code = "job_not_found"
+
+
+class JobDeleted(SafelightError):
+    """This job was deleted."""
+
+    kind = "gone"
+    code = "job_deleted"
 
 
 class JobEnded(SafelightError):
@@ -221,6 +228,43 @@ _END_ATTEMPT = (
 _BEGIN_ATTEMPT = insert(attempts).values(started_at=db_now())
 
 
+def _with_attempt_begun(claim: Update) -> Select[*tuple[Any, ...]]:
+    """PostgreSQL: the claim and its attempt's row in one statement; each is a round trip of its own elsewhere."""
+    moved = claim.cte("moved")
+    begun = {
+        "job_id": moved.c.id,
+        "number": moved.c.attempt,
+        "worker_id": bindparam("b_worker", type_=attempts.c.worker_id.type),
+        "worker_name": bindparam("b_worker_name"),
+        "queue": moved.c.queue,
+        "provider": moved.c.provider,
+        "provider_job_id": moved.c.provider_job_id,
+        "started_at": db_now(),
+        "started_version": moved.c.version,
+    }
+    return select(*moved.c).add_cte(insert(attempts).from_select(list(begun), select(*begun.values())).cte("begun"))
+
+
+def _with_attempt_ended(end: Update) -> Select[*tuple[Any, ...]]:
+    """PostgreSQL: the end and that of its attempt's row in one statement."""
+    moved = end.cte("moved")
+    ended = (
+        update(attempts)
+        .where(attempts.c.job_id == moved.c.id, attempts.c.number == moved.c.attempt)
+        .values(
+            finished_at=db_now(),
+            outcome=bindparam("b_outcome"),
+            error=bindparam("b_attempt_error", type_=attempts.c.error.type),
+            ended_version=moved.c.version,
+        )
+    )
+    return select(*moved.c).add_cte(ended.cte("ended"))
+
+
+_CLAIM_AND_BEGIN = _with_attempt_begun(_CLAIM)
+_AND_END_ATTEMPT = {end: _with_attempt_ended(end) for end in (_COMPLETE, _FAIL, _CANCEL, _RETURN)}
+
+
 class Jobs:
     """The transactions on jobs. `on_settled` functions of other slices run inside the settling transaction."""
 
@@ -230,7 +274,7 @@ class Jobs:
 
     # --- by request ---------------------------------------------------------------------------------------------------
 
-    def submit(self, tx: Tx, new: NewJob) -> Submitted | IdempotencyKeyReused:
+    def submit(self, tx: Tx, new: NewJob) -> Submitted | IdempotencyKeyReused | JobDeleted:
         """Accept a job, or find the one its idempotency key stands for."""
         if new.idempotency_key is not None:
             earlier = _first_with_key(tx, new)
@@ -258,7 +302,7 @@ class Jobs:
         # No event: nobody can be watching a job whose id has not been told yet.
         return Submitted(job, replayed=False)
 
-    def cancel(self, tx: Tx, job_id: str, owner_id: str) -> Job | JobNotFound | JobEnded:
+    def cancel(self, tx: Tx, job_id: str, owner_id: str) -> Job | JobNotFound | JobDeleted | JobEnded:
         """End a pending job now; ask the worker of a processing one to stop. Cancelling twice changes nothing."""
         while True:
             row = tx.execute(_CANCEL_PENDING, {"b_id": job_id, "b_owner": owner_id}).one_or_none()
@@ -273,6 +317,8 @@ class Jobs:
             job = get(tx, job_id, owner_id)
             if job is None:
                 return JobNotFound()
+            if job.deleted_at is not None:
+                return JobDeleted()
             if job.is_terminal:
                 return job if job.status == "cancelled" else JobEnded(f"The job has already {job.status}.")
             # PostgreSQL: it came back to the queue between the two statements. Look again.
@@ -283,15 +329,16 @@ class Jobs:
         self, tx: Tx, job_id: str, queue: str, worker_id: str, worker_name: str, lease_seconds: float
     ) -> Job | None:
         """Take a released job for a worker; None if there is nothing to take (a doubled or outdated hint)."""
-        row = tx.execute(
-            _CLAIM, {"b_id": job_id, "b_queue": queue, "b_worker": worker_id, "b_lease": lease_seconds}
-        ).one_or_none()
+        claim = {"b_id": job_id, "b_queue": queue, "b_worker": worker_id, "b_lease": lease_seconds}
+        if tx.is_postgresql:
+            row = tx.execute(_CLAIM_AND_BEGIN, {**claim, "b_worker_name": worker_name}).one_or_none()
+        else:
+            row = tx.execute(_CLAIM, claim).one_or_none()
         if row is None:
             return None
         job = Job.of(row)
-        tx.execute(
-            _BEGIN_ATTEMPT,
-            {
+        if not tx.is_postgresql:
+            attempt = {
                 "job_id": job.id,
                 "number": job.attempt,
                 "worker_id": worker_id,
@@ -300,8 +347,8 @@ class Jobs:
                 "provider": job.provider,
                 "provider_job_id": job.provider_job_id,
                 "started_version": job.version,
-            },
-        )
+            }
+            tx.execute(_BEGIN_ATTEMPT, attempt)
         tx.on_commit(lambda: self._announcer.event(events.of_state(job)))
         return job
 
@@ -441,20 +488,18 @@ class Jobs:
         made: Sequence[Artifact] = (),
     ) -> Job | None:
         """One attempt's end: status, attempt row and artifact rows together; late writers change nothing."""
-        row = tx.execute(statement, dict(parameters)).one_or_none()
+        attempt_error = dict(error) if error is not None else None
+        if tx.is_postgresql:
+            both = {**parameters, "b_outcome": outcome, "b_attempt_error": attempt_error}
+            row = tx.execute(_AND_END_ATTEMPT[statement], both).one_or_none()
+        else:
+            row = tx.execute(statement, dict(parameters)).one_or_none()
         if row is None:
             return None
         job = Job.of(row)
-        tx.execute(
-            _END_ATTEMPT,
-            {
-                "b_id": job.id,
-                "b_attempt": job.attempt,
-                "b_outcome": outcome,
-                "b_error": dict(error) if error is not None else None,
-                "b_version": job.version,
-            },
-        )
+        if not tx.is_postgresql:
+            ended = {"b_id": job.id, "b_attempt": job.attempt, "b_outcome": outcome}
+            tx.execute(_END_ATTEMPT, {**ended, "b_error": attempt_error, "b_version": job.version})
         if made:
             results.insert(tx, made)
         self._settled(tx, job, made)
@@ -519,7 +564,7 @@ def _some(statement: Any) -> Any:
     return statement.limit(RECOVERY_BATCH).with_for_update(skip_locked=True)
 
 
-def _first_with_key(tx: Tx, new: NewJob) -> Submitted | IdempotencyKeyReused | None:
+def _first_with_key(tx: Tx, new: NewJob) -> Submitted | IdempotencyKeyReused | JobDeleted | None:
     """Reserve the key for this job; if it was taken, the job it was taken for."""
     key = {"owner_id": new.owner_id, "key": new.idempotency_key}
     same = and_(idempotency_keys.c.owner_id == new.owner_id, idempotency_keys.c.key == new.idempotency_key)
@@ -534,6 +579,8 @@ def _first_with_key(tx: Tx, new: NewJob) -> Submitted | IdempotencyKeyReused | N
     if fingerprint != new.fingerprint:
         return IdempotencyKeyReused()
     job = get(tx, job_id, new.owner_id)
+    if job is not None and job.deleted_at is not None:
+        return JobDeleted("The job that this Idempotency-Key stands for was deleted.")
     return None if job is None else Submitted(job, replayed=True)
 
 

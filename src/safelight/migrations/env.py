@@ -1,24 +1,42 @@
-"""Run by Alembic: connect and migrate in one transaction."""
+"""Run by Alembic: connect and migrate in one transaction, so that a failure or a kill leaves everything as it was."""
+
+from typing import Any
 
 from alembic import context
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, NullPool, create_engine, event, text
 
-import safelight.artifacts  # pyright: ignore[reportUnusedImport] - the tables register themselves
-import safelight.jobs  # noqa: F401  # pyright: ignore[reportUnusedImport]
+import safelight.bootstrap  # noqa: F401  # pyright: ignore[reportUnusedImport] - every slice with tables
 from safelight.db import metadata
 
-engine = create_engine(context.config.attributes["database_url"])
+engine = create_engine(context.config.attributes["database_url"], poolclass=NullPool)
+if engine.dialect.name == "sqlite":
+    # Python's driver would commit each statement that changes the schema. Ours is the transaction, and its lock keeps
+    # two processes that start at once from migrating at once.
+
+    @event.listens_for(engine, "connect")
+    def _plain(connection: Any, record: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+        connection.isolation_level = None
+        connection.execute("PRAGMA busy_timeout=60000")
+        # The mode belongs to the file. Switching it needs the file to itself, so it is done here once.
+        connection.execute("PRAGMA journal_mode=WAL")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:  # pyright: ignore[reportUnusedFunction]
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
 with engine.connect() as connection:
     if connection.dialect.name == "postgresql":
         # Two processes that start at once must not migrate at once.
         connection.execute(text("SELECT pg_advisory_lock(7326001)"))
         connection.commit()
-    if connection.dialect.name == "sqlite":
-        # The mode belongs to the file. Switching it needs the file to itself, so it is done here once.
-        connection.execute(text("PRAGMA journal_mode=WAL"))
-        connection.commit()
-    context.configure(connection=connection, target_metadata=metadata, render_as_batch=True, compare_type=True)
+    context.configure(
+        connection=connection,
+        target_metadata=metadata,
+        render_as_batch=True,
+        compare_type=True,
+        transactional_ddl=True,
+    )
     with context.begin_transaction():
         context.run_migrations()
     connection.commit()
-engine.dispose()

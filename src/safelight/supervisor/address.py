@@ -16,15 +16,18 @@ class PortTaken(SafelightError):
     code: ClassVar[str] = "port_taken"
 
 
-def require_loopback(host: str) -> None:
-    """Refuse to listen where others could reach us: whoever can speak to the API may use everything."""
+def require_loopback(host: str, *, has_accounts: bool = False) -> None:
+    """Refuse to listen where others could reach us, unless there are accounts: without, whoever can speak to the API
+    may use everything."""
+    if has_accounts:
+        return
     with contextlib.suppress(ValueError):
         if ipaddress.ip_address(host).is_loopback:
             return
     if host != "localhost":
         raise Invalid(
-            f"Safelight does not listen on {host} until there is authentication: anybody who reaches it could use it. "
-            "Use 127.0.0.1, and a tunnel or a proxy of your own for others."
+            f"Safelight does not listen on {host} until there is authentication: anybody who reaches it could use "
+            "it. Use 127.0.0.1, or set SAFELIGHT_AUTH=required and make keys with `safelight keys create`."
         )
 
 

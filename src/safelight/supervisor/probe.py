@@ -25,14 +25,14 @@ async def is_live(url: str) -> bool:
     return (await request(url, "GET", f"{API}/health/live"))[0] == 200
 
 
-async def send_job(url: str) -> str:
+async def send_job(url: str, api_key: str | None = None) -> str:
     """Send the probe job through the queue and return why it did not come back, or nothing when it did."""
     give_up = time.monotonic() + PROBE_SECONDS
-    status, job = await request(url, "POST", f"{API}/generation-jobs", PROBE_JOB, wait=2)
+    status, job = await request(url, "POST", f"{API}/generation-jobs", PROBE_JOB, wait=2, api_key=api_key)
     if status not in (200, 202):
         return f"the API refused it ({status or 'no answer'}: {job.get('detail') or 'no details'})"
     while not job.get("is_terminal") and time.monotonic() < give_up:
-        status, answer = await request(url, "GET", f"{API}/generation-jobs/{job['id']}?wait=2")
+        status, answer = await request(url, "GET", f"{API}/generation-jobs/{job['id']}?wait=2", api_key=api_key)
         if status == 200:
             job = answer
         else:
@@ -45,7 +45,13 @@ async def send_job(url: str) -> str:
 
 
 async def request(
-    url: str, method: str, path: str, body: dict[str, Any] | None = None, *, wait: int = 0
+    url: str,
+    method: str,
+    path: str,
+    body: dict[str, Any] | None = None,
+    *,
+    wait: int = 0,
+    api_key: str | None = None,
 ) -> tuple[int, dict[str, Any]]:
     """One call and its JSON; status 0 when no answer came."""
 
@@ -53,6 +59,7 @@ async def request(
         target = urlsplit(url)
         connection = http.client.HTTPConnection(target.hostname or "", target.port, timeout=10)
         headers = {"Content-Type": "application/json"} | ({"Prefer": f"wait={wait}"} if wait else {})
+        headers |= {"Authorization": f"Bearer {api_key}"} if api_key else {}
         try:
             connection.request(method, path, json.dumps(body) if body else None, headers)
             response = connection.getresponse()

@@ -19,13 +19,14 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import AliasChoices, SecretStr
+from pydantic import AliasChoices, BaseModel, SecretStr
 
 from safelight.config import Settings
 from safelight.errors import SafelightError
 from safelight.supervisor import valkey
 from safelight.supervisor.address import address, free_port, require_loopback
 from safelight.supervisor.child import Child, ChildHost, ChildSpec
+from safelight.supervisor.key import passing_key
 from safelight.supervisor.lock import StackLock
 from safelight.supervisor.output import LogFile, Terminal
 from safelight.supervisor.probe import API, is_live, send_job
@@ -86,7 +87,7 @@ class Supervisor:
 
     async def _start(self) -> str:
         begun = time.monotonic()
-        require_loopback(self._settings.host)
+        require_loopback(self._settings.host, has_accounts=self._settings.has_accounts)
         self._lock = StackLock.take(self._data_dir, self._mark)
         port = free_port(self._settings.host, self._settings.port)
         self._runtime_dir = make_runtime_dir()
@@ -180,7 +181,9 @@ class Supervisor:
                 self._say(f"Valkey could not start on its files; beginning with new ones. The old: {aside}")
 
     async def _probe(self) -> None:
-        if problem := await send_job(self.url):
+        async with passing_key(self._settings) as api_key:
+            problem = await send_job(self.url, api_key)
+        if problem:
             told = "".join(f"\n  {worker.name} said:{last_lines(worker)}" for worker in self._workers[:1])
             raise StartFailed(f"The probe job did not get through: {problem}.{told}")
 
@@ -306,8 +309,14 @@ def settings_environment(settings: Settings) -> dict[str, str]:
         if isinstance(value, SecretStr):
             value = value.get_secret_value()
         if value is not None:
-            variables[variable] = json.dumps(value) if isinstance(value, (bool, dict, list)) else str(value)
+            variables[variable] = (
+                json.dumps(value, default=_plain) if isinstance(value, (bool, dict, list)) else str(value)
+            )
     return variables
+
+
+def _plain(value: BaseModel) -> dict[str, Any]:
+    return value.model_dump()
 
 
 def make_runtime_dir() -> Path:

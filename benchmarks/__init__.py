@@ -1,0 +1,1 @@
+"""Safelight beside its peers, measured: `./run bench`."""

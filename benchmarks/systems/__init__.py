@@ -1,0 +1,1 @@
+"""What is measured: Safelight with a null provider, Celery, Dramatiq, and a plain FastAPI service beside it."""

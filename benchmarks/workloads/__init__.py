@@ -1,0 +1,1 @@
+"""What is asked of the systems; each file is one kind of work and yields samples."""

@@ -1,0 +1,121 @@
+"""Who asks: found out before any route, so that no route can forget to.
+
+Every path needs an identity, also one that does not exist, except those that are open: health, the API's description,
+and signed links, which are keys themselves. It comes from a key or token in the `Authorization` header or, in browsers,
+from the session cookie; then whatever changes something needs the CSRF header too. Reading needs the scope `read`,
+changing something `write`; a route may ask for more.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
+from starlette.types import ASGIApp, Receive, Scope, Send
+from structlog.contextvars import bound_contextvars
+
+from safelight.accounts import LOCAL, Doorkeeper, Identity, Unauthenticated, check_csrf
+from safelight.api.problems import problem_of
+from safelight.bootstrap import Safelight
+from safelight.errors import SafelightError
+
+SESSION_PATH = "/api/v1/session"
+SESSION_COOKIE = "safelight_session"
+CSRF_COOKIE = "safelight_csrf"
+CSRF_HEADER = "x-csrf-token"
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+HEALTH = frozenset(f"{prefix}/health/{name}" for prefix in ("", "/api/v1") for name in ("live", "ready"))
+OPEN = HEALTH | {"/api/v1/docs", "/api/v1/openapi.json"}
+SIGNED_LINKS = "/api/v1/files/"
+
+
+class Authentication:
+    """Sets `identity` on the request's state, and turns away who has none or may not do this."""
+
+    def __init__(self, app: ASGIApp, *, has_accounts: bool) -> None:
+        self._app = app
+        self._has_accounts = has_accounts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        state: dict[str, Any] = scope.setdefault("state", {})
+        if not self._has_accounts:
+            state["identity"] = LOCAL
+            await self._app(scope, receive, send)
+            return
+        try:
+            state["identity"] = identity = await self._identify(scope)
+        except SafelightError as error:
+            state["identity"] = None
+            if is_open(scope["path"]):
+                await self._app(scope, receive, send)
+            else:
+                await problem_of(state.get("request_id", ""), error)(scope, receive, send)
+            return
+        with bound_contextvars(owner_id=identity.owner_id):
+            await self._app(scope, receive, send)
+
+    async def _identify(self, scope: Scope) -> Identity:
+        world: Safelight = scope["app"].state.safelight
+        headers = Headers(scope=scope)
+        method: str = scope.get("method", "GET")  # a websocket only opens
+        credential = headers.get("authorization")
+        if credential is not None:
+            identity = await by_header(world.doorkeeper, credential)
+        else:
+            secret = session_secret(headers)
+            if secret is None:
+                raise Unauthenticated
+            identity = await world.doorkeeper.by_session(secret)
+            if method not in SAFE_METHODS:
+                check_csrf(secret, headers.get(CSRF_HEADER))
+        # A session is opened and ended by whoever may do anything at all.
+        if scope["path"] != SESSION_PATH:
+            identity.require("read" if method in SAFE_METHODS else "write")
+        return identity
+
+
+def is_open(path: str) -> bool:
+    """Whether nobody has to say who they are there."""
+    return path in OPEN or path.startswith(SIGNED_LINKS)
+
+
+async def by_header(doorkeeper: Doorkeeper, value: str) -> Identity:
+    """Who shows this `Authorization` header."""
+    scheme, _, credential = value.partition(" ")
+    credential = credential.strip()
+    if scheme.lower() != "bearer" or not credential:
+        raise Unauthenticated("The Authorization header must be `Bearer`, a space, and a key or token.")
+    return await doorkeeper.by_credential(credential)
+
+
+def session_secret(headers: Mapping[str, str]) -> str | None:
+    """What the session cookie holds."""
+    cookie = headers.get("cookie")
+    return None if cookie is None else cookie_parser(cookie).get(SESSION_COOKIE) or None
+
+
+def describe(app: FastAPI) -> None:
+    """Let the OpenAPI document say how one shows who one is."""
+    undescribed = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = undescribed()
+        document.setdefault("components", {})["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, or a token (JWT)"},
+            "session": {"type": "apiKey", "in": "cookie", "name": SESSION_COOKIE},
+        }
+        for path, operations in document["paths"].items():
+            for operation in _operations(operations):
+                operation["security"] = [] if is_open(path) else [{"bearer": []}, {"session": []}]
+        return document
+
+    app.openapi = openapi
+
+
+def _operations(item: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    return (operation for operation in item.values() if isinstance(operation, dict))

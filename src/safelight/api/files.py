@@ -1,0 +1,118 @@
+"""Stored files over HTTP: bytes with ranges, through us or by a redirect, and signed links that need no credentials."""
+
+import re
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Request
+from starlette.responses import Response, StreamingResponse
+
+from safelight.api.deps import World, is_known
+from safelight.api.problems import PROBLEMS, Problem, problem
+from safelight.artifacts import BadLink, StoredFile
+from safelight.bootstrap import Safelight
+
+router = APIRouter(prefix="/api/v1/files", tags=["artifacts"], responses=PROBLEMS)
+
+KEPT_FOR_EVER = "private, max-age=31536000, immutable"
+
+
+@router.head("/{token}", include_in_schema=False)
+@router.get(
+    "/{token}",
+    summary="The bytes behind a signed link",
+    response_class=Response,
+    responses={403: {"model": Problem, "description": "The link has expired, or is none of ours"}},
+)
+async def get_file(
+    token: str,
+    request: Request,
+    world: World,
+    range_: Annotated[str | None, Header(alias="Range")] = None,
+    if_none_match: Annotated[str | None, Header()] = None,
+    if_range: Annotated[str | None, Header()] = None,
+) -> Response:
+    """For whoever has the link, without credentials, until it expires."""
+    try:
+        file, seconds = world.links.read(token)
+    except BadLink as error:
+        return problem(request.state.request_id, 403, error.code, error.detail)
+    asked = range_ if if_range is None or if_range == file.etag else None
+    cached = f"private, max-age={seconds}, immutable"
+    return await serve(request, world, file, asked=asked, if_none_match=if_none_match, cached=cached)
+
+
+async def deliver(
+    request: Request, world: Safelight, file: StoredFile, *, asked: str | None, if_none_match: str | None
+) -> Response:
+    """A file to somebody who may see it: its bytes, or where to fetch them if `storage_delivery` says so.
+
+    A redirect may be kept for half the time that its link lives. HEAD is answered from the record: a signed URL is
+    good for GET alone.
+    """
+    if world.settings.storage_delivery == "proxy" or request.method == "HEAD" or is_known(if_none_match, file.etag):
+        return await serve(request, world, file, asked=asked, if_none_match=if_none_match, cached=KEPT_FOR_EVER)
+    lifetime = world.settings.storage_link_seconds
+    link = await world.links.make(file, lifetime)
+    headers = {"Location": link.url, "Cache-Control": f"private, max-age={lifetime // 2}", "ETag": file.etag}
+    return Response(None, 307, headers)
+
+
+async def serve(
+    request: Request,
+    world: Safelight,
+    file: StoredFile,
+    *,
+    asked: str | None,
+    if_none_match: str | None,
+    cached: str,
+) -> Response:
+    """The bytes through us, or the part of them that was asked for."""
+    size = file.size_bytes
+    headers = {
+        "ETag": file.etag,
+        "Cache-Control": cached,
+        "Accept-Ranges": "bytes",
+        "Content-Disposition": f'inline; filename="{file.name}"',
+        "X-Content-Type-Options": "nosniff",
+    }
+    if is_known(if_none_match, file.etag):
+        return Response(None, 304, headers)
+    start, end, status = 0, size, 200
+    if asked is not None and (span := _span(asked, size)) is not None:
+        start, end = span
+        if start >= end:
+            return problem(
+                request.state.request_id,
+                416,
+                "range_not_satisfiable",
+                f"The file has {size} bytes.",
+                headers={"Content-Range": f"bytes */{size}"},
+            )
+        status = 206
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    headers["Content-Length"] = str(end - start)
+    if request.method == "HEAD":
+        return Response(None, status, headers, file.content_type)
+    # The first piece is fetched before the status is sent: a missing file is a problem, not a broken body.
+    pieces = world.storage.stream(file.key, start, end)
+    first = await anext(pieces, b"")
+    return StreamingResponse(_chain(first, pieces), status, headers, file.content_type)
+
+
+async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in rest:
+        yield piece
+
+
+def _span(asked: str, size: int) -> tuple[int, int] | None:
+    """Half-open span of a single byte range; None for forms we do not serve, which then get everything (RFC 9110)."""
+    match = re.fullmatch(r"bytes=(\d{0,15})-(\d{0,15})", asked.strip())
+    if match is None or not (match[1] or match[2]):
+        return None
+    if not match[1]:
+        return max(0, size - int(match[2])), size
+    start = int(match[1])
+    end = min(size, int(match[2]) + 1) if match[2] else size
+    return (start, end) if not match[2] or int(match[2]) >= start else None

@@ -1,0 +1,120 @@
+"""API keys over HTTP: make, list, revoke. The owner's own; an administrator of the machine has `safelight keys`."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from safelight.accounts import (
+    SHOWN,
+    Identity,
+    Key,
+    NewKey,
+    Scope,
+    create_key,
+    hash_of,
+    in_order,
+    list_keys,
+    new_secret,
+    revoke_key,
+)
+from safelight.api.deps import Asker, ItemId, World, json_response
+from safelight.api.job_request import Body, Name, Number
+from safelight.api.problems import PROBLEMS
+from safelight.db import new_id
+
+DAY_SECONDS = 86400.0
+
+router = APIRouter(prefix="/api/v1/keys", tags=["accounts"], responses=PROBLEMS)
+
+
+async def _admin(asker: Asker) -> Identity:
+    asker.require("admin")
+    return asker
+
+
+Admin = Annotated[Identity, Depends(_admin)]
+
+
+class KeyRequest(Body):
+    """A key to be made."""
+
+    name: Name = Field(max_length=200, description="For people, to tell their keys apart", examples=["laptop"])
+    scopes: list[Scope] = Field(["read", "write"], min_length=1, description="Each includes the ones before it")
+    expires_in_days: Number | None = Field(None, gt=0, le=36500, description="Default: never")
+
+
+class KeyView(BaseModel):
+    """A key, without its secret."""
+
+    id: str
+    name: str
+    prefix: str = Field(description="How its secret begins", examples=["sl_Zx81Qk"])
+    scopes: list[Scope]
+    tier: str | None = Field(description="null: the installation's default tier")
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None = Field(description="Kept to the minute")
+    revoked_at: datetime | None
+
+
+class NewKeyView(KeyView):
+    """A key just made, with its secret: the only time that it is told."""
+
+    secret: str
+
+
+class KeyList(BaseModel):
+    items: list[KeyView]
+
+
+@router.post("", status_code=201, response_model=NewKeyView, summary="Make an API key")
+async def make(body: KeyRequest, world: World, admin: Admin) -> Response:
+    """It belongs to you, and to your tier. The answer alone holds the secret; only its hash is kept."""
+    secret = new_secret()
+    new = NewKey(
+        id=new_id(),
+        owner_id=admin.owner_id,
+        name=body.name,
+        hash=hash_of(secret),
+        prefix=secret[:SHOWN],
+        scopes=tuple(body.scopes),
+        tier=admin.tier,
+        expires_in_seconds=None if body.expires_in_days is None else body.expires_in_days * DAY_SECONDS,
+    )
+    key = await world.database.write(create_key, new)
+    return json_response(view_of(key) | {"secret": secret}, 201, {"Cache-Control": "no-store"})
+
+
+@router.get("", response_model=KeyList, summary="Your API keys")
+async def list_all(world: World, admin: Admin) -> Response:
+    """Newest first, revoked and expired ones too."""
+    found = await world.database.read(list_keys, admin.owner_id)
+    return json_response({"items": [view_of(key) for key in found]}, headers={"Cache-Control": "no-store"})
+
+
+@router.delete("/{id}", status_code=204, summary="Revoke an API key")
+async def revoke(key_id: ItemId, world: World, admin: Admin) -> Response:
+    """It opens nothing from now on, here at once and in other processes within five seconds; nor do its sessions."""
+    outcome = await world.database.write(revoke_key, key_id, admin.owner_id)
+    if not isinstance(outcome, Key):
+        raise outcome
+    world.doorkeeper.forget()
+    return Response(None, 204)
+
+
+def view_of(key: Key) -> dict[str, Any]:
+    """The fields of `KeyView`, ready to be encoded."""
+    return {
+        "id": key.id,
+        "name": key.name,
+        "prefix": key.prefix,
+        "scopes": in_order(key.scopes),
+        "tier": key.tier,
+        "created_at": key.created_at,
+        "expires_at": key.expires_at,
+        "last_used_at": key.last_used_at,
+        "revoked_at": key.revoked_at,
+    }

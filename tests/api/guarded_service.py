@@ -1,0 +1,129 @@
+"""A service with accounts for tests, and clients for whoever is wanted."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import httpx
+from api_service import JOBS, Service, order, settings_for
+
+from accounts.identity_provider import AUDIENCE, ISSUER, SECRET
+from safelight.accounts import (
+    SHOWN,
+    Key,
+    NewKey,
+    Scope,
+    create_key,
+    hash_of,
+    new_secret,
+)
+from safelight.db import Database, new_id
+from servers import ValkeyServer
+
+METHODS = ("get", "post", "put", "patch", "delete")
+SAFE = ("get",)
+OPEN = {"/health/live", "/health/ready", "/api/v1/files/{token}"}
+SESSION, KEYS = "/api/v1/session", "/api/v1/keys"
+ACCOUNTS: dict[str, Any] = {
+    "auth": "required",
+    "jwt_secret": SECRET,
+    "jwt_issuer": ISSUER,
+    "jwt_audience": AUDIENCE,
+    "tiers": {
+        "free": {"jobs_at_once": 2},
+        "pro": {"models": {"mock": "darkroom-fast"}},
+        "slow": {"submits_per_minute": 3},
+    },
+}
+
+
+def make_key(url: str, owner: str, *scopes: Scope, tier: str = "pro", seconds: float | None = None) -> tuple[str, Key]:
+    """A key as `safelight keys create` makes it: straight in the database."""
+    secret = new_secret()
+    new = NewKey(new_id(), owner, "test", hash_of(secret), secret[:SHOWN], scopes or ("write",), tier, seconds)
+    return secret, in_database(url, create_key, new)
+
+
+def in_database(url: str, fn: Callable[..., Any], *args: Any) -> Any:
+    database = Database(url, readers=1)
+    try:
+        return asyncio.run(database.write(lambda tx: fn(tx, *args)))
+    finally:
+        database.close()
+
+
+class Guarded:
+    """A service with accounts, and clients for whoever is wanted."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.url = service.settings.database_url
+        self._stack = contextlib.ExitStack()
+        self.ada = self.client(self.key("ada", "admin"))
+        self.bob = self.client(self.key("bob", "admin"))
+        self.nobody = self.client()
+
+    def key(self, owner: str, *scopes: Scope, tier: str = "pro", seconds: float | None = None) -> str:
+        return make_key(self.url, owner, *scopes, tier=tier, seconds=seconds)[0]
+
+    def client(self, credential: str | None = None, **headers: str) -> httpx.Client:
+        if credential is not None:
+            headers["Authorization"] = f"Bearer {credential}"
+        client = httpx.Client(base_url=self.service.api.url, headers=headers, timeout=20)
+        return self._stack.enter_context(client)
+
+    def operations(self) -> list[tuple[str, str]]:
+        """Every method and path of the OpenAPI document."""
+        document = self.nobody.get("/api/v1/openapi.json").json()
+        return [
+            (method, path)
+            for path, operations in document["paths"].items()
+            for method in operations
+            if method in METHODS
+        ]
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+@contextlib.contextmanager
+def served(folder: Path, valkey: ValkeyServer, database_url: str) -> Generator[Guarded]:
+    """Such a service, running."""
+    service = AccountsService(settings_for(folder, valkey, database_url, **ACCOUNTS), valkey)
+    guarded = Guarded(service)
+    yield guarded
+    guarded.close()
+    service.close()
+
+
+class AccountsService(Service):
+    """A service that is looked after by a key of its own."""
+
+    def ready(self) -> Any:
+        if "Authorization" not in self.http.headers:
+            self.http.headers["Authorization"] = f"Bearer {make_key(self.settings.database_url, 'tests', 'admin')[0]}"
+        return super().ready()
+
+
+def problem_of(response: httpx.Response, status: int) -> str:
+    """The code of a problem."""
+    assert response.status_code == status, (response.request.method, response.url, response.text)
+    assert response.headers["content-type"] == "application/problem+json"
+    body = response.json()
+    assert body["status"] == status
+    if status == 401:
+        assert response.headers["www-authenticate"].startswith("Bearer")
+    return body["code"]
+
+
+def filled(path: str, job_id: str, artifact_id: str, key_id: str) -> str:
+    """A path with the ids of real things of Ada's."""
+    item = artifact_id if "/artifacts/" in path else key_id if path.startswith(KEYS) else job_id
+    return path.replace("{id}", item).replace("{name}", "none").replace("{width}", "256")
+
+
+def send(client: httpx.Client, method: str, path: str) -> httpx.Response:
+    bodies = {JOBS: order(), KEYS: {"name": "x"}}
+    return client.request(method.upper(), path, json=bodies.get(path) if method == "post" else None)

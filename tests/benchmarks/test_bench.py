@@ -1,0 +1,42 @@
+"""Every workload of `./run bench` runs through in its quick form and yields a whole result. No figure is judged."""
+
+import importlib
+import json
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+missing = [name for name in ("dramatiq", "aiosqlite", "asyncpg", "greenlet") if find_spec(name) is None]
+pytestmark = [
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the benchmarks read /proc"),
+    pytest.mark.skipif(bool(missing), reason=f"dependency group `bench` is not installed: {missing}"),
+]
+EXPECTED: dict[str, set[str]] = {
+    "throughput": {"jobs_per_second", "worker_cpu_ms", "low_load_p50_ms", "pss_mb"},
+    "requests": {"requests_per_second", "p99_ms", "server_cpu_us", "failures"},
+    "contention": {"write_p99_ms", "lock_errors"},
+    "watching": {"delivered_percent", "p99_ms", "cpu_us_per_event", "redis_connections"},
+    "waiting": {"makespan_seconds", "busy_pss_mb"},
+    "tables": {"p50_ms", "p99_ms"},
+}
+BESIDE = ("throughput", "requests", "watching", "tables")  # where even the quick form compares
+
+
+def test_every_workload_runs_through(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    main = importlib.import_module("benchmarks.__main__").main
+    output, tables = tmp_path / "result.json", tmp_path / "tables.md"
+    given = ["--quick", "--quiet", "--database", "sqlite", "--output", str(output), "--markdown", str(tables)]
+    assert main(given) == 0
+    result = json.loads(output.read_text())
+    assert result["quick"] and result["rounds"] == 1 and result["machine"]["cpus"]
+    for workload, metrics in EXPECTED.items():
+        samples = [sample for sample in result["samples"] if sample["workload"] == workload]
+        assert samples and all(sample["values"].keys() >= metrics for sample in samples), workload
+        if workload in BESIDE:
+            assert len({sample["system"] for sample in samples}) == 2, workload
+    assert {score["what"] for score in result["scores"]} >= {"throughput / Celery prefork", "POST / FastAPI"}
+    assert "| goal |" in tables.read_text()

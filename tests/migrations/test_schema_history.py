@@ -1,0 +1,308 @@
+"""The schema's history on both databases: forward and back with rows in the tables, and the same as the models."""
+
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, MetaData, Table, create_engine, func, inspect, select, text
+
+import safelight.bootstrap  # noqa: F401  # pyright: ignore[reportUnusedImport] - every slice with tables
+from safelight import migrations
+from safelight.db import Database, DatabaseUnavailable, Tx, metadata
+from safelight.migrations import MigrationFailed, alembic_config, current, migrate
+from safelight.schema import REVISIONS, SchemaOutdated, SchemaTooNew, admit, judge, require
+from servers import PostgresServer
+
+NOW = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+SOME_ID = "01970000-0000-7000-8000-00000000000{}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database without a table."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'empty.db'}"
+        return
+    server = request.getfixturevalue("postgres")
+    url = server.database("safelight_history")
+    migrate(url, "base")
+    yield url
+    server.drop("safelight_history")
+
+
+@pytest.fixture
+def engine(empty_url: str) -> Iterator[Engine]:
+    engine = create_engine(empty_url)
+    yield engine
+    engine.dispose()
+
+
+# What it is made of
+
+
+def test_the_files_are_named_as_the_revisions_in_their_order() -> None:
+    script = ScriptDirectory.from_config(alembic_config("sqlite://"))
+    assert len(script.get_heads()) == 1, "two migrations follow the same one"
+    chain = [revision.revision for revision in script.walk_revisions()]
+    assert tuple(reversed(chain)) == REVISIONS
+
+
+def test_the_newest_schema_is_the_models(empty_url: str, engine: Engine) -> None:
+    migrate(empty_url)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, metadata) == []
+
+
+def test_the_newest_schema_has_the_models_indexes(empty_url: str, engine: Engine) -> None:
+    """Alembic compares neither the condition of an index nor its order."""
+    migrate(empty_url)
+    made = definitions(engine)
+    from_models = create_engine(empty_url)
+    migrate(empty_url, "base")
+    metadata.create_all(from_models)
+    assert definitions(from_models) == made
+    metadata.drop_all(from_models)
+    from_models.dispose()
+
+
+def definitions(engine: Engine) -> dict[str, str]:
+    """Every index as the database tells it."""
+    if engine.dialect.name == "sqlite":
+        query = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
+    else:
+        query = "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'"
+    with engine.connect() as connection:
+        return {row[0]: row[1] for row in connection.execute(text(query)) if "alembic_version" not in row[1]}
+
+
+def columns(engine: Engine) -> dict[str, list[str]]:
+    found = inspect(engine)
+    return {
+        name: sorted(f"{column['name']} {column['type']} {column['nullable']}" for column in found.get_columns(name))
+        for name in found.get_table_names()
+        if name != "alembic_version"
+    }
+
+
+# With rows in it
+
+
+def rows_for(table: Table) -> list[dict[str, Any]]:
+    """Two rows with a value in every column, by its type: tables of whichever revision."""
+    return [{column.name: value_for(column, number) for column in table.columns} for number in (1, 2)]
+
+
+def value_for(column: Any, number: int) -> Any:
+    kind = column.type
+    if column.name == "deleted_at":
+        return None  # a tombstone is not expected to survive a way back
+    if isinstance(kind, sqlalchemy.JSON):
+        return {"ü": [number, None]}
+    if isinstance(kind, sqlalchemy.Uuid):
+        return SOME_ID.format(number)
+    if isinstance(kind, sqlalchemy.DateTime):
+        return NOW
+    if isinstance(kind, sqlalchemy.Boolean):
+        return True
+    if isinstance(kind, (sqlalchemy.Float, sqlalchemy.Numeric)):
+        return 0.5
+    if isinstance(kind, sqlalchemy.Integer):
+        return number
+    if isinstance(kind, sqlalchemy.LargeBinary):
+        return b"\0"
+    return SOME_ID.format(number)[-(getattr(kind, "length", None) or 36) :]
+
+
+def fill(engine: Engine) -> dict[str, list[dict[str, Any]]]:
+    reflected = MetaData()
+    reflected.reflect(engine)
+    with engine.begin() as connection:
+        for table in reflected.sorted_tables:
+            if table.name != "alembic_version":
+                connection.execute(table.insert(), rows_for(table))
+    return read(engine)
+
+
+def read(engine: Engine) -> dict[str, list[dict[str, Any]]]:
+    reflected = MetaData()
+    reflected.reflect(engine)
+    with engine.connect() as connection:
+        return {
+            table.name: [dict(row) for row in connection.execute(select(table)).mappings()]
+            for table in reflected.sorted_tables
+            if table.name != "alembic_version"
+        }
+
+
+def test_every_step_back_and_forward_keeps_what_has_a_place(empty_url: str, engine: Engine) -> None:
+    before: str | None = None
+    for revision in REVISIONS:
+        earlier = (columns(engine), definitions(engine))
+        migrate(empty_url, revision)
+        assert current(empty_url) == revision
+        later = (columns(engine), definitions(engine))
+        rows = fill(engine)
+        migrate(empty_url, before or "base")
+        if before is not None:  # down to nothing, Alembic's own table stays
+            assert (columns(engine), definitions(engine)) == earlier
+            assert_kept(rows, read(engine))
+        between = read(engine)
+        migrate(empty_url, revision)
+        assert (columns(engine), definitions(engine)) == later
+        assert_kept(between, read(engine))
+        empty(engine)
+        before = revision
+
+
+def assert_kept(before: dict[str, list[dict[str, Any]]], after: dict[str, list[dict[str, Any]]]) -> None:
+    """Every row is there with every value whose column is there."""
+    for name in before.keys() & after.keys():
+        shared = [] if not (before[name] and after[name]) else before[name][0].keys() & after[name][0].keys()
+        kept = [{key: row[key] for key in shared} for row in after[name]]
+        for row in before[name]:
+            assert {key: row[key] for key in shared} in kept, name
+
+
+def empty(engine: Engine) -> None:
+    reflected = MetaData()
+    reflected.reflect(engine)
+    with engine.begin() as connection:
+        for table in reversed(reflected.sorted_tables):
+            if table.name != "alembic_version":
+                connection.execute(table.delete())
+
+
+def test_down_to_nothing(empty_url: str, engine: Engine) -> None:
+    migrate(empty_url)
+    fill(engine)
+    step = migrate(empty_url, "base")
+    assert (step.before, step.after) == (REVISIONS[-1], None)
+    assert columns(engine) == {}
+    migrate(empty_url)
+    with engine.connect() as connection:
+        assert connection.execute(select(func.count()).select_from(metadata.tables["jobs"])).scalar_one() == 0
+
+
+def test_tombstones_do_not_come_back_as_empty_jobs(empty_url: str, engine: Engine) -> None:
+    migrate(empty_url)
+    fill(engine)
+    with engine.begin() as connection:
+        for table in ("jobs", "artifacts"):
+            connection.execute(metadata.tables[table].update().values(deleted_at=NOW))
+    migrate(empty_url, REVISIONS[REVISIONS.index("0004_deletion") - 1])
+    left = read(engine)
+    assert (left["jobs"], left["artifacts"]) == ([], [])
+    assert len(left["attempts"]) == 2
+
+
+def test_a_migration_that_fails_leaves_everything_as_it_was(
+    empty_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "migrations"
+    shutil.copytree(Path(migrations.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "versions" / "9999_broken.py").write_text(
+        "from alembic import op\n"
+        f"revision, down_revision = '9999_broken', {REVISIONS[-1]!r}\n"
+        "branch_labels = depends_on = None\n"
+        "def upgrade():\n"
+        "    op.execute('CREATE TABLE half (id INTEGER)')\n"
+        "    op.drop_table('attempts')\n"
+        "    op.execute('DROP TABLE nothing')\n"
+    )
+    migrate(empty_url)
+    before = fill(engine)
+    monkeypatch.setattr(migrations, "__file__", str(folder / "__init__.py"))
+    monkeypatch.setattr(migrations, "REVISIONS", (*REVISIONS, "9999_broken"))
+    with pytest.raises(MigrationFailed, match=r"is as it was: .*nothing"):
+        migrate(empty_url)
+    assert current(empty_url) == REVISIONS[-1]
+    assert read(engine) == before
+
+
+# What stands in the way
+
+
+def test_what_each_revision_means() -> None:
+    assert judge(REVISIONS[-1]) is None
+    for old in (None, REVISIONS[0]):
+        assert isinstance(problem := judge(old), SchemaOutdated) and "run `safelight migrate`" in problem.detail
+    assert isinstance(problem := judge("9999_future"), SchemaTooNew) and "too old" in problem.detail
+
+
+def test_a_newer_database_is_left_alone(empty_url: str, engine: Engine) -> None:
+    migrate(empty_url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999_future'"))
+    for revision in ("head", "base", REVISIONS[0]):
+        with pytest.raises(SchemaTooNew, match="9999_future"):
+            migrate(empty_url, revision)
+    assert current(empty_url) == "9999_future"
+
+
+@pytest.mark.parametrize("name", ["", "0", "9", "nothing"])
+def test_an_unknown_revision_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(MigrationFailed, match="There is no schema"):
+        migrate(f"sqlite:///{tmp_path / 'a.db'}", name)
+    assert not (tmp_path / "a.db").exists()
+
+
+def test_a_database_that_is_away_is_told_plainly(tmp_path: Path) -> None:
+    with pytest.raises(MigrationFailed, match="cannot be used"):
+        migrate(f"postgresql+psycopg://nobody@/nothing?host={tmp_path}")
+    (tmp_path / "file.db").write_bytes(b"this is no database, whatever its name says" * 100)
+    with pytest.raises(MigrationFailed, match="not a database"):
+        migrate(f"sqlite:///{tmp_path / 'file.db'}")
+
+
+def look(tx: Tx) -> int:
+    return tx.execute(select(1)).scalar_one()
+
+
+@pytest.mark.anyio
+async def test_a_restart_of_the_server_is_ridden_out(postgres_server: Callable[[], PostgresServer]) -> None:
+    server = postgres_server()
+    url = server.database("safelight")
+    server.kill()
+    with pytest.raises(MigrationFailed, match="cannot be used"):
+        migrate(url)
+    server.start()
+    migrate(url)
+    database = Database(url, readers=1, admit=admit)
+    try:
+        await database.read(look)
+        server.kill()
+        with pytest.raises(DatabaseUnavailable):
+            await database.read(look)
+        await require(database)  # it is away, not wrong
+        server.start()
+        for ask in (database.read, database.write, database.write_urgently):
+            await ask(look)
+    finally:
+        database.close()
+
+
+def test_two_at_once_migrate_once(empty_url: str) -> None:
+    code = "import sys; from safelight.migrations import migrate; migrate(sys.argv[1])"
+    children = [subprocess.Popen([sys.executable, "-c", code, empty_url], stderr=subprocess.PIPE) for _ in range(2)]
+    said = [child.communicate()[1] for child in children]
+    assert [child.returncode for child in children] == [0, 0], said
+    assert current(empty_url) == REVISIONS[-1]
+
+
+def test_sqlite_keeps_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b.db"
+    migrate(f"sqlite:///{path}")
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
