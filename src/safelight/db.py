@@ -13,6 +13,7 @@ import contextvars
 import fcntl
 import os
 import queue
+import random
 import secrets
 import socket
 import threading
@@ -40,6 +41,7 @@ from safelight.errors import Invalid, Unavailable
 MAX_BATCH = 128
 READ_BATCH = 8  # share a snapshot, and its BEGIN and COMMIT; a slow one holds up no more than these
 QUEUE_TIMEOUT_SECONDS = 5.0
+LOCKED_OUT_TRIES = 3
 STUCK_SECONDS = 15.0  # PostgreSQL ends a statement after 10 s: by then nobody answers on this connection any more
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -319,14 +321,23 @@ class _Lane:
                 batch[0].error = _judge(error)
                 return
         for call in batch:
+            self._commit_alone(connection, call)
+            call.finished = True  # whatever happens to those after it
+
+    def _commit_alone(self, connection: Connection, call: _Call) -> None:
+        """Commit one call; a deadlock is tried again a few times, because both sides may be the victim."""
+        for tries_left in reversed(range(LOCKED_OUT_TRIES)):
             try:
                 with connection.begin():
                     call.run(connection)
+                return
             except BaseException as error:
                 if _is_unusable(error):
                     raise _explain(error) from error
-                call.error = _judge(error)
-            call.finished = True  # whatever happens to those after it
+                if not (tries_left and _wants_retry(error)):
+                    call.error = _judge(error)
+                    return
+            time.sleep(random.uniform(0, 0.05))  # a thread of its own: let the other side go first
 
 
 def _identity(file: Path) -> tuple[int, int]:

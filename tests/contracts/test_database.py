@@ -169,12 +169,12 @@ async def test_heartbeats_do_not_wait_in_the_writers_line(database: Database) ->
         tx.execute(select(1))
         order.append(name)
         if name != "urgent":
-            time.sleep(0.001)
+            time.sleep(0.0002)
 
-    ordinary = [asyncio.ensure_future(database.write(work, "later")) for _ in range(3 * db_module.MAX_BATCH)]
+    ordinary = [asyncio.ensure_future(database.write(work, "later")) for _ in range(12 * db_module.MAX_BATCH)]
     await asyncio.sleep(0)
     await database.write_urgently(work, "urgent")
-    assert order.index("urgent") <= 2 * db_module.MAX_BATCH
+    assert order.index("urgent") <= 9 * db_module.MAX_BATCH  # the file's lock is nobody's turn: a busy machine repeats
     assert not ordinary[-1].done()
     await asyncio.gather(*ordinary)
 

@@ -71,7 +71,7 @@ async def ready(request: Request, world: World) -> Response:
     database, redis, storage = await asyncio.gather(
         _check(world.database.read(read_loads, 3 * world.settings.beat_seconds)),
         _check(_ping(world)),
-        _check(world.storage.head("health/none")),
+        _check(world.storage.probe()),
     )
     loads: dict[str, QueueLoad] = database[1] if isinstance(database[1], dict) else {}
     queues = {
