@@ -4,6 +4,7 @@ import importlib
 import itertools
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ import pytest
 from servers import Postgres, PostgresServer, ServerMissing, ValkeyServer, open_postgres
 
 _numbers = itertools.count()
+
+# A shell starts what it puts in the background deaf to Ctrl-C, and what we start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

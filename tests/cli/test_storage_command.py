@@ -235,12 +235,12 @@ def test_without_a_database_files_are_moved_all_the_same(old: Place, tmp_path: P
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_move_that_is_cut_off_goes_on_where_it_stopped(how: signal.Signals, old: Place, tmp_path: Path) -> None:
-    count = 300
+    count = 1500
 
     async def many() -> None:
         storage = old.open()
         for number in range(count):
-            await storage.put(f"jobs/{number % 7}/1/{number}.png", os.urandom(30_000), "image/png")
+            await storage.put(f"jobs/{number % 7}/1/{number}.png", os.urandom(10_000), "image/png")
 
     wait(many)
     new = server(Moto).place()
@@ -257,7 +257,7 @@ def test_a_move_that_is_cut_off_goes_on_where_it_stopped(how: signal.Signals, ol
         assert "Traceback" not in err
     before = wait(lambda: keys_of(new.open()))
     assert 20 < len(before) < count
-    assert set(before.values()) == {30_000}
+    assert set(before.values()) == {10_000}
     code, _, err = run("migrate", "current", new.url, folder=tmp_path, **variables)
     assert code == 0
     done = re.search(r"Files: (\d+) copied \([\d.]+ MB\), (\d+) were there", err)
