@@ -88,6 +88,8 @@ class Engine:
             self._failure = error
             self._started.set()
             self._drained.set()
+        finally:
+            faulthandler.cancel_dump_traceback_later()  # nobody is left to arm it again
 
     async def _live(self) -> None:
         settings = self._settings
@@ -131,7 +133,6 @@ class Engine:
             for task in background:
                 task.cancel()
             await asyncio.wait(background)
-        faulthandler.cancel_dump_traceback_later()
 
     async def _drain(self) -> None:
         if self._runner.is_draining:
