@@ -1,12 +1,17 @@
 """With a part away, the API says what it cannot do, does what it can, and recovers by itself."""
 
 import contextlib
+import faulthandler
+import io
 import sqlite3
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
+import pytest
 from api_service import JOBS, Service, eventually, order
 
 from safelight.migrations import migrate
@@ -166,3 +171,19 @@ def test_a_storage_that_cannot_be_read_is_reported(service: Service) -> None:
         folder.unlink()
         moved.rename(folder)
     assert service.http.get(job["artifacts"][0]["url"]).status_code == 200
+
+
+def test_the_watchdog_is_armed_again_whatever_stands_for_standard_error(
+    make_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    armed: list[Any] = []
+
+    def arm(seconds: float, **options: Any) -> None:
+        options["file"].fileno()
+        armed.append((seconds, options["exit"]))
+
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", arm)
+    make_service(stuck_loop_seconds=0.4)
+    eventually(lambda: len(armed) >= 3, "the watchdog is armed again and again")
+    assert set(armed) == {(0.4, True)}

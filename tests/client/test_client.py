@@ -154,6 +154,12 @@ def test_health(api: ScriptedApi, client: Client) -> None:
     assert len(api.requests) == 2
 
 
+def test_a_kept_connection_that_was_closed_does_not_count_as_dead(api: ScriptedApi, client: Client) -> None:
+    api.answer("GET", "/api/v1/health/live", DROPPED, document({}), DROPPED, DROPPED)
+    assert client.is_live()
+    assert not client.is_live()
+
+
 def test_cancel_and_long_poll(api: ScriptedApi, client: Client) -> None:
     api.answer("POST", f"{JOB_PATH}/cancel", document(job("cancelled")))
     api.answer("GET", JOB_PATH, document(job("cancelled")))

@@ -143,17 +143,26 @@ class Client:
 
     def ready(self) -> dict[str, Any]:
         """The health of each part, as the server tells it. Answered once, without retries."""
-        response = self._send("GET", f"{API}/health/ready")
+        response = self._look(f"{API}/health/ready")
         return response.json() if response.status_code == 503 else self._checked(response).json()
 
     def is_live(self) -> bool:
         """Whether a Safelight answers at all, now."""
         try:
-            return self._send("GET", f"{API}/health/live").is_success
+            return self._look(f"{API}/health/live").is_success
         except Unreachable:
             return False
 
     # --- how a call is made ---------------------------------------------------------------------------------------
+
+    def _look(self, path: str) -> httpx.Response:
+        """One answer. A kept connection that the server closed as we wrote says nothing: ask on a new one."""
+        try:
+            return self._send("GET", path)
+        except Unreachable as error:
+            if isinstance(error.__cause__, httpx.TimeoutException):
+                raise
+            return self._send("GET", path)
 
     def _call(
         self,

@@ -77,6 +77,8 @@ class Engine:
         self.wait_drained()
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(timeout=5)
+        if self._thread.is_alive():
+            log.warning("worker.close_timed_out")
 
     # --- on the loop --------------------------------------------------------------------------------------------------
 
@@ -88,8 +90,6 @@ class Engine:
             self._failure = error
             self._started.set()
             self._drained.set()
-        finally:
-            faulthandler.cancel_dump_traceback_later()  # nobody is left to arm it again
 
     async def _live(self) -> None:
         settings = self._settings
@@ -152,14 +152,18 @@ class Engine:
     async def _watch(self) -> None:
         """Re-arm the watchdog, a C thread that needs no GIL: it ends a process whose loop stands still, with a trace.
 
-        And leave in order when too much abandoned code has gathered.
+        And leave in order when too much abandoned code has gathered. The trace goes to the real standard error: what
+        others put in the place of `sys.stderr` may have no descriptor, and a watch that ends leaves the dog armed.
         """
-        while True:
-            faulthandler.dump_traceback_later(self._settings.stuck_loop_seconds, exit=True, file=sys.stderr)
-            if self._runner.abandoned >= MAX_ABANDONED and not self._runner.is_draining:
-                log.error("worker.leaving", reason="too much abandoned code", abandoned=self._runner.abandoned)
-                os.kill(os.getpid(), signal.SIGTERM)
-            await asyncio.sleep(min(1.0, self._settings.stuck_loop_seconds / 4))
+        try:
+            while True:
+                faulthandler.dump_traceback_later(self._settings.stuck_loop_seconds, exit=True, file=sys.__stderr__)
+                if self._runner.abandoned >= MAX_ABANDONED and not self._runner.is_draining:
+                    log.error("worker.leaving", reason="too much abandoned code", abandoned=self._runner.abandoned)
+                    os.kill(os.getpid(), signal.SIGTERM)
+                await asyncio.sleep(min(1.0, self._settings.stuck_loop_seconds / 4))
+        finally:
+            faulthandler.cancel_dump_traceback_later()  # nobody is left to arm it again: `stop` has a limit of its own
 
     def _spawn(self, job_id: str, queue: str, done: Callable[[], None]) -> None:
         task = self._begin(self._runner.run(job_id, queue))
