@@ -76,7 +76,7 @@ async def opened() -> AsyncGenerator[Safelight]:
 async def submit(world: Safelight, provider: str) -> str:
     new = new_null_job(world.providers, world.settings, provider)
     hint = world.dispatcher.take_room(new.queue, new.values["provider"])
-    outcome = await world.database.write(world.jobs.submit, replace(new, hint=hint))
+    outcome = await world.database.write_one(world.jobs.submit, replace(new, hint=hint))
     assert isinstance(outcome, Submitted)
     return outcome.job.id
 

@@ -99,10 +99,10 @@ def _work(database: Database, size: int, now_ms: int) -> dict[str, Timed]:
         return lambda _: database.read(find, wanted)
 
     async def submit(_: int) -> None:
-        assert isinstance(await database.write(jobs.submit, replace(new_null_job(), hint=True)), Submitted)
+        assert isinstance(await database.write_one(jobs.submit, replace(new_null_job(), hint=True)), Submitted)
 
     async def life(_: int) -> None:
-        outcome = await database.write(jobs.submit, replace(new_null_job(), hint=True))
+        outcome = await database.write_one(jobs.submit, replace(new_null_job(), hint=True))
         assert isinstance(outcome, Submitted)
         claimed = await database.write(jobs.claim, outcome.job.id, outcome.job.queue, new_id(), "bench", ALIVE_SECONDS)
         assert claimed is not None
@@ -110,7 +110,7 @@ def _work(database: Database, size: int, now_ms: int) -> dict[str, Timed]:
 
     return {
         **{name: listing(wanted) for name, wanted in filters.items()},
-        "GET by id": lambda n: database.read(with_artifacts, job_id(n * 13 % size + 1, size, now_ms), OWNER),
+        "GET by id": lambda n: database.read_one(with_artifacts, (job_id(n * 13 % size + 1, size, now_ms), OWNER)),
         "estimate": lambda _: database.read(run_seconds, "mock", "darkroom", 1024, 1024),
         "estimate, new kind of job": lambda _: database.read(run_seconds, "mock", "darkroom", 333, 333),
         "dispatch, look": lambda _: database.read(read_pulse, ALIVE_SECONDS, REHINT_SECONDS),

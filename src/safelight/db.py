@@ -40,12 +40,14 @@ from safelight.errors import Invalid, Unavailable
 
 MAX_BATCH = 128
 READ_BATCH = 8  # share a snapshot, and its BEGIN and COMMIT; a slow one holds up no more than these
+LOOK_UP_BATCH = 64  # keys of one statement
 QUEUE_TIMEOUT_SECONDS = 5.0
 LOCKED_OUT_TRIES = 3
 STUCK_SECONDS = 15.0  # PostgreSQL ends a statement after 10 s: by then nobody answers on this connection any more
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 Ts = TypeVarTuple("Ts")
+T = TypeVar("T")
 R = TypeVar("R")
 Rows = CursorResult[*tuple[Any, ...]]
 RETRY_ALONE = {"40001", "40P01"}  # PostgreSQL: serialization failure, deadlock
@@ -159,13 +161,16 @@ class Tx:
 
 class _Call:
     __slots__ = (
-        "args", "connection", "context", "ended", "error", "finished", "fn", "future", "loop", "notes", "result",
-        "since", "started", "timer",
+        "args", "connection", "context", "ended", "error", "finished", "fn", "future", "is_shared", "loop", "notes",
+        "result", "since", "started", "timer",
     )  # fmt: skip
 
-    def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], loop: asyncio.AbstractEventLoop, is_shared: bool
+    ) -> None:
         self.fn = fn
         self.args = args
+        self.is_shared = is_shared  # one run of `fn` serves the arguments of many calls
         self.loop = loop
         self.context = contextvars.copy_context()  # for the notes: their log lines tell whose they are
         self.future: asyncio.Future[Any] = loop.create_future()
@@ -184,6 +189,21 @@ class _Call:
         self.result = self.fn(Tx(connection, self.notes), *self.args)
 
 
+def _run(batch: list[_Call], connection: Connection) -> None:
+    together: dict[Callable[..., Any], list[_Call]] = {}
+    for call in batch:
+        if call.is_shared:
+            together.setdefault(call.fn, []).append(call)
+        else:
+            call.run(connection)
+    for fn, calls in together.items():
+        first, *_ = calls
+        first.notes = []
+        answers = fn(Tx(connection, first.notes), [call.args[0] for call in calls])
+        for call, answer in zip(calls, answers, strict=True):
+            call.result = answer
+
+
 class _Lane:
     """Threads with a connection each that serve one queue of calls."""
 
@@ -198,9 +218,9 @@ class _Lane:
         for thread in self._threads:
             thread.start()
 
-    async def run(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    async def run(self, fn: Callable[..., Any], args: tuple[Any, ...], *, is_shared: bool = False) -> Any:
         loop = asyncio.get_running_loop()
-        call = _Call(fn, args, loop)
+        call = _Call(fn, args, loop, is_shared)
         self._calls.put(call)
         call.timer = loop.call_later(QUEUE_TIMEOUT_SECONDS, self._give_up, call)
         try:
@@ -308,8 +328,7 @@ class _Lane:
         is_committing = False
         try:
             with connection.begin():
-                for call in batch:
-                    call.run(connection)
+                _run(batch, connection)
                 is_committing = True
             return
         except BaseException as error:
@@ -329,7 +348,7 @@ class _Lane:
         for tries_left in reversed(range(LOCKED_OUT_TRIES)):
             try:
                 with connection.begin():
-                    call.run(connection)
+                    _run([call], connection)
                 return
             except BaseException as error:
                 if _is_unusable(error):
@@ -452,12 +471,18 @@ class Database:
         self._writer = _Lane(self._engine, "writer", threads=1, batch=MAX_BATCH, file=file, writes=True)
         # Leases must be renewed even while the writer's queue is long.
         self._urgent = _Lane(self._engine, "urgent", threads=1, batch=1, file=file, writes=True)
-        count = readers or (2 if name == "sqlite" else 4)
+        # One thread, so that look-ups gather while one is under way; a slow list in the readers' lane delays none.
+        self._lookups = _Lane(reading, "lookup", threads=1, batch=LOOK_UP_BATCH, file=file, writes=False)
+        count = readers or (2 if name == "sqlite" else 3)
         self._readers = _Lane(reading, "reader", threads=count, batch=READ_BATCH, file=file, writes=False)
 
     async def write(self, fn: Callable[[Tx, *Ts], R], *args: *Ts) -> R:
         """Run `fn(tx, *args)` in a write transaction and return its result once that is committed."""
         return await self._writer.run(fn, args)
+
+    async def write_one(self, fn: Callable[[Tx, Sequence[T]], Sequence[R]], given: T) -> R:
+        """One of the results of `fn(tx, given)`: what is to be written at the same time shares one run of it."""
+        return await self._writer.run(fn, (given,), is_shared=True)
 
     async def write_urgently(self, fn: Callable[[Tx, *Ts], R], *args: *Ts) -> R:
         """Like `write`, in the lane of its own that heartbeats use."""
@@ -467,9 +492,13 @@ class Database:
         """Run `fn(tx, *args)` on a snapshot, beside the writer."""
         return await self._readers.run(fn, args)
 
+    async def read_one(self, fn: Callable[[Tx, Sequence[T]], Sequence[R]], wanted: T) -> R:
+        """One of the answers of `fn(tx, wanted)`: look-ups that wait at the same time share one run of it."""
+        return await self._lookups.run(fn, (wanted,), is_shared=True)
+
     def close(self) -> None:
         """Finish what was queued and close the connections."""
-        for lane in (self._writer, self._urgent, self._readers):
+        for lane in (self._writer, self._urgent, self._lookups, self._readers):
             lane.close()
         self._engine.dispose()
 

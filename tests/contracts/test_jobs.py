@@ -392,7 +392,7 @@ async def test_another_owners_job_does_not_exist(desk: Desk) -> None:
         assert isinstance(await desk.cancel(job.id, "bob"), JobNotFound)
         assert await desk.job(job.id) == job
         assert await desk.database.read(get, job.id, "bob") is None
-        assert await desk.database.read(with_artifacts, job.id, "bob") is None
+        assert await desk.database.read_one(with_artifacts, (job.id, "bob")) is None
     assert isinstance(await desk.cancel(new_id()), JobNotFound)
     assert desk.tape.nudges == []
 
@@ -467,3 +467,36 @@ async def until_waiting_for_lock(database: Database) -> bool:
 def _waiting_for_lock(tx: Tx) -> int:
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     return tx.execute(text(waiting)).scalar_one()
+
+
+async def test_jobs_accepted_together_keep_their_keys_apart(desk: Desk) -> None:
+    first, other, again, reused = (
+        new_job(idempotency_key="k", fingerprint="f"),
+        new_job(hint=True),
+        new_job(idempotency_key="k", fingerprint="f"),
+        new_job(idempotency_key="k", fingerprint="g"),
+    )
+    outcomes = await desk.database.write(desk.jobs.submit, [first, other, again, reused])
+    assert [outcome.job.id for outcome in outcomes[:3] if isinstance(outcome, Submitted)] == [
+        first.id,
+        other.id,
+        first.id,
+    ]
+    assert [outcome.replayed for outcome in outcomes[:3] if isinstance(outcome, Submitted)] == [False, False, True]
+    assert isinstance(outcomes[3], IdempotencyKeyReused)
+    assert [job.id for job in desk.tape.hints] == [other.id]
+    for outcome in outcomes[:2]:
+        assert isinstance(outcome, Submitted) and await desk.job(outcome.job.id) == outcome.job
+
+
+async def test_one_bad_submit_does_not_take_the_others_with_it(desk: Desk) -> None:
+    jobs = [new_job() for _ in range(20)]
+    jobs[7] = jobs[3]
+    outcomes = await asyncio.gather(
+        *(desk.database.write_one(desk.jobs.submit, job) for job in jobs), return_exceptions=True
+    )
+    failed = [number for number, outcome in enumerate(outcomes) if isinstance(outcome, BaseException)]
+    assert failed == [7]
+    assert [await desk.job(job.id) for job in jobs[:7]] == [
+        outcome.job for outcome in outcomes[:7] if isinstance(outcome, Submitted)
+    ]

@@ -50,7 +50,7 @@ class Bench:
             providers=self.world.providers,
             settings=self.world.settings,
         )
-        await self.world.database.write(self.world.jobs.submit, new)
+        await self.world.database.write_one(self.world.jobs.submit, new)
         for _ in range(3):
             await self.world.database.write(_release, new.id)
             await self.runner.run(new.id, new.queue)

@@ -179,12 +179,12 @@ class Desk:
 
     async def submit(self, new: NewJob | None = None, **values: Any) -> Job:
         """Accept a job; it is not released unless `hint=True`."""
-        accepted = await self.write(self.jobs.submit, new or new_job(**values))
+        accepted = await self.database.write_one(self.jobs.submit, new or new_job(**values))
         assert isinstance(accepted, Submitted), accepted
         return accepted.job
 
     async def offer(self, **values: Any) -> Submitted | IdempotencyKeyReused | JobDeleted:
-        return await self.write(self.jobs.submit, new_job(**values))
+        return await self.database.write_one(self.jobs.submit, new_job(**values))
 
     async def release(self, job_id: str) -> None:
         """What dispatch does to a job before it sends the hint."""

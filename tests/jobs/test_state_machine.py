@@ -86,7 +86,7 @@ class Lives(RuleBasedStateMachine):
     @precondition(lambda self: sum(not row.is_terminal for row in self.rows.values()) < 2)
     @rule(target=ids, hint=st.booleans())
     def submit(self, hint: bool) -> str:
-        accepted = self.write(self.jobs.submit, new_job(hint=hint))
+        [accepted] = self.write(self.jobs.submit, [new_job(hint=hint)])
         assert isinstance(accepted, Submitted)
         return accepted.job.id
 

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
-from safelight.api import artifacts, authentication, events, files, health, jobs, keys, problems, session
+from safelight.api import artifacts, authentication, events, files, health, jobs, keys, plain, problems, session
 from safelight.api.authentication import Authentication
 from safelight.api.job_view import Estimator
 from safelight.api.problems import problem
@@ -69,6 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
     authentication.describe(app)
     for module in (jobs, events, artifacts, files, session, keys, health):
         app.include_router(module.router)
+    plain.install(app)
     app.add_middleware(Authentication, has_accounts=settings.has_accounts)
     hosts = LOCAL_HOSTS | {settings.host} | {host.lower() for host in settings.allowed_hosts}
     app.add_middleware(Entrance, max_body_bytes=settings.max_body_bytes, hosts=hosts)

@@ -29,11 +29,11 @@ class IdInvalid(SafelightError):
     code = "invalid_id"
 
 
-async def _safelight(request: Request) -> Safelight:
+async def world_of(request: Request) -> Safelight:
     return request.app.state.safelight
 
 
-async def _identity(request: Request) -> Identity:
+async def asker_of(request: Request) -> Identity:
     """Who asks, as `authentication` found it. Raises `Unauthenticated` where it let somebody through unseen."""
     identity: Identity | None = getattr(request.state, "identity", None)
     if identity is None:
@@ -42,7 +42,7 @@ async def _identity(request: Request) -> Identity:
 
 
 async def _owner(request: Request) -> str:
-    return (await _identity(request)).owner_id
+    return (await asker_of(request)).owner_id
 
 
 def parse_id(value: str) -> str:
@@ -57,8 +57,8 @@ async def _row_id(item_id: Annotated[str, Path(alias="id", description="A UUID")
     return parse_id(item_id)
 
 
-World = Annotated[Safelight, Depends(_safelight)]
-Asker = Annotated[Identity, Depends(_identity)]
+World = Annotated[Safelight, Depends(world_of)]
+Asker = Annotated[Identity, Depends(asker_of)]
 Owner = Annotated[str, Depends(_owner)]
 ItemId = Annotated[str, Depends(_row_id)]
 

@@ -47,7 +47,7 @@ async def follow(
     told twice. Progress and previews have no id; after a break the latest is told. A comment every 15 s keeps the
     connection open."""
     known = _version(last_event_id if last_event_id is not None else resume_from)
-    found = await world.database.read(with_artifacts, job_id, owner)
+    found = await world.database.read_one(with_artifacts, (job_id, owner))
     if found is None:
         raise JobNotFound(f"There is no job {job_id}.")
     job, _ = found
@@ -83,7 +83,7 @@ async def _events(world: Safelight, job_id: str, owner: str, known: int | None) 
 
 def _standing(tx: Tx, job_id: str, owner: str, known: int | None) -> tuple[Job, JobEvent, list[Message], int] | None:
     """How the job stands, the state events a watcher who knows `known` has missed, and the id they come after."""
-    found = with_artifacts(tx, job_id, owner)
+    [found] = with_artifacts(tx, [(job_id, owner)])
     if found is None:
         return None
     job, artifacts = found

@@ -264,7 +264,7 @@ async def _accept(request: Request, world: Safelight, asker: Identity, new: NewJ
         return problem(request.state.request_id, 429, "rate_limited", detail, headers=again)
     values = new.values
     hint = new.run_at is None and world.dispatcher.take_room(new.queue, values["provider"], values["owner_limit"])
-    outcome = await world.database.write(world.jobs.submit, replace(new, hint=hint))
+    outcome = await world.database.write_one(world.jobs.submit, replace(new, hint=hint))
     if not isinstance(outcome, Submitted):
         raise outcome
     job, artifacts = outcome.job, ()
@@ -295,7 +295,7 @@ async def _take_token(world: Safelight, asker: Identity) -> Verdict | None:
 
 
 async def _look(world: Safelight, job_id: str, owner: str) -> tuple[Job, Sequence[Artifact]]:
-    found = await world.database.read(with_artifacts, job_id, owner)
+    found = await world.database.read_one(with_artifacts, (job_id, owner))
     if found is None:
         raise JobNotFound(f"There is no job {job_id}.")
     job, artifacts = found

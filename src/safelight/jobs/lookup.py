@@ -103,16 +103,17 @@ def _first_id(seconds_ago: float) -> str:
     return f"{digits[:8]}-{digits[8:]}-0000-0000-000000000000"
 
 
-def with_artifacts(tx: Tx, job_id: str, owner_id: str) -> tuple[Job, Sequence[Artifact]] | None:
-    """A job of this owner and what it made."""
-    row = tx.execute(_GET, {"b_id": job_id, "b_owner": owner_id}).one_or_none()
-    if row is None:
-        return None
-    job = Job.of(row)
-    return job, artifacts_of(tx, job)
+def with_artifacts(tx: Tx, wanted: Sequence[tuple[str, str]]) -> list[tuple[Job, Sequence[Artifact]] | None]:
+    """For each (job id, owner) the job and what it made; None if it is not there or is somebody else's."""
+    found = {row.id: Job.of(row) for row in tx.execute(_GET, {"b_ids": list({job_id for job_id, _ in wanted})})}
+    made = results.of_jobs(tx, [job.id for job in found.values() if job.status == "completed"])
+    return [
+        (job, made.get(job.id, ())) if (job := found.get(job_id)) is not None and job.owner_id == owner_id else None
+        for job_id, owner_id in wanted
+    ]
 
 
-_GET = select(*jobs.c).where(jobs.c.id == bindparam("b_id"), jobs.c.owner_id == bindparam("b_owner"))
+_GET = select(*jobs.c).where(jobs.c.id.in_(bindparam("b_ids", expanding=True)))
 
 
 def artifacts_of(tx: Tx, job: Job) -> Sequence[Artifact]:

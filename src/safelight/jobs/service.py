@@ -8,6 +8,7 @@ must follow the commit, an event or a hint, is a note on the transaction.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, Protocol, assert_never
 
 from sqlalchemy import Float, Select, Update, and_, bindparam, case, delete, func, insert, null, select, update
@@ -141,17 +142,15 @@ OnSettled = Callable[[Tx, Job], None]
 # --- statements -------------------------------------------------------------------------------------------------------
 # Built once: the shape of a statement costs more than running it.
 
-_INSERT = (
-    insert(jobs)
-    .values(
-        run_at=func.coalesce(bindparam("run_at_or_now", type_=Instant), db_now()),
-        start_deadline_at=db_now(bindparam("start_within", type_=Float)),
-        hinted_at=db_now(bindparam("hint_moved", type_=Float)),  # NULL seconds give NULL
-        created_at=db_now(),
-        updated_at=db_now(),
-    )
-    .returning(*jobs.c)
-)
+_BY_THE_CLOCK: Mapping[str, Any] = {
+    "run_at": func.coalesce(bindparam("run_at_or_now", type_=Instant), db_now()),
+    "start_deadline_at": db_now(bindparam("start_within", type_=Float)),
+    "hinted_at": db_now(bindparam("hint_moved", type_=Float)),  # NULL seconds give NULL
+    "created_at": db_now(),
+    "updated_at": db_now(),
+}
+_INSERT = insert(jobs).values(_BY_THE_CLOCK).returning(jobs.c.id, *(jobs.c[name] for name in _BY_THE_CLOCK))
+_BLANK: Mapping[str, Any] = dict.fromkeys(jobs.c.keys())
 _FRESH: Mapping[str, Any] = {
     "status": "pending",
     "stage": "queued",
@@ -274,33 +273,60 @@ class Jobs:
 
     # --- by request ---------------------------------------------------------------------------------------------------
 
-    def submit(self, tx: Tx, new: NewJob) -> Submitted | IdempotencyKeyReused | JobDeleted:
-        """Accept a job, or find the one its idempotency key stands for."""
-        if new.idempotency_key is not None:
-            earlier = _first_with_key(tx, new)
-            if earlier is not None:
-                return earlier
-        row = tx.execute(
-            _INSERT,
-            {
+    def submit(self, tx: Tx, new: Sequence[NewJob]) -> list[Submitted | IdempotencyKeyReused | JobDeleted]:
+        """Accept each of these jobs, or find the one its idempotency key stands for."""
+        outcomes: dict[str, Submitted | IdempotencyKeyReused | JobDeleted] = {}
+        accepted: list[NewJob] = []
+        keys: set[tuple[str, str]] = set()
+        for each in new:
+            if each.idempotency_key is not None:
+                key = (each.owner_id, each.idempotency_key)
+                if key in keys:
+                    outcomes |= self._insert(tx, accepted)  # it has to be found
+                    accepted, keys = [], set()
+                keys.add(key)
+                earlier = _first_with_key(tx, each)
+                if earlier is not None:
+                    outcomes[each.id] = earlier
+                    continue
+            accepted.append(each)
+        outcomes |= self._insert(tx, accepted)
+        return [outcomes[each.id] for each in new]
+
+    def _insert(self, tx: Tx, accepted: Sequence[NewJob]) -> dict[str, Submitted]:
+        if not accepted:
+            return {}
+        rows: dict[str, dict[str, Any]] = {
+            each.id: {
                 **_FRESH,
-                **new.values,
-                "id": new.id,
-                "celery_task_id": new.id,
-                "kind": new.kind,
-                "owner_id": new.owner_id,
-                "queue": new.queue,
-                "hint_count": int(new.hint),
-                "run_at_or_now": new.run_at,
-                "start_within": new.start_within_seconds,
-                "hint_moved": 0.0 if new.hint else None,
-            },
-        ).one()
-        job = Job.of(row)
-        if new.hint:
-            tx.on_commit(lambda: self._announcer.hint(job))
+                **each.values,
+                "id": each.id,
+                "celery_task_id": each.id,
+                "kind": each.kind,
+                "owner_id": each.owner_id,
+                "queue": each.queue,
+                "hint_count": int(each.hint),
+            }
+            for each in accepted
+        }
+        times = [
+            {
+                "run_at_or_now": each.run_at,
+                "start_within": each.start_within_seconds,
+                "hint_moved": 0.0 if each.hint else None,
+            }
+            for each in accepted
+        ]
+        clocks = tx.execute(_INSERT, [row | moments for row, moments in zip(rows.values(), times, strict=True)])
+        made: dict[str, Job] = {}
+        for clock in clocks.mappings():
+            values: dict[str, Any] = {**_BLANK, **rows[clock["id"]], **clock}
+            made[clock["id"]] = Job(**values)
+        for each in accepted:
+            if each.hint:
+                tx.on_commit(partial(self._announcer.hint, made[each.id]))
         # No event: nobody can be watching a job whose id has not been told yet.
-        return Submitted(job, replayed=False)
+        return {job_id: Submitted(job, replayed=False) for job_id, job in made.items()}
 
     def cancel(self, tx: Tx, job_id: str, owner_id: str) -> Job | JobNotFound | JobDeleted | JobEnded:
         """End a pending job now; ask the worker of a processing one to stop. Cancelling twice changes nothing."""

@@ -157,7 +157,9 @@ class Engine:
         """
         try:
             while True:
-                faulthandler.dump_traceback_later(self._settings.stuck_loop_seconds, exit=True, file=sys.__stderr__)
+                faulthandler.dump_traceback_later(
+                    self._settings.stuck_loop_seconds, exit=True, file=sys.__stderr__ or sys.stderr
+                )
                 if self._runner.abandoned >= MAX_ABANDONED and not self._runner.is_draining:
                     log.error("worker.leaving", reason="too much abandoned code", abandoned=self._runner.abandoned)
                     os.kill(os.getpid(), signal.SIGTERM)
