@@ -14,6 +14,7 @@ from safelight.config import Settings
 from safelight.db import Database, Tx, new_id
 from safelight.jobs import Caps, Dispatcher, Job, JobEvent, Jobs, Retention, keep_for
 from safelight.limits import Limiter
+from safelight.providers.base import Provider, ProviderError
 from safelight.providers.registry import Registry
 from safelight.queue import HintQueue
 from safelight.schema import admit, require
@@ -94,6 +95,15 @@ def _token_verifier(settings: Settings) -> Tokens | None:
     )
 
 
+def _own_providers(settings: Settings) -> dict[str, Callable[[], Provider]]:
+    """How the house's own providers are made of the settings, when they are first asked for."""
+
+    def missing() -> Provider:
+        raise ProviderError("It is not in this version.")
+
+    return {"comfyui": missing, "modelslab": missing, "openai_images": missing}
+
+
 @contextlib.asynccontextmanager
 async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
     """Wire the world on the running loop and take it apart again at the end.
@@ -139,6 +149,7 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
         rehint_seconds=settings.rehint_seconds,
         housekeeping=tidy,
     )
+    providers = Registry(bool(settings.mock_mode), settings.default_provider, _own_providers(settings))
     await valkey.start()
     try:
         yield Safelight(
@@ -150,7 +161,7 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
             storage=storage,
             artifacts=artifacts,
             links=links,
-            providers=Registry(mock_mode=bool(settings.mock_mode), default=settings.default_provider),
+            providers=providers,
             jobs=jobs,
             retention=retention,
             dispatcher=dispatcher,
@@ -159,6 +170,7 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
             process_id=process_id,
         )
     finally:
+        await providers.close()
         await doorkeeper.close()
         await valkey.close()
         pictures.shutdown(wait=False, cancel_futures=True)

@@ -5,9 +5,11 @@ jobs, rows, queues or events; the runner alone turns its updates into state. Reg
 `safelight.providers`.
 """
 
-from collections.abc import AsyncGenerator, Mapping
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 # --- what is asked ----------------------------------------------------------------------------------------------------
 
@@ -23,7 +25,11 @@ class Lora:
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What to generate. `width` and `height` are pixels; `None` means the provider's default."""
+    """What to generate. `width` and `height` are pixels; `None` means the provider's default.
+
+    At most one of `template` (a name, with values for its `inputs`) and `workflow` (the caller's own graph) is given.
+    `input_images` are references as they were given; their bytes stand in the `Generation`. `tier` is the caller's.
+    """
 
     kind: str
     prompt: str
@@ -37,16 +43,35 @@ class Parameters:
     seed: int | None = None
     sampler_params: Mapping[str, Any] = field(default_factory=dict[str, Any])
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    template: str | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    workflow: Mapping[str, Any] | None = None
+    input_images: tuple[str, ...] = ()
+    tier: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InputImage:
+    """A picture to start from, checked to be one."""
+
+    data: bytes
+    content_type: str
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One attempt's order. `job_id` and `attempt` may serve as idempotency key where the provider takes one."""
+    """One attempt's order. `job_id` and `attempt` may serve as idempotency key where the provider takes one.
+
+    `woken` is set when somebody says that there is news (a webhook): ask the provider now,
+    however long the pause was to be.
+    """
 
     job_id: str
     attempt: int
     parameters: Parameters
     soft_limit_seconds: float
+    images: tuple[InputImage, ...] = ()
+    woken: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
 
 
 # --- what is told -----------------------------------------------------------------------------------------------------
@@ -83,7 +108,10 @@ class Preview:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One finished result as bytes. `seed` is the one that made this very result, if known."""
+    """One finished result as bytes: a picture, or a video or sound by its content type.
+
+    `seed` is the one that made this very result, if known.
+    """
 
     data: bytes
     content_type: str
@@ -212,30 +240,49 @@ class Capabilities:
     progress: bool
     previews: bool
     limits: Limits | None = None  # None: the defaults of the kind
+    aspect_ratios: tuple[str, ...] = ()  # empty: any size up to the greatest
+    seeds: bool = True
+    negative_prompt: bool = True
+    input_images: int = 0  # how many it takes
+    workflows: bool = False  # templates and graphs of the caller's own
 
 
-class Provider(Protocol):
+class Provider(ABC):
     """A plug-in that generates. All methods must be safe to call concurrently on one event loop."""
 
     @property
+    @abstractmethod
     def capabilities(self) -> Capabilities: ...
 
+    @abstractmethod
     def check(self, parameters: Parameters) -> Parameters:
         """Check offline and at once; return the parameters with defaults filled in. Raises `InvalidParameters`."""
-        ...
 
+    @abstractmethod
     def generate(self, generation: Generation) -> AsyncGenerator[Update]:
         """Carry the order out. Raises `ProviderError`."""
-        ...
 
-    def resume(self, generation: Generation, remote_id: str) -> AsyncGenerator[Update]:
+    async def verify(self, parameters: Parameters) -> None:  # noqa: B027 - a provider that needs none of these has none
+        """Check what only the provider's servers know (models, nodes), from what is remembered or within a second.
+
+        Raises `InvalidParameters`. A server that does not answer is no reason: the attempt will see.
+        """
+
+    async def resume(self, generation: Generation, remote_id: str) -> AsyncGenerator[Update]:
         """Follow a job the provider accepted for an earlier attempt. Raises `JobLost` if it is gone."""
-        ...
+        raise JobLost
+        yield
 
-    async def cancel(self, remote_id: str) -> None:
+    async def cancel(self, remote_id: str) -> None:  # noqa: B027
         """Ask the provider to stop; unknown and finished jobs are no error."""
-        ...
 
     async def health(self) -> str | None:
         """None if well, else one sentence for people."""
-        ...
+        return None
+
+    async def models(self) -> Mapping[str, Sequence[str]]:
+        """The names that can be asked for, by kind (`checkpoints`, `loras`, ...)."""
+        return {"models": self.capabilities.models}
+
+    async def close(self) -> None:  # noqa: B027
+        """End connections; nothing is asked of it afterwards."""

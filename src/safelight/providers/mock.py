@@ -38,6 +38,7 @@ from safelight.providers.base import (
     Parameters,
     Preview,
     Progress,
+    Provider,
     ProviderUnavailable,
     RateLimited,
     Submitting,
@@ -58,7 +59,7 @@ Ts = TypeVarTuple("Ts")
 R = TypeVar("R")
 
 
-class MockProvider:
+class MockProvider(Provider):
     """Plays a provider. `plays` is the name of the one played, or None when it is asked for by its own name."""
 
     def __init__(self, plays: str | None = None, *, takes_scripts: bool = True) -> None:

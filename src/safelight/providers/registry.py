@@ -1,7 +1,9 @@
-"""Which providers there are: the mock, what is installed as a plug-in, and what the mock can play."""
+"""Which providers there are: the mock, the house's own, what is installed as a plug-in."""
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import cast
 
@@ -10,7 +12,6 @@ from safelight.providers.mock import MockProvider
 
 GROUP = "safelight.providers"
 MOCK = "mock"
-PLAYABLE = ("comfyui", "modelslab", "openai_images")  # known by name, and played in mock mode, without being installed
 
 
 class UnknownProvider(InvalidParameters):
@@ -20,21 +21,30 @@ class UnknownProvider(InvalidParameters):
 class Registry:
     """Finds providers by name. One instance per name lives as long as the registry.
 
-    In mock mode every known name is played by the mock. A plug-in that cannot be loaded does not stop the others: its
-    reason stands in `problems`, and asking for it is refused with that reason. The mock itself is always there.
+    `own` makes the house's providers, by name. In mock mode every known name is played by the mock. A provider that
+    cannot be made does not stop the others: its reason stands in `problems`, and asking for it is refused with that
+    reason. The mock itself is always there.
     """
 
-    def __init__(self, mock_mode: bool, default: str, plug_ins: Iterable[EntryPoint] | None = None) -> None:
+    def __init__(
+        self,
+        mock_mode: bool,
+        default: str,
+        own: Mapping[str, Callable[[], Provider]] | None = None,
+        plug_ins: Iterable[EntryPoint] | None = None,
+    ) -> None:
         found = entry_points(group=GROUP) if plug_ins is None else plug_ins
         self.mock_mode = mock_mode
         self.default = default
         self.problems: dict[str, str] = {}
-        self._plug_ins = {plug_in.name: plug_in for plug_in in found if plug_in.name != MOCK}
+        self._makers: dict[str, Callable[[], Provider]] = {
+            plug_in.name: partial(_load, plug_in) for plug_in in found if plug_in.name != MOCK
+        } | dict(own or {})
         self._made: dict[str, Provider] = {MOCK: MockProvider(takes_scripts=mock_mode)}
 
     def names(self) -> list[str]:
-        """Every name that may be asked for, the mock first. Outside mock mode some may not be installed."""
-        return [MOCK, *sorted({*self._plug_ins, *PLAYABLE})]
+        """Every name that may be asked for, the mock first."""
+        return [MOCK, *sorted(self._makers)]
 
     def resolve(self, name: str | None) -> tuple[str, Provider, bool]:
         """The provider of this name (None: the default), its name, and whether it is mocked.
@@ -53,23 +63,20 @@ class Registry:
         made = self._made.get(name)
         if made is not None:
             return made
-        if self.mock_mode:
-            provider: Provider = MockProvider(plays=name)
-        elif name not in self._plug_ins:
-            message = (
-                f"The provider {name} is not installed; installed are {', '.join([MOCK, *sorted(self._plug_ins)])}."
-            )
-            raise InvalidParameters(message, field="provider")
-        elif name in self.problems:
+        if name in self.problems:
             raise InvalidParameters(self.problems[name], field="provider")
-        else:
-            provider = self._load(name)
-        self._made[name] = provider
-        return provider
-
-    def _load(self, name: str) -> Provider:
         try:
-            return cast(Provider, self._plug_ins[name].load()())
+            provider = MockProvider(plays=name) if self.mock_mode else self._makers[name]()
         except Exception as error:  # a plug-in may fail in any way while it is imported or made
             self.problems[name] = f"The provider {name} cannot be used: {type(error).__name__}: {error}"
             raise InvalidParameters(self.problems[name], field="provider") from error
+        self._made[name] = provider
+        return provider
+
+    async def close(self) -> None:
+        """End the connections of all that were made."""
+        await asyncio.gather(*(provider.close() for provider in self._made.values()), return_exceptions=True)
+
+
+def _load(plug_in: EntryPoint) -> Provider:
+    return cast(Provider, plug_in.load()())
