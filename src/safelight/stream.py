@@ -8,7 +8,6 @@ the hub read the rows again through the function it was given.
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -78,7 +77,7 @@ class Watch:
         self._early: list[Message] | None = []  # what came before the reader knew where it stands
         self._seq = 0
         self._on_gap = on_gap
-        self._states: deque[Message] = deque()
+        self._messages: list[Message] = []  # states, and the news that came before the last of them
         self._news: dict[str, Message] = {}
         self._waiting: asyncio.Future[None] | None = None  # somebody in `next`
         self.ended = False
@@ -93,7 +92,7 @@ class Watch:
     @property
     def is_told(self) -> bool:
         """Whether nothing is left to fetch with `next`."""
-        return not self._states and not self._news
+        return not self._messages and not self._news
 
     def offer(self, message: Message) -> None:
         """Keep it if it is newer than what was kept; a gap is reported and filled from the rows."""
@@ -109,8 +108,8 @@ class Watch:
                 self._on_gap()
                 return
             self.version, self._seq = message.version, 0
-            self._news.clear()
-            self._states.append(message)
+            self._messages += self._take_news()
+            self._messages.append(message)
             self.ended = message.is_terminal
         else:
             if message.version > self.version:
@@ -128,7 +127,7 @@ class Watch:
 
     async def next(self, timeout: float) -> list[Message]:
         """Everything new, in order; empty after `timeout` seconds without anything, or once all has been told."""
-        if not self._states and not self._news and not self.ended:
+        if not self._messages and not self._news and not self.ended:
             loop = asyncio.get_running_loop()
             # A bare future and timer: an Event within `asyncio.timeout` costs more than all else done for an event.
             self._waiting = loop.create_future()
@@ -137,10 +136,13 @@ class Watch:
                 await self._waiting
             finally:
                 timer.cancel()
-        messages = [*self._states, *sorted(self._news.values(), key=lambda message: message.seq)]
-        self._states.clear()
-        self._news.clear()
+        messages = self._messages + self._take_news()
+        self._messages = []
         return messages
+
+    def _take_news(self) -> list[Message]:
+        news, self._news = self._news, {}
+        return sorted(news.values(), key=lambda message: message.seq)
 
 
 class Stream:
