@@ -47,7 +47,7 @@ class Score:
 
 
 CELERY, DRAMATIQ = "celery prefork", "dramatiq threads"
-FASTAPI, PER_CLIENT = "fastapi + .delay()", "subscription per client"
+FASTAPI, PER_CLIENT = "fastapi + .delay()", "sse-starlette"
 GOALS = (
     Goal("throughput / Celery prefork", "throughput", "jobs_per_second", 2, 3, peer=CELERY, higher_is_better=True),
     Goal(

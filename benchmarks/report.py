@@ -29,7 +29,7 @@ TITLES = {
 HEADLINES: Mapping[str, tuple[str, ...]] = {  # whom to compare with, and the figures whose ratios stand first
     "throughput": ("celery prefork", "jobs_per_second", "worker_cpu_ms", "low_load_p50_ms"),
     "waiting": ("dramatiq 2x500 threads", "makespan_seconds"),
-    "watching": ("subscription per client", "cpu_us_per_event", "p99_ms"),
+    "watching": ("sse-starlette", "cpu_us_per_event", "p99_ms"),
     "requests": ("fastapi + .delay()", "requests_per_second", "server_cpu_us"),
 }
 

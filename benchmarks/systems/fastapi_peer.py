@@ -12,6 +12,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 from sqlalchemy import event, select
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from benchmarks.systems import celery_peer, work
 
@@ -79,18 +80,31 @@ def create_app() -> FastAPI:
             raise HTTPException(404)
         return {str(name): value for name, value in row.items()}
 
+    async def updates(job_id: str) -> AsyncGenerator[bytes]:
+        subscription = live.pubsub()
+        await subscription.subscribe(f"task_updates:{job_id}")
+        try:
+            async for message in subscription.listen():
+                if message["type"] == "message":
+                    yield message["data"]
+        finally:
+            await subscription.aclose()
+
     @app.get("/jobs/{job_id}/events")
-    async def follow(job_id: str) -> StreamingResponse:
+    async def follow(job_id: str) -> EventSourceResponse:
+        async def events() -> AsyncIterator[ServerSentEvent]:
+            yield ServerSentEvent(comment="ready")
+            async for data in updates(job_id):
+                yield ServerSentEvent(event="job.progress", data=data.decode())
+
+        return EventSourceResponse(events(), sep="\n")
+
+    @app.get("/jobs/{job_id}/bare-events")
+    async def follow_bare(job_id: str) -> StreamingResponse:
         async def events() -> AsyncIterator[bytes]:
-            subscription = live.pubsub()
-            await subscription.subscribe(f"task_updates:{job_id}")
-            try:
-                yield b": ready\n\n"
-                async for message in subscription.listen():
-                    if message["type"] == "message":
-                        yield b"event: job.progress\ndata: " + message["data"] + b"\n\n"
-            finally:
-                await subscription.aclose()
+            yield b": ready\n\n"
+            async for data in updates(job_id):
+                yield b"event: job.progress\ndata: " + data + b"\n\n"
 
         return StreamingResponse(events(), media_type="text/event-stream")
 

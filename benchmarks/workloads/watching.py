@@ -13,6 +13,13 @@ from benchmarks.workloads.requests import MODULES, PATHS, wait_for_http
 
 NAME = "watching"
 PER_SECOND = 2.0
+# What answers, and the end of its path. Both peers hold one subscription for each client.
+PEER = "fastapi + .delay()"
+SYSTEMS = {
+    "safelight": ("safelight", "events"),
+    "sse-starlette": (PEER, "events"),
+    "bare stream": (PEER, "bare-events"),
+}
 
 
 def run(bench: Bench) -> Iterator[Sample]:
@@ -24,14 +31,12 @@ def run(bench: Bench) -> Iterator[Sample]:
     fill(url, max(counts), now_ms, processing_only=True)
     ids = [job_id(number, max(counts), now_ms) for number in range(1, max(counts) + 1)]
     for count in counts:
-        for number, system in turns(list(PATHS), bench.options.rounds):
-            values = _measure(bench, url, system, ids[:count])
-            name = system if system == "safelight" else "subscription per client"
-            yield Sample(NAME, f"{count} watchers", name, number, values)
+        for number, name in turns(list(SYSTEMS), bench.options.rounds):
+            yield Sample(NAME, f"{count} watchers", name, number, _measure(bench, url, *SYSTEMS[name], ids[:count]))
     bench.ground.drop(url)
 
 
-def _measure(bench: Bench, url: str, system: str, ids: list[str]) -> dict[str, float]:
+def _measure(bench: Bench, url: str, system: str, ending: str, ids: list[str]) -> dict[str, float]:
     ground, seconds = bench.ground, 0.5 if bench.options.quick else 6.0
     ground.valkey.flush()
     port = free_port()
@@ -44,7 +49,7 @@ def _measure(bench: Bench, url: str, system: str, ids: list[str]) -> dict[str, f
         time.sleep(0.3)
         idle = pss_mb([server.pid])
         cpu = cpu_seconds([server.pid])
-        watchers.ask(paths=[f"{PATHS[system]}/{job_id}/events" for job_id in ids], port=port)
+        watchers.ask(paths=[f"{PATHS[system]}/{job_id}/{ending}" for job_id in ids], port=port)
         connecting = cpu_seconds([server.pid]) - cpu
         connections = _connections(bench) - others
         style = "safelight" if system == "safelight" else "plain"

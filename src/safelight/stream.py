@@ -9,6 +9,7 @@ the hub read the rows again through the function it was given.
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import structlog
@@ -65,6 +66,7 @@ class Message(NamedTuple):
         return cls(int(version), int(seq), flags[0] == "s", flags[1] == "t", topic, frame)
 
 
+_seq = attrgetter("seq")
 Reread = Callable[[Mapping[str, int]], Awaitable[Mapping[str, list[Message]]]]
 
 
@@ -80,6 +82,8 @@ class Watch:
         self._messages: list[Message] = []  # states, and the news that came before the last of them
         self._news: dict[str, Message] = {}
         self._waiting: asyncio.Future[None] | None = None  # somebody in `next`
+        self._waits_until = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self.ended = False
 
     def start(self, version: int, seq: int = 0) -> None:
@@ -129,20 +133,36 @@ class Watch:
         """Everything new, in order; empty after `timeout` seconds without anything, or once all has been told."""
         if not self._messages and not self._news and not self.ended:
             loop = asyncio.get_running_loop()
-            # A bare future and timer: an Event within `asyncio.timeout` costs more than all else done for an event.
+            # A bare future, and one timer that outlives many of them: a timer for each event costs half of sending it.
             self._waiting = loop.create_future()
-            timer = loop.call_later(timeout, self._wake)
-            try:
-                await self._waiting
-            finally:
-                timer.cancel()
+            self._waits_until = loop.time() + timeout
+            if self._timer is None or self._timer.when() > self._waits_until:
+                self.close()
+                self._timer = loop.call_at(self._waits_until, self._ring)
+            await self._waiting
         messages = self._messages + self._take_news()
         self._messages = []
         return messages
 
+    def close(self) -> None:
+        """Nobody will ask again."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _ring(self) -> None:
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._waits_until:
+            self._timer = loop.call_at(self._waits_until, self._ring)
+        else:
+            self._timer = None
+            self._wake()
+
     def _take_news(self) -> list[Message]:
-        news, self._news = self._news, {}
-        return sorted(news.values(), key=lambda message: message.seq)
+        if not self._news:
+            return []
+        news = list(self._news.values())
+        self._news.clear()
+        return news if len(news) == 1 else sorted(news, key=_seq)
 
 
 class Stream:
@@ -228,6 +248,7 @@ class Stream:
             await self._settled_subscriptions()
             yield watch
         finally:
+            watch.close()
             watches.discard(watch)
             if not watches and self._watches.get(job_id) is watches:
                 del self._watches[job_id]

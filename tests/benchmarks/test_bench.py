@@ -32,6 +32,6 @@ def test_every_workload_runs_through(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         samples = [sample for sample in result["samples"] if sample["workload"] == workload]
         assert samples and all(sample["values"].keys() >= metrics for sample in samples), workload
         if workload in BESIDE:
-            assert len({sample["system"] for sample in samples}) == 2, workload
+            assert len({sample["system"] for sample in samples}) >= 2, workload
     assert {score["what"] for score in result["scores"]} >= {"throughput / Celery prefork", "POST / FastAPI"}
     assert "| goal |" in tables.read_text()
