@@ -206,7 +206,7 @@ def test_the_pool_says_what_it_is(engine: FakeEngine) -> None:
     ids=["QoS", "Channel"],
 )
 def test_what_we_override_is_still_there_and_called_alike(ours: type[Any], theirs: type[Any]) -> None:
-    own_additions = {"_put_back", "_only_client"}
+    own_additions = {"_put_back", "_only_client", "_read_at", "_fetch_more"}
     overridden = [name for name in vars(ours) if not name.startswith("__") and name not in own_additions]
     assert overridden
     for name in overridden:
@@ -256,6 +256,29 @@ def test_the_prefetch_count_bounds_what_a_worker_holds(connect: Callable[[], Any
         for held in (second, third):
             held.ack()
         assert channel.qos.can_consume()
+
+
+def test_hints_that_come_quickly_are_fetched_together_within_the_prefetch_count(
+    connect: Callable[[], Any], command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [new_id() for _ in range(8)]
+    for job_id in ids:
+        command("LPUSH", KEY, hint(job_id))
+    delivered: list[Any] = []
+    with connect() as channel:
+        channel.basic_qos(0, 5, False)
+        channel.basic_consume(IMAGE_GENERATION, False, delivered.append, "tag")
+        for held, seconds in (
+            (1, 0.0),
+            (5, 3600.0),
+        ):  # a slow read brings one, one right after it the rest that may be held
+            monkeypatch.setattr(transport, "BUSY_SECONDS", seconds)
+            channel.connection.cycle._register_BRPOP(channel)
+            channel._brpop_read()
+            assert [each.headers["id"] for each in delivered] == ids[:held]
+            assert queued(command) == ids[held:]
+        assert not channel.qos.can_consume()
+    assert queued(command) == ids
 
 
 def test_a_clean_shutdown_puts_undelivered_hints_back_where_they_were(

@@ -52,6 +52,7 @@ def configure(settings: Settings) -> None:
         broker_use_ssl={"ssl_cert_reqs": ssl.CERT_REQUIRED} if secure else None,
         broker_transport=TRANSPORT_ALIAS,
         broker_transport_options={
+            "priority_steps": [0],  # dispatch orders; else each BRPOP names four keys for each queue
             "global_keyprefix": f"{settings.redis_ns}:",
             "socket_timeout": 5,
             "socket_connect_timeout": 5,

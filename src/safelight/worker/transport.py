@@ -6,10 +6,15 @@ hints back. Private interfaces of kombu 5.7; a contract test watches them.
 """
 
 import contextlib
+import time
 from typing import Any
 
 from kombu.connection import Connection
 from kombu.transport import redis, virtual
+from kombu.utils.json import loads
+
+BUSY_SECONDS = 0.01  # hints that follow each other this quickly are fetched several at a time
+MAX_FETCHED = 16
 
 
 class QoS(redis.QoS):
@@ -47,6 +52,7 @@ class Channel(redis.Channel):
 
     QoS = QoS
     _only_client: Any = None
+    _read_at = 0.0
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         if asynchronous:
@@ -54,6 +60,32 @@ class Channel(redis.Channel):
         if self._only_client is None:
             self._only_client = super()._create_client()
         return self._only_client
+
+    def _brpop_read(self, **options: Any) -> Any:
+        found = super()._brpop_read(**options)
+        before, self._read_at = self._read_at, time.monotonic()
+        if self._read_at - before < BUSY_SECONDS:
+            self._fetch_more()
+        return found
+
+    def _fetch_more(self) -> None:
+        """Under load, take what else is there in one command: a BRPOP for each hint is a fifth of a worker's CPU."""
+        connection: Any = self.client.connection
+        qos: Any = self.qos
+        deliver: Any = self.connection._deliver
+        for queue in list(self.active_queues):
+            held = len(qos._delivered) - len(qos._dirty)
+            room = min(MAX_FETCHED, qos.prefetch_count - held) if qos.prefetch_count else MAX_FETCHED
+            if room <= 0:
+                return
+            try:
+                connection.send_command("RPOP", f"{self.global_keyprefix}{queue}", room)
+                fetched: list[bytes] = connection.read_response() or []
+            except self.connection_errors:
+                connection.disconnect()
+                raise
+            for item in fetched:
+                deliver(loads(item.decode()), queue)
 
 
 class Transport(redis.Transport):
