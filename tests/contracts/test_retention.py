@@ -219,7 +219,7 @@ async def test_a_tombstone_records_no_file(desk: Desk, storage: Storage, retenti
 async def test_the_end_says_until_when(database: Database) -> None:
     desk = Desk(database)
     days: dict[str, int | None] = {"ada": 30, "bob": None, "cid": 0}
-    desk.jobs = Jobs(desk.tape, on_settled=[keep_for(lambda tx, job: days[job.owner_id])])
+    desk.jobs = Jobs(desk.tape, on_settled=[keep_for(lambda tx, owner_id: days[owner_id])])
     for owner, kept in days.items():
         running = await desk.running(owner_id=owner)
         again = await desk.settle(running, try_again(running))

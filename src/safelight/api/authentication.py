@@ -11,7 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers
-from starlette.requests import cookie_parser
+from starlette.requests import Request, cookie_parser
 from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
@@ -56,6 +56,7 @@ class Authentication:
             else:
                 await problem_of(state.get("request_id", ""), error)(scope, receive, send)
             return
+        state["identify"] = lambda: self._identify(scope)
         with bound_contextvars(owner_id=identity.owner_id):
             await self._app(scope, receive, send)
 
@@ -77,6 +78,20 @@ class Authentication:
         if scope["path"] != SESSION_PATH:
             identity.require("read" if method in SAFE_METHODS else "write")
         return identity
+
+
+async def may_stay(request: Request) -> bool:
+    """Whether somebody whose request has been open for a while would still be let in.
+
+    Only a clear no is one: a database that is away puts nobody out.
+    """
+    identify = getattr(request.state, "identify", None)
+    try:
+        if identify is not None:
+            await identify()
+    except SafelightError as error:
+        return error.kind not in ("unauthenticated", "forbidden")
+    return True
 
 
 def is_open(path: str) -> bool:
