@@ -35,8 +35,8 @@ def owner_of(number: int, owners: int) -> str:
 def fill(url: str, count: int, now_ms: int, *, processing_only: bool = False, owners: int = 0) -> None:
     """`count` jobs over the last year: mostly completed, each completed one with an attempt and an artifact.
 
-    `processing_only` makes them all running, under a lease that does not end. So many `owners` take turns, and each has a
-    row among the users; without, all belong to `local`.
+    `processing_only` makes them all running, under a lease that does not end. So many `owners` take turns, and each has
+    a row among the users; without, all belong to `local`.
     """
     engine = sqlalchemy.create_engine(url)
     lite = engine.dialect.name == "sqlite"

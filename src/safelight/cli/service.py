@@ -22,7 +22,7 @@ type_of_data_dir = click.option(
 def listening(command: AnyCommand) -> AnyCommand:
     """The options of what listens."""
     command = click.option("--port", type=click.IntRange(0, 65535), help="0 takes any free port.  [8080]")(command)
-    return click.option("--host", help="An address of this machine only.  [127.0.0.1]")(command)
+    return click.option("--host", help="Where to listen; beyond this machine with accounts only.  [127.0.0.1]")(command)
 
 
 @click.command()
