@@ -135,7 +135,7 @@ def upload(status: int, code: str, words: str, content: bytes, content_type: str
 
 
 BAD: dict[str, Callable[[Service, IdentityProvider], Refusal]] = {
-    "nobody": lambda s, p: Refusal(401, "unauthenticated", "Authorization: Bearer", {"Authorization": ""}, []),
+    "nobody": lambda s, p: Refusal(401, "unauthenticated", "Authorization: Bearer", {}, []),
     "a wrong key": lambda s, p: bearer(401, "key_invalid", "not a key of this", "sl_" + "A" * 43),
     "an expired key": lambda s, p: bearer(401, "key_expired", "Make another", key_of(s, "write", seconds=-1.0)),
     "a revoked key": lambda s, p: bearer(401, "key_revoked", "revoked", revoked(s)),
@@ -149,7 +149,7 @@ BAD: dict[str, Callable[[Service, IdentityProvider], Refusal]] = {
     ),
     "another issuer": lambda s, p: bearer(401, "token_wrong_issuer", "somebody else", shared_token(iss="elsewhere")),
     "a future nbf": lambda s, p: bearer(
-        401, "token_not_yet_valid", "not yet valid", shared_token(nbf=time.time() + 600)
+        401, "token_not_yet_valid", "not valid yet", shared_token(nbf=time.time() + 600)
     ),
     "an expired token": lambda s, p: bearer(401, "token_expired", "expired", shared_token(exp=time.time() - 600)),
     "a wrong signature": lambda s, p: bearer(401, "token_invalid", "signature", shared_token(secret="x" * 40)),
