@@ -5,7 +5,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -77,7 +77,7 @@ def everything(service: Service) -> tuple[dict[str, int], list[str]]:
 
 
 @contextlib.contextmanager
-def unchanged(service: Service) -> Iterator[None]:
+def unchanged(service: Service) -> Generator[None]:
     before = everything(service)
     yield
     assert everything(service) == before

@@ -7,8 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -47,7 +48,7 @@ class Reader:
 
 
 @contextlib.contextmanager
-def running(reader: Reader) -> Iterator[Stack]:
+def running(reader: Reader) -> Generator[Stack]:
     """`safelight up` with what the reader has exported."""
     stack = Stack(reader.folder / ".safelight", reader.environment)
     try:
@@ -105,7 +106,8 @@ def test_the_settings_of_the_network_page() -> None:
             seen.add(name)
             if name == "TIERS":
                 tiers = json.loads(value.strip("'"))
-                assert Settings(tiers=tiers).tiers["free"].jobs_at_once == 2
+                given: dict[str, Any] = {"tiers": tiers}
+                assert Settings(**given).tiers["free"].jobs_at_once == 2
     assert seen >= {"JWT_JWKS_URL", "JWT_ISSUER", "JWT_AUDIENCE", "JWT_SECRET", "TIERS", "DEFAULT_TIER"}
 
 
