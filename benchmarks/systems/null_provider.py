@@ -7,9 +7,8 @@ everything else is written as always. The rows called "full path" use neither.
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import replace
-from importlib.metadata import EntryPoint
 from typing import Any
 
 import httptools
@@ -18,26 +17,28 @@ from safelight import bootstrap
 from safelight.artifacts import Artifact, ArtifactStore
 from safelight.artifacts.service import utc_now
 from safelight.db import new_id
-from safelight.providers.base import Accepted, Capabilities, Generation, Output, Parameters, Progress, Update
-from safelight.providers.registry import GROUP, Registry
+from safelight.providers.base import Accepted, Capabilities, Generation, Output, Parameters, Progress, Provider, Update
+from safelight.providers.registry import Registry
 from safelight.worker import runner
 
 RESULT = b"a tiny fixed result"
 
 
-class NullProvider:
+class NullProvider(Provider):
     """Takes no time: four progress updates and a result."""
 
-    capabilities = Capabilities(
-        kinds=frozenset({"image.generate"}),
-        models=(),
-        max_width=4096,
-        max_height=4096,
-        max_batch=8,
-        cancel=False,
-        progress=True,
-        previews=False,
-    )
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            kinds=frozenset({"image.generate"}),
+            models=(),
+            max_width=4096,
+            max_height=4096,
+            max_batch=8,
+            cancel=False,
+            progress=True,
+            previews=False,
+        )
 
     def check(self, parameters: Parameters) -> Parameters:
         return replace(parameters, width=parameters.width or 64, height=parameters.height or 64)
@@ -50,12 +51,6 @@ class NullProvider:
     async def resume(self, generation: Generation, remote_id: str) -> AsyncGenerator[Update]:
         async for update in self.generate(generation):
             yield update
-
-    async def cancel(self, remote_id: str) -> None:
-        return None
-
-    async def health(self) -> str | None:
-        return None
 
 
 class WaitingProvider(NullProvider):
@@ -98,13 +93,8 @@ class _Request(asyncio.Protocol):
 
 
 class _Registry(Registry):
-    def __init__(self, mock_mode: bool, default: str) -> None:
-        here = "benchmarks.systems.null_provider"
-        added = [
-            EntryPoint("null", f"{here}:NullProvider", GROUP),
-            EntryPoint("waiting", f"{here}:WaitingProvider", GROUP),
-        ]
-        super().__init__(False, default, added)
+    def __init__(self, mock_mode: bool, default: str, own: Mapping[str, Callable[[], Provider]]) -> None:
+        super().__init__(False, default, {**own, "null": NullProvider, "waiting": WaitingProvider})
 
 
 async def _store(self: ArtifactStore, *, job_id: str, attempt: int, position: int, **order: Any) -> Artifact:

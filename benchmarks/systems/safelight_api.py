@@ -17,14 +17,16 @@ if __name__ == "__main__":
     if path:
         times: list[float] = []
         written = Path(path)
-        write: Any = Database.write
 
-        async def timed(self: Database, fn: Any, *args: Any) -> Any:
-            began = time.perf_counter()
-            try:
-                return await write(self, fn, *args)
-            finally:
-                times.append(time.perf_counter() - began)
+        def timed(write: Any) -> Any:
+            async def call(self: Database, fn: Any, *args: Any) -> Any:
+                began = time.perf_counter()
+                try:
+                    return await write(self, fn, *args)
+                finally:
+                    times.append(time.perf_counter() - began)
+
+            return call
 
         close: Any = Database.close
 
@@ -32,6 +34,6 @@ if __name__ == "__main__":
             close(self)
             written.write_text(json.dumps(times))
 
-        Database.write = timed
+        Database.write, Database.write_one = timed(Database.write), timed(Database.write_one)
         Database.close = close_and_tell
     serve(load_settings())
