@@ -17,6 +17,22 @@ Values = st.SearchStrategy[Any]
 NO_SURROGATES = st.characters(exclude_categories=["Cs"])
 TEXT = st.text(NO_SURROGATES, max_size=12)
 HEADER_TEXT = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=30).map(str.strip)
+HEADERS = HEADER_TEXT | st.sampled_from(
+    [
+        "bytes=0-9",
+        "bytes=-5",
+        "bytes=3-",
+        "bytes=9999999-",
+        "bytes=5-2",
+        "*",
+        "0",
+        "1",
+        "3",
+        "99",
+        "respond-async",
+        "key-1",
+    ]
+)
 ODD_TEXTS = st.sampled_from(["", " ", "\0", "a\0b", "' OR 1=1 --", "../../etc/passwd", "%00", "ü" * 300, "x" * 5000])
 ODD_NUMBERS = st.sampled_from([0, -1, 2**31, 2**63, -(2**63) - 1, 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf")])
 JUNK: Values = st.recursive(
@@ -188,7 +204,7 @@ def _made(draw: st.DrawFn, document: Document, operation: Operation) -> Made:
             if where == "query":
                 params += [(name, as_text(one)) for one in (value if isinstance(value, list) else [value])]
             else:
-                headers[name] = draw(HEADER_TEXT)
+                headers[name] = draw(HEADERS)
     if not is_right and draw(st.booleans()):
         params.append((draw(TEXT), draw(TEXT)))
     content: bytes | None = None
