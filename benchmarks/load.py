@@ -8,6 +8,7 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import httptools
@@ -73,15 +74,24 @@ class Load:
             self.finished.set()
 
 
-def request_bytes(method: str, path: str, port: int, body: bytes) -> bytes:
+def request_bytes(method: str, path: str, port: int, body: bytes, headers: Mapping[str, str]) -> bytes:
     head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     if body:
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     return f"{head}\r\n".encode() + body
 
 
-async def load(method: str, paths: list[str], port: int, body: str, connections: int, seconds: float) -> dict[str, Any]:
-    requests = [request_bytes(method, path, port, body.encode()) for path in paths]
+async def load(
+    method: str,
+    paths: list[str],
+    port: int,
+    body: str,
+    connections: int,
+    seconds: float,
+    headers: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    requests = [request_bytes(method, path, port, body.encode(), headers or {}) for path in paths]
     made = Load(requests, connections)
     loop = asyncio.get_running_loop()
     began = time.perf_counter()

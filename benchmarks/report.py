@@ -25,6 +25,8 @@ TITLES = {
     "requests": "POST and GET at 32 connections, one API process",
     "contention": "SQLite: an API and two workers flat out",
     "tables": "One operation at a time, by the size of the table",
+    "owners": "One operation at a time, by the number of owners with about a hundred jobs each",
+    "authentication": "To find out who asks",
 }
 HEADLINES: Mapping[str, tuple[str, ...]] = {  # whom to compare with, and the figures whose ratios stand first
     "throughput": ("celery prefork", "jobs_per_second", "worker_cpu_ms", "low_load_p50_ms"),
@@ -88,7 +90,7 @@ def show(samples: Sequence[Sample], console: Console) -> None:
 
 def rows_of(workload: str, samples: Sequence[Sample]) -> list[list[str]]:
     """The table of a workload as text."""
-    if workload == "tables":
+    if workload in ("tables", "owners"):
         return table_of_sizes(samples)
     peer, *headlines = HEADLINES.get(workload, ("",))
     return table_of(samples, peer, headlines)

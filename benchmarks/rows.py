@@ -27,15 +27,23 @@ def _step(count: int) -> int:
     return max(1, _YEAR_MS // (count + 1))
 
 
-def fill(url: str, count: int, now_ms: int, *, processing_only: bool = False) -> None:
+def owner_of(number: int, owners: int) -> str:
+    """Whose the n-th row is."""
+    return f"owner-{number % owners}" if owners else "local"
+
+
+def fill(url: str, count: int, now_ms: int, *, processing_only: bool = False, owners: int = 0) -> None:
     """`count` jobs over the last year: mostly completed, each completed one with an attempt and an artifact.
 
-    `processing_only` makes them all running, under a lease that does not end.
+    `processing_only` makes them all running, under a lease that does not end. So many `owners` take turns, and each has
+    a row among the users; without, all belong to `local`.
     """
     engine = sqlalchemy.create_engine(url)
     lite = engine.dialect.name == "sqlite"
     ms = f"({now_ms - _YEAR_MS} + {_step(count)} * n)"
     columns = _columns(ms, count, now_ms, lite=lite, processing_only=processing_only)
+    if owners:
+        columns["owner_id"] = f"'owner-' || (n % {owners})"
     series = (
         f"WITH RECURSIVE series(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM series WHERE n < {count})"  # noqa: S608 - ours
         if lite
@@ -53,6 +61,8 @@ def fill(url: str, count: int, now_ms: int, *, processing_only: bool = False) ->
         run(_escaped(insert, lite=lite))
         if not processing_only:
             _add_results(connection, lite=lite)
+        if owners:
+            _add_users(connection)
         for statement in made:
             run(statement)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -143,6 +153,13 @@ def _add_results(connection: Connection, *, lite: bool) -> None:
         "sha256, width, height, thumbhash, seed, thumbnails, created_at) SELECT id, id, 1, 0, owner_id, 'image', "
         "'jobs/' || id || '/1/0.png', 'image/png', 400000, '0123456789abcdef0123456789abcdef', width, height, "
         f"'2fcZFIB3iId/h3iJh4aIYJ2V8g==', seed, '[]'{text}, finished_at {completed}"
+    )
+
+
+def _add_users(connection: Connection) -> None:
+    connection.exec_driver_sql(
+        "INSERT INTO users (id, tier, created_at, seen_at) SELECT owner_id, 'free', min(created_at), max(created_at) "
+        "FROM jobs GROUP BY owner_id"
     )
 
 

@@ -21,7 +21,7 @@ ALIVE_SECONDS, REHINT_SECONDS = 15.0, 3600.0
 Timed = Callable[[int], Awaitable[Any]]
 
 
-class _Silence:
+class Silence:
     """Nobody is told of anything."""
 
     def event(self, event: JobEvent) -> None: ...
@@ -69,7 +69,7 @@ async def _measure(bench: Bench, url: str, size: int, now_ms: int) -> dict[str, 
 
 def _work(database: Database, size: int, now_ms: int) -> dict[str, Timed]:
     """What is timed, by name. Each is one transaction, as the service runs it."""
-    jobs = Jobs(_Silence())
+    jobs = Jobs(Silence())
     middle = job_id(size // 2, size, now_ms)
     filters = {
         "list, first page": Filter(OWNER),

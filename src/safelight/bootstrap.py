@@ -12,7 +12,7 @@ from safelight.accounts import LOCAL_OWNER, Doorkeeper, Tokens, purge_sessions, 
 from safelight.artifacts import ArtifactStore, Links, load_signing_key
 from safelight.config import Settings
 from safelight.db import Database, Tx, new_id
-from safelight.jobs import Caps, Dispatcher, Job, JobEvent, Jobs, Retention, keep_for
+from safelight.jobs import Caps, Dispatcher, Job, JobEvent, Jobs, Retention, RetentionDays, keep_for
 from safelight.limits import Limiter
 from safelight.providers.base import Provider, ProviderError
 from safelight.providers.registry import Registry
@@ -123,11 +123,14 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
     hints = HintQueue(valkey, settings.redis_ns)
     storage = open_storage(settings)
     announcements = _Announcements(stream, hints)
-    jobs = Jobs(announcements, on_settled=[keep_for(_retention_days(settings))])
+    retention_days_of = _retention_days(settings)
+    jobs = Jobs(announcements, on_settled=[keep_for(retention_days_of)])
     pictures = ThreadPoolExecutor(PICTURE_THREADS, thread_name_prefix="pictures")
     artifacts = ArtifactStore(storage, pictures)
     links = open_links(settings, storage)
-    retention = Retention(database, artifacts)
+    retention = Retention(
+        database, artifacts, retention_days_of=retention_days_of, tombstone_days=settings.tombstone_days
+    )
 
     doorkeeper = Doorkeeper(
         database, tokens=_token_verifier(settings), tiers=settings.tiers, default_tier=settings.default_tier
@@ -196,13 +199,13 @@ def open_links(settings: Settings, storage: Storage) -> Links:
     )
 
 
-def _retention_days(settings: Settings) -> Callable[[Tx, Job], int | None]:
-    """How long a job that ends now is kept: as its owner's tier says, or else the setting for all."""
+def _retention_days(settings: Settings) -> RetentionDays:
+    """How long what ends or comes now is kept: as its owner's tier says, or else the setting for all."""
     if settings.auth == "local" or all(tier.retention_days is None for tier in settings.tiers.values()):
-        return lambda tx, job: settings.retention_days
+        return lambda tx, owner_id: settings.retention_days
 
-    def days(tx: Tx, job: Job) -> int | None:
-        tier = settings.tiers.get(tier_of(tx, job.owner_id) or "", settings.tiers[settings.default_tier])
+    def days(tx: Tx, owner_id: str) -> int | None:
+        tier = settings.tiers.get(tier_of(tx, owner_id) or "", settings.tiers[settings.default_tier])
         return settings.retention_days if tier.retention_days is None else tier.retention_days
 
     return days
@@ -226,7 +229,8 @@ async def open_retention(settings: Settings) -> AsyncGenerator[Retention]:
     pictures = ThreadPoolExecutor(1)
     try:
         await require(database)
-        yield Retention(database, ArtifactStore(open_storage(settings), pictures))
+        store = ArtifactStore(open_storage(settings), pictures)
+        yield Retention(database, store, tombstone_days=settings.tombstone_days)
     finally:
         pictures.shutdown(wait=False)
         database.close()

@@ -71,7 +71,8 @@ class Settings(BaseSettings):
     provider_limits: dict[str, int] = {}  # jobs at once per provider, counted from processing rows
     owner_limit: int | None = None  # jobs at once per owner
 
-    retention_days: int | None = Field(None, ge=0)  # how long ended jobs and their pictures are kept; None: for ever
+    retention_days: int | None = Field(None, ge=0)  # how long ended jobs and pictures are kept; None: for ever
+    tombstone_days: int | None = Field(None, ge=1)  # how long what was deleted stays known as such; None: for ever
 
     soft_limit_seconds: float = Field(300, gt=0)
     hard_limit_seconds: float = Field(330, gt=0)

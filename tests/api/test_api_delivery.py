@@ -138,9 +138,10 @@ def test_a_public_bucket_is_pointed_to(make_service: Callable[..., Service]) -> 
 def test_a_bucket_that_refuses_is_told(make_service: Callable[..., Service]) -> None:
     place = server(Rclone).place()
     wrong = with_storage(place) | {"storage_secret_key": SecretStr("another-secret-of-forty-characters-xxxxx")}
-    service = make_service(max_retries=0, **wrong)
+    service = make_service(**wrong)  # fails at once: no retry helps before somebody has seen to it
     job = service.make(width=64, height=64)
     assert (job["status"], job["error"]["code"]) == ("failed", "storage_refused")
     assert "does not accept our keys" in job["error"]["message"]
+    assert job["error"]["retryable"] is False
     assert "another-secret" not in str(job)
     assert service.ready()["parts"]["storage"]["state"] == "unavailable"

@@ -16,8 +16,10 @@ EXPECTED: dict[str, set[str]] = {
     "watching": {"delivered_percent", "p99_ms", "cpu_us_per_event", "redis_connections"},
     "waiting": {"makespan_seconds", "busy_pss_mb"},
     "tables": {"p50_ms", "p99_ms"},
+    "owners": {"p50_ms", "p99_ms"},
+    "authentication": {"p50_us", "p99_us"},
 }
-BESIDE = ("throughput", "requests", "watching", "tables")  # where even the quick form compares
+BESIDE = ("throughput", "requests", "watching", "tables", "owners")  # where even the quick form compares
 
 
 def test_every_workload_runs_through(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -90,6 +90,16 @@ def test_no_start_on_another_schema(command: str, revision: str, sentence: str, 
     assert done.output.startswith("Error: The database has the schema") and sentence in done.output
 
 
+@pytest.mark.parametrize("command", ["api", "worker"])
+@pytest.mark.parametrize(
+    ("url", "sentence"), [("", "`safelight up` starts a queue of its own"), ("http://x", "must begin with redis://")]
+)
+def test_no_start_without_a_queue(command: str, url: str, sentence: str, sqlite_url: str) -> None:
+    done = CliRunner(env={"SAFELIGHT_DATABASE_URL": sqlite_url, "SAFELIGHT_REDIS_URL": url}).invoke(group, [command])
+    assert done.exit_code == 2
+    assert "SAFELIGHT_REDIS_URL" in done.output and sentence in done.output
+
+
 # db copy
 
 

@@ -131,6 +131,15 @@ def test_a_refused_request_is_a_usage_error(tmp_path: Path) -> None:
     assert "#/width: must be at least 64" in words
 
 
+def test_without_a_key_it_says_where_one_comes_from(tmp_path: Path) -> None:
+    with ScriptedApi().serving() as api:
+        api.answer("GET", "/api/v1/health/live", document({}))
+        api.answer("POST", JOBS, problem(401, "unauthenticated"))
+        code, _, words = run("generate", "x", "--url", api.url, cwd=tmp_path)
+    assert code == 2
+    assert "SAFELIGHT_API_KEY" in words and "keys create" in words
+
+
 def test_nobody_at_the_address(tmp_path: Path) -> None:
     code, _, words = run("generate", "x", "--url", "http://127.0.0.1:9", cwd=tmp_path)
     assert code == 5

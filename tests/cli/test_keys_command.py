@@ -61,6 +61,11 @@ def test_without_a_database_it_says_what_to_do(tmp_path: Path, monkeypatch: pyte
     result = run("create", "x", "--owner", "ada")
     assert result.exit_code == 5
     assert "safelight migrate" in result.stderr
+    monkeypatch.setenv("SAFELIGHT_DATABASE_URL", f"sqlite:///{tmp_path / 'no' / 'folder' / 'none.db'}")
+    for arguments in (("create", "x", "--owner", "ada"), ("ls",)):
+        result = run(*arguments)
+        assert result.exit_code == 5
+        assert "`safelight migrate` makes it" in result.stderr
 
 
 def test_the_client_sends_its_key_home_and_nowhere_else() -> None:

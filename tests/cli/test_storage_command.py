@@ -272,3 +272,8 @@ def test_a_target_that_refuses_ends_it_before_anything_is_read(old: Place, tmp_p
     variables = new.environment | {"SAFELIGHT_STORAGE_URL": old.url}
     code, _, err = run("migrate", "current", new.url, folder=tmp_path, **variables)
     assert (code, "There is no bucket at s3://nowhere" in err, "Traceback" in err) == (1, True, False)
+
+
+def test_an_empty_place_is_not_called_moved(tmp_path: Path) -> None:
+    code, _, err = run("migrate", (tmp_path / "typo").as_uri(), (tmp_path / "to").as_uri(), folder=tmp_path)
+    assert (code, "Is it the right place?" in err, "Everything is there" in err) == (0, True, False)

@@ -1,15 +1,17 @@
 """Deletion and retention on both databases: what goes, what stays as a tombstone, what a crash in between leaves."""
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import insert, select, text
+from sqlalchemy import insert, select, text, update
 
 from jobs.builders import OWNER, Desk, artifact_of, completed, failed, try_again
 from safelight import artifacts as results
@@ -219,7 +221,7 @@ async def test_a_tombstone_records_no_file(desk: Desk, storage: Storage, retenti
 async def test_the_end_says_until_when(database: Database) -> None:
     desk = Desk(database)
     days: dict[str, int | None] = {"ada": 30, "bob": None, "cid": 0}
-    desk.jobs = Jobs(desk.tape, on_settled=[keep_for(lambda tx, job: days[job.owner_id])])
+    desk.jobs = Jobs(desk.tape, on_settled=[keep_for(lambda tx, owner_id: days[owner_id])])
     for owner, kept in days.items():
         running = await desk.running(owner_id=owner)
         again = await desk.settle(running, try_again(running))
@@ -341,6 +343,182 @@ async def test_orphans_are_counted_before_they_go(
     assert await retention.outlook() == Cleaned(orphans=1, orphan_bytes=5)
     assert [step.orphans async for step in retention.cleanup()] == [1]
     assert await files(storage) == sorted(keys_of(stored[0]))
+
+
+# Uploads that nobody uses
+
+
+async def uploaded(retention: Retention, storage: Storage, **changes: Any) -> Artifact:
+    artifact_id = new_id()
+    record = Artifact(
+        id=artifact_id,
+        job_id=None,
+        attempt=0,
+        position=0,
+        owner_id=OWNER,
+        kind="input",
+        storage_key=f"inputs/{artifact_id}/0.png",
+        content_type="image/png",
+        size_bytes=7,
+        sha256="0" * 64,
+        width=4,
+        height=4,
+        thumbhash="x",
+        seed=None,
+        thumbnails=[],
+        created_at=datetime.now(UTC),
+    )
+    record = replace(record, **changes)
+    await storage.put(record.storage_key, b"picture", "image/png")
+    await retention.record_upload(record)
+    return record
+
+
+async def age(desk: Desk, artifact: Artifact, **values: Any) -> None:
+    table = results.artifacts
+    await desk.write(lambda tx: tx.execute(update(table).where(table.c.id == artifact.id).values(**values)) and None)
+
+
+async def give(desk: Desk, job: Job, *uploads: Artifact) -> set[str]:
+    return await desk.write(results.give_inputs, job.id, OWNER, [upload.id for upload in uploads])
+
+
+async def is_there(desk: Desk, artifact: Artifact) -> bool:
+    return (await artifact_row(desk, artifact.id)).deleted_at is None
+
+
+async def test_an_upload_says_until_when(
+    database: Database, store: ArtifactStore, desk: Desk, storage: Storage
+) -> None:
+    days: dict[str, int | None] = {"ada": 30, "bob": None, "cid": 0}
+    retention = Retention(database, store, retention_days_of=lambda tx, owner_id: days[owner_id])
+    for owner, kept in {"ada": 30, "bob": None, "cid": 1}.items():  # a day at least, to make a job from it
+        upload = await uploaded(retention, storage, owner_id=owner)
+        row = await artifact_row(desk, upload.id)
+        assert row.keep_until == (None if kept is None else row.created_at + timedelta(days=kept))
+
+
+async def test_an_upload_goes_when_no_job_needs_it_any_more(
+    desk: Desk, storage: Storage, retention: Retention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BITE_JOBS", 2)
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.0)
+    used, for_ever, later = [await uploaded(retention, storage) for _ in range(3)]
+    unused = [await uploaded(retention, storage) for _ in range(5)]
+    job = await desk.running()
+    assert await give(desk, job, used) == set()
+    for upload in (used, *unused):
+        await age(desk, upload, keep_until=db_now(-1.0))
+    await age(desk, later, keep_until=db_now(3600.0))
+    assert await retention.outlook() == Cleaned(uploads=5, upload_bytes=35)
+    await retention.tidy()
+    assert [await is_there(desk, upload) for upload in (used, for_ever, later, *unused)] == [True] * 3 + [False] * 5
+    left = sorted([entry[0] async for entry in storage.list("inputs")])
+    assert left == sorted(upload.storage_key for upload in (used, for_ever, later))
+    assert await retention.outlook() == Cleaned()
+    ended = await desk.settle(job, failed(job))
+    assert ended is not None
+    await retention.tidy()
+    assert await is_there(desk, used)  # the job can be retried, and shows what it was made from
+    await retention.delete_job(job.id, OWNER)
+    await retention.tidy()
+    assert not await is_there(desk, used)
+
+
+async def test_cleanup_by_age_takes_unused_uploads_too(desk: Desk, storage: Storage, retention: Retention) -> None:
+    young, old, used = [await uploaded(retention, storage) for _ in range(3)]
+    job = await desk.submit()
+    await give(desk, job, used)
+    for upload in (old, used):
+        await age(desk, upload, created_at=db_now(-10 * 86400.0))
+    assert await retention.outlook(9) == Cleaned(uploads=1, upload_bytes=7)
+    assert [step async for step in retention.cleanup(9)][-1] == Cleaned(uploads=1, upload_bytes=7)
+    assert [await is_there(desk, upload) for upload in (young, old, used)] == [True, False, True]
+
+
+async def test_a_job_is_given_what_is_there_and_its_owners(desk: Desk, storage: Storage, retention: Retention) -> None:
+    mine, deleted = [await uploaded(retention, storage) for _ in range(2)]
+    others = await uploaded(retention, storage, owner_id="eve")
+    await retention.delete_artifact(deleted.id, OWNER)
+    job = await desk.submit()
+    nothing = replace(mine, id=new_id())
+    assert await give(desk, job, mine, deleted, others, nothing) == {deleted.id, others.id, nothing.id}
+    assert await give(desk, await desk.submit(), mine) == set()  # another job may have the same
+    assert await give(desk, job) == set()
+
+
+async def test_a_job_that_is_being_given_an_upload_keeps_it(
+    postgres_url: str, store: ArtifactStore, storage: Storage
+) -> None:
+    """The two at once, where rows are locked: whoever is first decides, and the other sees it."""
+    database, other = Database(postgres_url), Database(postgres_url)
+    try:
+        desk, retention = Desk(database), Retention(other, store)
+        upload = await uploaded(retention, storage)
+        await age(desk, upload, keep_until=db_now(-1.0))
+        job = await desk.submit()
+        has_it, may_commit = threading.Event(), threading.Event()
+
+        def giving(tx: Tx) -> None:
+            results.give_inputs(tx, job.id, OWNER, [upload.id])
+            has_it.set()
+            assert may_commit.wait(10)
+
+        given = asyncio.create_task(database.write(giving))
+        await asyncio.to_thread(has_it.wait, 10)
+        await retention.tidy()  # skips what is locked, and does not wait for it
+        may_commit.set()
+        await given
+        await retention.tidy()
+        assert await is_there(desk, upload)
+    finally:
+        database.close()
+        other.close()
+
+
+# Tombstones
+
+
+async def test_tombstones_stay_unless_somebody_says_how_long(
+    database: Database, desk: Desk, storage: Storage, store: ArtifactStore, retention: Retention
+) -> None:
+    job, stored = await made(desk, storage)
+    young, _ = await made(desk, storage, pictures=1)
+    for gone in (job, young):
+        await retention.delete_job(gone.id, OWNER)
+    await desk.change(job.id, deleted_at=db_now(-8 * 86400.0))
+    for artifact in stored:
+        await age(desk, artifact, deleted_at=db_now(-8 * 86400.0))
+    await retention.tidy()
+    assert await retention.outlook() == Cleaned()
+    assert (await desk.job(job.id)).deleted_at is not None
+
+    forgetful = Retention(database, store, tombstone_days=7)
+    assert await forgetful.outlook() == Cleaned(tombstones=3)
+    assert [step async for step in forgetful.cleanup()][-1] == Cleaned(tombstones=3)
+    assert (await desk.job(young.id)).deleted_at is not None
+    assert await database.read(results.get, stored[0].id) is None
+    with pytest.raises(JobNotFound):
+        await retention.delete_job(job.id, OWNER)
+
+
+async def test_a_tombstone_whose_files_are_there_is_not_forgotten(
+    database: Database, desk: Desk, storage: Storage, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retention = Retention(database, store, tombstone_days=1)
+    job, stored = await made(desk, storage, pictures=1)
+
+    async def away(keys: Any) -> None:
+        raise StorageUnavailable("The storage is away.")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(storage, "delete", away)
+        await retention.delete_job(job.id, OWNER)
+    await age(desk, stored[0], deleted_at=db_now(-2 * 86400.0))
+    assert await retention.outlook() == Cleaned()
+    await retention.tidy()  # removes the files first
+    assert await files(storage) == []
+    assert await database.read(results.get, stored[0].id) is None
 
 
 # Another schema

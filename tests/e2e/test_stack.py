@@ -3,87 +3,17 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from running_stack import Stack, await_true, command, noted, read_until, run
 
 from safelight.supervisor.warden import living
 from safelight_client import Client
 
 PNG = b"\x89PNG\r\n\x1a\n"
-START_SECONDS = 30.0  # under load; the promise of 10 s is measured on an idle machine
 SLOW = ("--option", "duration_seconds=60")
-
-
-def command(data_dir: Path, *arguments: str) -> subprocess.Popen[str]:
-    """`safelight ...` in a process of its own, with leases short enough for a test."""
-    short = {"SAFELIGHT_BEAT_SECONDS": "0.5", "SAFELIGHT_LEASE_SECONDS": "2"}
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "safelight", *arguments, "--data-dir", str(data_dir)],
-        env={**os.environ, **short},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def run(data_dir: Path, *arguments: str) -> tuple[int, str, str]:
-    process = command(data_dir, *arguments)
-    output, words = process.communicate(timeout=60)
-    return process.returncode, output, words
-
-
-def await_true(holds: Callable[[], object], seconds: float) -> None:
-    give_up = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < give_up, "waited in vain"
-        time.sleep(0.05)
-
-
-def read_until(process: subprocess.Popen[str], words: str) -> str:
-    assert process.stderr is not None
-    seen = ""
-    while words not in seen:
-        line = process.stderr.readline()
-        assert line, seen
-        seen += line
-    return seen
-
-
-class Stack:
-    """`safelight up` on a data directory, seen from outside."""
-
-    def __init__(self, data_dir: Path) -> None:
-        self.data_dir = data_dir
-        log = data_dir.with_suffix(".out").open("w")
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "safelight", "up", "--port", "0", "--data-dir", str(data_dir)],
-            env={**os.environ, "SAFELIGHT_BEAT_SECONDS": "0.5", "SAFELIGHT_LEASE_SECONDS": "2"},
-            stdout=log,
-            stderr=log,
-        )
-        log.close()
-        await_true(lambda: (data_dir / "stack.json").exists() or self.process.poll() is not None, START_SECONDS)
-        assert self.process.poll() is None, data_dir.with_suffix(".out").read_text()
-        self.url = str(json.loads((data_dir / "stack.json").read_text())["url"])
-        self.mark, self.groups = noted(data_dir)
-
-    def child(self, name: str) -> int:
-        return json.loads((self.data_dir / "children.json").read_text())["children"][name]
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        await_true(lambda: not living(self.groups, self.mark), 8)
-
-
-def noted(data_dir: Path) -> tuple[str, set[int]]:
-    content = json.loads((data_dir / "children.json").read_text())
-    return content["mark"], set(content["children"].values())
 
 
 @pytest.fixture(scope="module")

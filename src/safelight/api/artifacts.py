@@ -11,10 +11,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from safelight.api.deps import ItemId, Owner, World, json_response
-from safelight.api.files import deliver
+from safelight.api.files import ELSEWHERE, FILE, PART, deliver
 from safelight.api.job_view import ArtifactView
 from safelight.api.problems import PROBLEMS, Problem, problem
-from safelight.artifacts import UPLOAD_TYPES, Artifact, StoredFile, get, insert
+from safelight.artifacts import UPLOAD_TYPES, Artifact, StoredFile, get
 from safelight.bootstrap import Safelight
 from safelight.errors import SafelightError
 from safelight.jobs import ArtifactDeleted, ArtifactNotFound, describe_artifact
@@ -90,7 +90,7 @@ async def upload_artifact(
         except ClientDisconnect:
             return Response(None, 400)  # nobody is there to read it
         artifact = await world.artifacts.store_upload(file, content_type=declared, owner_id=owner)
-    await world.database.write(insert, [artifact])
+    await world.retention.record_upload(artifact)
     log.info("artifact.uploaded", artifact_id=artifact.id, content_type=declared, size_bytes=artifact.size_bytes)
     return json_response(describe_artifact(artifact), 201, {"Location": f"{PREFIX}/{artifact.id}"})
 
@@ -109,7 +109,12 @@ async def delete_artifact(artifact_id: ItemId, world: World, owner: Owner) -> Re
 
 
 @router.head("/{id}/content", include_in_schema=False)
-@router.get("/{id}/content", summary="The bytes of a result", response_class=Response)
+@router.get(
+    "/{id}/content",
+    summary="The bytes of a result",
+    response_class=Response,
+    responses={**FILE, **PART, **ELSEWHERE},
+)
 async def get_content(
     artifact_id: ItemId,
     request: Request,
@@ -130,7 +135,12 @@ async def get_content(
 
 
 @router.head("/{id}/thumbnails/{width}", include_in_schema=False)
-@router.get("/{id}/thumbnails/{width}", summary="A WebP thumbnail", response_class=Response)
+@router.get(
+    "/{id}/thumbnails/{width}",
+    summary="A WebP thumbnail",
+    response_class=Response,
+    responses={**FILE, **ELSEWHERE},
+)
 async def get_thumbnail(
     artifact_id: ItemId,
     width: int,

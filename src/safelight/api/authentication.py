@@ -11,7 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers
-from starlette.requests import cookie_parser
+from starlette.requests import Request, cookie_parser
 from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
@@ -48,7 +48,7 @@ class Authentication:
             await self._app(scope, receive, send)
             return
         try:
-            state["identity"] = identity = await self._identify(scope)
+            state["identity"] = identity = await identify(scope)
         except SafelightError as error:
             state["identity"] = None
             if is_open(scope["path"]):
@@ -59,24 +59,40 @@ class Authentication:
         with bound_contextvars(owner_id=identity.owner_id):
             await self._app(scope, receive, send)
 
-    async def _identify(self, scope: Scope) -> Identity:
-        world: Safelight = scope["app"].state.safelight
-        headers = Headers(scope=scope)
-        method: str = scope.get("method", "GET")  # a websocket only opens
-        credential = headers.get("authorization")
-        if credential is not None:
-            identity = await by_header(world.doorkeeper, credential)
-        else:
-            secret = session_secret(headers)
-            if secret is None:
-                raise Unauthenticated
-            identity = await world.doorkeeper.by_session(secret)
-            if method not in SAFE_METHODS:
-                check_csrf(secret, headers.get(CSRF_HEADER))
-        # A session is opened and ended by whoever may do anything at all.
-        if scope["path"] != SESSION_PATH:
-            identity.require("read" if method in SAFE_METHODS else "write")
-        return identity
+
+async def identify(scope: Scope) -> Identity:
+    """Who sent this request. Raises an error of the kind `unauthenticated` or `forbidden`."""
+    world: Safelight = scope["app"].state.safelight
+    headers = Headers(scope=scope)
+    method: str = scope.get("method", "GET")  # a websocket only opens
+    credential = headers.get("authorization")
+    if credential is not None:
+        identity = await by_header(world.doorkeeper, credential)
+    else:
+        secret = session_secret(headers)
+        if secret is None:
+            raise Unauthenticated
+        identity = await world.doorkeeper.by_session(secret)
+        if method not in SAFE_METHODS:
+            check_csrf(secret, headers.get(CSRF_HEADER))
+    # A session is opened and ended by whoever may do anything at all.
+    if scope["path"] != SESSION_PATH:
+        identity.require("read" if method in SAFE_METHODS else "write")
+    return identity
+
+
+async def may_stay(request: Request) -> bool:
+    """Whether somebody whose request has been open for a while would still be let in.
+
+    Only a clear no is one: a database that is away puts nobody out.
+    """
+    world: Safelight = request.app.state.safelight
+    try:
+        if world.settings.has_accounts:
+            await identify(request.scope)
+    except SafelightError as error:
+        return error.kind not in ("unauthenticated", "forbidden")
+    return True
 
 
 def is_open(path: str) -> bool:

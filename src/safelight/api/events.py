@@ -1,14 +1,17 @@
 """A job's events as server-sent events: a snapshot, what was missed, then live, as ready bytes."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Header, Query
+import structlog
+from fastapi import APIRouter, Header, Query, Request
 from pydantic import TypeAdapter
 from starlette.responses import Response, StreamingResponse
 
+from safelight.api.authentication import may_stay
 from safelight.api.deps import HeaderInvalid, ItemId, Owner, World
 from safelight.api.job_view import PREFIX
 from safelight.api.problems import PROBLEMS
@@ -19,9 +22,12 @@ from safelight.stream import Message, Stream
 
 KEEPALIVE_SECONDS = 15.0
 RECONNECT_MILLISECONDS = 2000
+LOOK_AGAIN_SECONDS = 60.0  # whether the watcher's key, token or session still holds
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 router = APIRouter(prefix=PREFIX, tags=["events"], responses=PROBLEMS)
+
+log = structlog.get_logger()
 
 
 @router.get(
@@ -38,6 +44,7 @@ router = APIRouter(prefix=PREFIX, tags=["events"], responses=PROBLEMS)
 )
 async def follow(
     job_id: ItemId,
+    request: Request,
     world: World,
     owner: Owner,
     last_event_id: Annotated[str | None, Header()] = None,
@@ -45,7 +52,7 @@ async def follow(
 ) -> Response:
     """Resume with the id of the last event received (`Last-Event-ID`, or the query): no state event is missed or
     told twice. Progress and previews have no id; after a break the latest is told. A comment every 15 s keeps the
-    connection open."""
+    connection open. It ends early, within a minute and a half, when the key, token or session no longer holds."""
     known = _version(last_event_id if last_event_id is not None else resume_from)
     found = await world.database.read_one(with_artifacts, (job_id, owner))
     if found is None:
@@ -57,10 +64,16 @@ async def follow(
         known = None  # not an id of this job: nothing is known
     if known is not None and job.is_terminal and known == job.version:
         return Response(status_code=204)
-    return StreamingResponse(_events(world, job_id, owner, known), media_type="text/event-stream", headers=HEADERS)
+    return StreamingResponse(
+        _events(request, world, job_id, owner, known), media_type="text/event-stream", headers=HEADERS
+    )
 
 
-async def _events(world: Safelight, job_id: str, owner: str, known: int | None) -> AsyncIterator[bytes]:
+async def _events(
+    request: Request, world: Safelight, job_id: str, owner: str, known: int | None
+) -> AsyncIterator[bytes]:
+    now = asyncio.get_running_loop().time
+    look_again = now() + LOOK_AGAIN_SECONDS
     async with world.stream.watch(job_id) as watch:
         found = await world.database.read(_standing, job_id, owner, known)
         if found is None:
@@ -79,6 +92,11 @@ async def _events(world: Safelight, job_id: str, owner: str, known: int | None) 
             yield b"".join(message.frame for message in messages) or b": keep-alive\n\n"
             if watch.ended and watch.is_told:
                 return
+            if now() >= look_again:
+                if not await may_stay(request):
+                    log.info("watcher.put_out", job_id=job_id)
+                    return
+                look_again = now() + LOOK_AGAIN_SECONDS
 
 
 def _standing(tx: Tx, job_id: str, owner: str, known: int | None) -> tuple[Job, JobEvent, list[Message], int] | None:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request
 from starlette.responses import Response, StreamingResponse
@@ -15,6 +15,26 @@ from safelight.bootstrap import Safelight
 router = APIRouter(prefix="/api/v1/files", tags=["artifacts"], responses=PROBLEMS)
 
 KEPT_FOR_EVER = "private, max-age=31536000, immutable"
+_BYTES: dict[str, Any] = {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
+FILE: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The bytes", **_BYTES},
+    304: {"description": "What `If-None-Match` names is still the file"},
+}
+PART: dict[int | str, dict[str, Any]] = {
+    206: {"description": "The part that `Range` asked for", **_BYTES},
+    416: {"model": Problem, "description": "There is nothing at this `Range`"},
+}
+ELSEWHERE: dict[int | str, dict[str, Any]] = {
+    307: {
+        "description": "With `SAFELIGHT_STORAGE_DELIVERY=presigned` or `public`: fetch it there, without credentials",
+        "headers": {
+            "Location": {
+                "description": "A link signed by the store, which expires, or a public URL",
+                "schema": {"type": "string"},
+            }
+        },
+    }
+}
 
 
 @router.head("/{token}", include_in_schema=False)
@@ -22,7 +42,7 @@ KEPT_FOR_EVER = "private, max-age=31536000, immutable"
     "/{token}",
     summary="The bytes behind a signed link",
     response_class=Response,
-    responses={403: {"model": Problem, "description": "The link has expired, or is none of ours"}},
+    responses={**FILE, **PART, 403: {"model": Problem, "description": "The link has expired, or is none of ours"}},
 )
 async def get_file(
     token: str,

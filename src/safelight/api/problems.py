@@ -44,6 +44,7 @@ TITLES = {
     503: "Unavailable at the moment",
 }
 RETRYABLE = {429, 503}
+TOLD = {401, 403, 413, 415, 421, 422, 429}  # to the log: somebody was turned away, or what they brought
 BAD_CREDENTIAL = ', error="invalid_token"'
 
 log = structlog.get_logger()
@@ -85,6 +86,8 @@ def problem(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """A problem as a response."""
+    if status in TOLD:
+        log.info("request.refused", status=status, code=code, reason=detail)
     body = {
         "type": f"urn:safelight:problem:{code}",
         "title": TITLES.get(status, "Error"),

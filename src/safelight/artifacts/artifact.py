@@ -5,7 +5,22 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, TypedDict
 
-from sqlalchemy import BigInteger, Column, ColumnElement, Index, Integer, Row, String, Table, Text, select, text, update
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Index,
+    Integer,
+    Row,
+    String,
+    Table,
+    Text,
+    delete,
+    func,
+    select,
+    text,
+    update,
+)
 
 from safelight.db import Instant, Json, RowId, Tx, db_now, metadata
 
@@ -29,9 +44,21 @@ artifacts = Table(
     Column("thumbnails", Json, nullable=False),
     Column("created_at", Instant, nullable=False),
     Column("deleted_at", Instant),
+    Column("keep_until", Instant),
 )
 _leftover = text("deleted_at IS NOT NULL AND storage_key <> ''")
 Index("ix_artifacts_leftover", artifacts.c.deleted_at, sqlite_where=_leftover, postgresql_where=_leftover)
+_buried = text("deleted_at IS NOT NULL AND storage_key = ''")
+Index("ix_artifacts_buried", artifacts.c.deleted_at, sqlite_where=_buried, postgresql_where=_buried)
+_ends = text("keep_until IS NOT NULL AND deleted_at IS NULL")
+Index("ix_artifacts_keep_until", artifacts.c.keep_until, sqlite_where=_ends, postgresql_where=_ends)
+
+job_inputs = Table(  # which jobs were given which uploads: those stay for as long as one of these jobs does
+    "job_inputs",
+    metadata,
+    Column("artifact_id", RowId, primary_key=True),
+    Column("job_id", RowId, primary_key=True, index=True),
+)
 
 
 class Thumbnail(TypedDict):
@@ -52,7 +79,7 @@ class Thumbnail(TypedDict):
 class Artifact:
     """One stored result of a job. `position` is its place in the batch, from 0; sizes are pixels and bytes.
 
-    Of kind `input` it was uploaded and belongs to no job.
+    Of kind `input` it was uploaded and belongs to no job; then `keep_until` says when it may go if no job was given it.
     """
 
     id: str
@@ -72,8 +99,10 @@ class Artifact:
     thumbnails: list[Thumbnail]
     created_at: datetime
     deleted_at: datetime | None = None  # a tombstone; its storage key stays until the files are gone
+    keep_until: datetime | None = None
 
 
+DAY_SECONDS = 86_400.0
 COLUMNS = tuple(field.name for field in fields(Artifact))
 
 
@@ -132,6 +161,46 @@ def known_files(
     return found
 
 
+# --- uploads: kept for as long as a job needs them --------------------------------------------------------------------
+
+
+def give_inputs(tx: Tx, job_id: str, owner_id: str, artifact_ids: Iterable[str]) -> set[str]:
+    """Note that a new job was given these of its owner's artifacts; returns those that are not there.
+
+    For the transaction that inserts the job: from its commit on, none of them is taken for unused.
+    """
+    wanted = set(artifact_ids)
+    there = select(artifacts.c.id).where(
+        artifacts.c.id.in_(wanted), artifacts.c.owner_id == owner_id, artifacts.c.deleted_at.is_(None)
+    )
+    found = set(tx.execute(there.with_for_update(read=True)).scalars()) if wanted else set[str]()
+    if found:
+        rows = [{"artifact_id": artifact_id, "job_id": job_id} for artifact_id in sorted(found)]
+        tx.execute(job_inputs.insert(), rows)
+    return wanted - found
+
+
+def forget_inputs(tx: Tx, job_ids: Iterable[str]) -> None:
+    """These jobs need their inputs no more."""
+    tx.execute(delete(job_inputs).where(job_inputs.c.job_id.in_(list(job_ids))))
+
+
+def unused_uploads(wanted: ColumnElement[bool]) -> ColumnElement[bool]:
+    """The condition of an upload that is there, that no job was given, and that meets `wanted`."""
+    given = select(job_inputs.c.job_id).where(job_inputs.c.artifact_id == artifacts.c.id).exists()
+    return artifacts.c.job_id.is_(None) & artifacts.c.deleted_at.is_(None) & wanted & ~given
+
+
+def bury_unused(tx: Tx, wanted: ColumnElement[bool], limit: int) -> list[Artifact]:
+    """Make tombstones of at most so many unused uploads; what another process is using is left to it.
+
+    Locked first and looked at again then: a job may have been given one in between.
+    """
+    unused = select(artifacts.c.id).where(unused_uploads(wanted)).order_by(artifacts.c.keep_until).limit(limit)
+    locked = list(tx.execute(unused.with_for_update(skip_locked=True)).scalars())
+    return bury(tx, artifacts.c.id.in_(locked) & unused_uploads(wanted)) if locked else []
+
+
 # --- deletion: the row first, then the files; a crash between the two leaves a tombstone that still names them --------
 
 
@@ -140,7 +209,7 @@ def bury(tx: Tx, wanted: ColumnElement[bool]) -> list[Artifact]:
     gone = (
         update(artifacts)
         .where(wanted, artifacts.c.deleted_at.is_(None))
-        .values(deleted_at=db_now(), thumbhash="", sha256="", seed=None)
+        .values(deleted_at=db_now(), thumbhash="", sha256="", seed=None, keep_until=None)
         .returning(*artifacts.c)
     )
     return [_from_row(row) for row in tx.execute(gone)]
@@ -156,6 +225,22 @@ def leftovers(tx: Tx, limit: int) -> list[Artifact]:
     """Tombstones whose files are still there: their deletion was interrupted, or the storage was away."""
     statement = select(artifacts).where(artifacts.c.deleted_at.is_not(None), artifacts.c.storage_key != "")
     return [_from_row(row) for row in tx.execute(statement.order_by(artifacts.c.deleted_at).limit(limit))]
+
+
+def purge_tombstones(tx: Tx, days: float, limit: int) -> int:
+    """Forget at most so many tombstones of so many days ago whose files are gone; returns how many."""
+    bite = select(artifacts.c.id).where(_buried_before(days)).order_by(artifacts.c.deleted_at).limit(limit)
+    return tx.execute(delete(artifacts).where(artifacts.c.id.in_(bite))).rowcount
+
+
+def count_tombstones(tx: Tx, days: float) -> int:
+    """How many tombstones `purge_tombstones` finds in all."""
+    return tx.execute(select(func.count()).select_from(artifacts).where(_buried_before(days))).scalar_one()
+
+
+def _buried_before(days: float) -> ColumnElement[bool]:
+    is_old = artifacts.c.deleted_at < db_now(-days * DAY_SECONDS)
+    return artifacts.c.deleted_at.is_not(None) & (artifacts.c.storage_key == "") & is_old
 
 
 def _as_row(artifact: Artifact) -> dict[str, Any]:

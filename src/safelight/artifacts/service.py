@@ -188,25 +188,34 @@ class ArtifactStore:
 
         `recorded` answers which of the given uploads have rows; it is asked once per batch.
         """
-        before = self._now() - older_than
-        old: dict[str, list[str]] = {}
         deleted = 0
-
-        async def delete_unrecorded() -> int:
-            kept = await recorded(sorted(old)) if old else set[str]()
-            lost = [key for upload_id, keys in old.items() if upload_id not in kept for key in keys]
+        async for lost in self.lost_uploads(recorded, older_than=older_than):
             await self._storage.delete(lost)
-            old.clear()
-            return len(lost)
+            deleted += len(lost)
+        return deleted
 
-        async for key, _, changed_at in self._storage.list(UPLOADS):
+    async def lost_uploads(
+        self, recorded: Callable[[list[str]], Awaitable[set[str]]], *, older_than: timedelta = ORPHAN_AGE
+    ) -> AsyncIterator[dict[str, int]]:
+        """The files that `collect_lost_uploads` would delete, in batches: key and size in bytes."""
+        before = self._now() - older_than
+        old: dict[str, dict[str, int]] = {}
+
+        async def unrecorded() -> dict[str, int]:
+            kept = await recorded(sorted(old))
+            lost = [files for upload_id, files in old.items() if upload_id not in kept]
+            return {key: size for files in lost for key, size in files.items()}
+
+        async for key, size, changed_at in self._storage.list(UPLOADS):
             parts = key.split("/")
             if len(parts) != 3 or ID.fullmatch(parts[1]) is None or changed_at >= before:
                 continue
-            old.setdefault(parts[1], []).append(key)
+            old.setdefault(parts[1], {})[key] = size
             if len(old) >= ORPHAN_BATCH:
-                deleted += await delete_unrecorded()
-        return deleted + await delete_unrecorded()
+                yield await unrecorded()
+                old = {}
+        if old:
+            yield await unrecorded()
 
     async def remove(self, gone: Collection[Artifact]) -> None:
         """Delete the files of these artifacts and their thumbnails; what is gone already is no error."""

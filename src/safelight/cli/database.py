@@ -53,13 +53,19 @@ def copy(source: str, target: str, resume: bool, force: bool) -> None:
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Say what would go, and delete nothing.")
-@click.option("--older-than", type=click.FloatRange(min=0), metavar="DAYS", help="Also jobs that ended before that.")
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    metavar="DAYS",
+    help="Also jobs that ended, and unused uploads that came, before that.",
+)
 @type_of_data_dir
 def cleanup(dry_run: bool, older_than: float | None, data_dir: Path | None) -> None:
-    """Delete what was kept long enough, now: jobs and their pictures, and files that belong to none.
+    """Delete what was kept long enough, now: jobs and their pictures, uploads that no job needs, stray files.
 
-    The service does this by itself, a few at a time, for jobs that ended while SAFELIGHT_RETENTION_DAYS was set;
-    `--older-than` is for all others. It may run beside the service, and may be interrupted and repeated.
+    The service does this by itself, a few at a time, for jobs that ended and uploads that came while a retention was
+    set (SAFELIGHT_RETENTION_DAYS, or that of a tier); `--older-than` is for all others. It may run beside the service,
+    and may be interrupted and repeated.
 
     \b
     Examples:
@@ -89,14 +95,18 @@ async def _clean(settings: "Settings", dry_run: bool, older_than: float | None) 
             progress.show(f"jobs: {done.jobs}/{max(done.jobs, outlook.jobs)}")
         progress.end()
         if done is not None:
-            freed = f"{done.jobs} jobs, {done.artifacts} pictures ({_size(done.artifact_bytes)})"
-            click.echo(f"Deleted: {freed}, {done.orphans} stray files.", err=True)
+            jobs = f"{done.jobs} jobs, {done.artifacts} pictures ({_size(done.artifact_bytes)})"
+            uploads = f"{done.uploads} unused uploads ({_size(done.upload_bytes)})"
+            click.echo(
+                f"Deleted: {jobs}, {uploads}, {done.orphans} stray files, {done.tombstones} tombstones.", err=True
+            )
 
 
 def _told(cleaned: "Cleaned") -> str:
     return (
         f"{cleaned.jobs} jobs, {cleaned.artifacts} pictures ({_size(cleaned.artifact_bytes)} and their thumbnails), "
-        f"{cleaned.orphans} stray files ({_size(cleaned.orphan_bytes)})"
+        f"{cleaned.uploads} unused uploads ({_size(cleaned.upload_bytes)}), "
+        f"{cleaned.orphans} stray files ({_size(cleaned.orphan_bytes)}), {cleaned.tombstones} tombstones"
     )
 
 

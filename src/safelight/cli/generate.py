@@ -173,7 +173,8 @@ class Session:
                 if error.status in (400, 401, 403, 413, 422)
                 else Exit.FAILED
             )
-            raise Failure(f"{error.code}: {error}", code) from None
+            hint = f"\nSet SAFELIGHT_API_KEY; `{program()} keys create` makes one." if error.status == 401 else ""
+            raise Failure(f"{error.code}: {error}{hint}", code) from None
 
     def _watch(self, stack: StackAccess, job: dict[str, Any]) -> dict[str, Any]:
         give_up = None if self._timeout is None else time.monotonic() + self._timeout

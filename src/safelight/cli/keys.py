@@ -152,12 +152,14 @@ def in_database(settings: "Settings", fn: Callable[..., Any], *args: Any) -> Any
     """Run a transaction on the database of the settings."""
     from safelight.db import Database
     from safelight.errors import Invalid, Unavailable
+    from safelight.schema import admit
 
     async def run() -> Any:
+        await database.read(lambda tx: None)  # which tells, where there is no database or an older one, what to do
         return await database.write(lambda tx: fn(tx, *args))
 
     try:
-        database = Database(settings.database_url, readers=1)
+        database = Database(settings.database_url, readers=1, admit=admit)
     except Invalid as error:
         raise click.UsageError(error.detail) from None
     try:

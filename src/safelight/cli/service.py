@@ -22,7 +22,7 @@ type_of_data_dir = click.option(
 def listening(command: AnyCommand) -> AnyCommand:
     """The options of what listens."""
     command = click.option("--port", type=click.IntRange(0, 65535), help="0 takes any free port.  [8080]")(command)
-    return click.option("--host", help="An address of this machine only.  [127.0.0.1]")(command)
+    return click.option("--host", help="Where to listen; beyond this machine with accounts only.  [127.0.0.1]")(command)
 
 
 @click.command()
@@ -77,6 +77,7 @@ def api(host: str | None, port: int | None, data_dir: Path | None) -> None:
         raise click.UsageError(error.detail) from None
 
     refuse_wrong_schema(settings)
+    refuse_without_queue(settings)
     from safelight.api.server import serve
 
     serve(settings)
@@ -113,6 +114,7 @@ def worker(
     """
     settings = load_settings(data_dir=data_dir)
     refuse_wrong_schema(settings)
+    refuse_without_queue(settings)
     from safelight.worker.process import run_worker
 
     run_worker(
@@ -159,6 +161,22 @@ def migrate(revision: str, check: bool, data_dir: Path | None) -> None:
         click.echo(f"Nothing to do: the database has the schema {after}.", err=True)
     else:
         click.echo(f"The database's schema: {before} -> {after}.", err=True)
+
+
+def refuse_without_queue(settings: Settings) -> None:
+    """End with what to do if no queue is named; one that is away is waited for."""
+    from safelight.valkey import Address
+
+    url = settings.redis_url.get_secret_value()
+    if not url:
+        raise click.UsageError(
+            "SAFELIGHT_REDIS_URL is not set. `safelight up` starts a queue of its own; the API or a worker alone needs "
+            "to be told of one, as in redis://127.0.0.1:6379."
+        )
+    try:
+        Address.parse(url, database=settings.redis_database)
+    except Invalid as error:
+        raise click.UsageError(f"SAFELIGHT_REDIS_URL: {error.detail}") from None
 
 
 def refuse_wrong_schema(settings: Settings) -> None:

@@ -119,6 +119,9 @@ def migrate(source: str, target: str, verify: bool, data_dir: Path | None) -> No
     except SafelightError as error:
         raise Failure(f"{error.detail}\n{tally}\nRun the same command again: it goes on where it stopped.") from None
     click.echo(str(tally), err=True)
+    if tally.files == 0:
+        click.echo(f"There is nothing at {origin.place}. Is it the right place?", err=True)
+        return
     if tally.failed:
         raise Failure("Some files could not be copied. They are named above; all others are there.")
     click.echo(

@@ -16,7 +16,15 @@ from safelight.jobs.lookup import (
     with_artifacts,
 )
 from safelight.jobs.presence import Beat, Pulse, beat, is_held, register_worker, unregister_worker
-from safelight.jobs.retention import ArtifactDeleted, ArtifactNotFound, Cleaned, JobActive, Retention, keep_for
+from safelight.jobs.retention import (
+    ArtifactDeleted,
+    ArtifactNotFound,
+    Cleaned,
+    JobActive,
+    Retention,
+    RetentionDays,
+    keep_for,
+)
 from safelight.jobs.service import (
     QUEUE_OF_KIND,
     Cancelled,
@@ -64,6 +72,7 @@ __all__ = [
     "Pulse",
     "QueueLoad",
     "Retention",
+    "RetentionDays",
     "Settlement",
     "Status",
     "Submitted",

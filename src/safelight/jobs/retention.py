@@ -6,12 +6,12 @@ next round removes them. Everything runs in bites, each its own transaction, and
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import and_, case, delete, func, select, update
+from sqlalchemy import ColumnElement, Index, and_, case, delete, func, select, text, update
 
 from safelight import artifacts as results
 from safelight.artifacts import Artifact, ArtifactStore
@@ -22,6 +22,7 @@ from safelight.jobs.lookup import kept_attempts
 from safelight.jobs.service import JobNotFound, OnSettled, get, purge_idempotency_keys
 
 BITE_JOBS = 100
+BITE_TOMBSTONES = 1000  # which have no files to be removed
 STRETCH_JOBS = 2000  # of the table, read at a time
 PAUSE_SECONDS = 1.0  # between two bites in the background, so that nobody notices them
 ROUND_SECONDS = 300.0  # of bites in the background; the next round goes on
@@ -54,22 +55,30 @@ class ArtifactDeleted(SafelightError):
 
 @dataclass(frozen=True, slots=True)
 class Cleaned:
-    """What went, or would go: jobs, their pictures with their bytes (thumbnails not counted), files nobody recorded."""
+    """What went, or would go: jobs, their pictures with their bytes (thumbnails not counted), files nobody recorded,
+    uploads that no job needs, and what was left of things deleted long ago.
+    """
 
     jobs: int = 0
     artifacts: int = 0
     artifact_bytes: int = 0
     orphans: int = 0
     orphan_bytes: int = 0
+    uploads: int = 0
+    upload_bytes: int = 0
+    tombstones: int = 0
 
 
-def keep_for(retention_days_of: Callable[[Tx, Job], int | None]) -> OnSettled:
-    """A note on the end of each job: until when it is kept. None days: for ever."""
+RetentionDays = Callable[[Tx, str], int | None]  # how long an owner's things are kept; None: for ever
+
+
+def keep_for(retention_days_of: RetentionDays) -> OnSettled:
+    """A note on the end of each job: until when it is kept."""
 
     def settled(tx: Tx, job: Job) -> None:
         if not job.is_terminal or job.finished_at is None:
             return
-        days = retention_days_of(tx, job)
+        days = retention_days_of(tx, job.owner_id)
         if days is not None:
             until = job.finished_at + timedelta(days=days)
             tx.execute(update(jobs).where(jobs.c.id == job.id).values(keep_until=until))
@@ -78,11 +87,27 @@ def keep_for(retention_days_of: Callable[[Tx, Job], int | None]) -> OnSettled:
 
 
 class Retention:
-    """Deletes what its owner no longer wants, and what was kept long enough."""
+    """Deletes what its owner no longer wants, and what was kept long enough.
 
-    def __init__(self, database: Database, store: ArtifactStore) -> None:
+    `tombstone_days` after that, what is left of deleted things goes too; None: never.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        store: ArtifactStore,
+        *,
+        retention_days_of: RetentionDays = lambda tx, owner_id: None,
+        tombstone_days: int | None = None,
+    ) -> None:
         self._database = database
         self._store = store
+        self._retention_days_of = retention_days_of
+        self._tombstone_days = tombstone_days
+
+    async def record_upload(self, artifact: Artifact) -> None:
+        """Record a stored upload, and how long it is kept if no job is given it."""
+        await self._database.write(record_upload, artifact, self._retention_days_of)
 
     async def delete_job(self, job_id: str, owner_id: str) -> None:
         """Delete an ended job and its pictures; repeating is harmless. Raises `JobNotFound` or `JobActive`."""
@@ -111,8 +136,20 @@ class Retention:
                 break
         await self.remove_leftovers()
         orphans = await self._collect()
-        if gone.jobs or orphans:
-            log.info("retention.tidied", jobs=gone.jobs, artifacts=gone.artifacts, orphans=orphans)
+        while tombstones := await self._purge_tombstones():
+            gone = replace(gone, tombstones=gone.tombstones + tombstones)
+            if loop.time() > give_up:
+                break
+            await asyncio.sleep(PAUSE_SECONDS)
+        if gone != Cleaned() or orphans:
+            log.info(
+                "retention.tidied",
+                jobs=gone.jobs,
+                artifacts=gone.artifacts,
+                uploads=gone.uploads,
+                tombstones=gone.tombstones,
+                orphans=orphans,
+            )
 
     async def outlook(self, older_than_days: float | None = None) -> Cleaned:
         """What `cleanup` would delete."""
@@ -121,10 +158,15 @@ class Retention:
             more = await self._database.read(due_totals, ids)
             count, pictures, size = count + more[0], pictures + more[1], size + more[2]
         orphans = orphan_bytes = 0
-        async for batch in self._store.orphans(self._recorded):
-            orphans += len(batch)
-            orphan_bytes += sum(batch.values())
-        return Cleaned(count, pictures, size, orphans, orphan_bytes)
+        for stray in (self._store.orphans(self._recorded), self._store.lost_uploads(self._recorded_uploads)):
+            async for batch in stray:
+                orphans += len(batch)
+                orphan_bytes += sum(batch.values())
+        uploads, upload_bytes = await self._database.read(unused_totals, older_than_days)
+        tombstones = 0
+        if self._tombstone_days is not None:
+            tombstones = await self._database.read(count_tombstones, self._tombstone_days)
+        return Cleaned(count, pictures, size, orphans, orphan_bytes, uploads, upload_bytes, tombstones)
 
     async def cleanup(self, older_than_days: float | None = None) -> AsyncIterator[Cleaned]:
         """Delete what is due, or ended more than so many days ago, whatever was promised; yields the sum so far."""
@@ -134,7 +176,9 @@ class Retention:
         await self.remove_leftovers()
         await self._database.write(purge_idempotency_keys)
         orphans = await self._collect()
-        yield Cleaned(gone.jobs, gone.artifacts, gone.artifact_bytes, orphans)
+        while tombstones := await self._purge_tombstones():
+            gone = replace(gone, tombstones=gone.tombstones + tombstones)
+        yield replace(gone, orphans=orphans)
 
     async def remove_leftovers(self) -> None:
         """Remove the files of tombstones whose deletion was interrupted."""
@@ -157,6 +201,18 @@ class Retention:
             for start in range(0, len(ids), BITE_JOBS):
                 total = await removed(*await self._database.write(expire_these, ids[start : start + BITE_JOBS]))
                 yield total
+        # After the jobs: one that went just now needs its inputs no more.
+        while unused := await self._database.write(expire_uploads, older_than_days, BITE_JOBS):
+            await self._remove(unused)
+            size = sum(artifact.size_bytes for artifact in unused)
+            total = replace(total, uploads=total.uploads + len(unused), upload_bytes=total.upload_bytes + size)
+            yield total
+            await asyncio.sleep(pause_seconds)
+
+    async def _purge_tombstones(self) -> int:
+        if self._tombstone_days is None:
+            return 0
+        return await self._database.write(purge_tombstones, self._tombstone_days, BITE_TOMBSTONES)
 
     async def _ended_before(self, days: float | None) -> AsyncIterator[list[str]]:
         """The jobs that ended so many days ago, a stretch of the table at a time."""
@@ -180,8 +236,11 @@ class Retention:
 
     async def _collect(self) -> int:
         """Delete the files that nobody recorded."""
-        lost = await self._store.collect_lost_uploads(lambda ids: self._database.read(results.recorded_uploads, ids))
+        lost = await self._store.collect_lost_uploads(self._recorded_uploads)
         return lost + await self._store.collect_orphans(self._recorded)
+
+    async def _recorded_uploads(self, artifact_ids: list[str]) -> set[str]:
+        return await self._database.read(results.recorded_uploads, artifact_ids)
 
     async def _recorded(self, job_ids: list[str]) -> set[tuple[str, int]]:
         return await self._database.read(kept_attempts, job_ids)
@@ -263,9 +322,58 @@ def ended_before(tx: Tx, days: float, after: str) -> tuple[list[str], str | None
     return [row[0] for row in rows if row[1]], rows[-1][0] if rows else None
 
 
+def record_upload(tx: Tx, artifact: Artifact, retention_days_of: RetentionDays) -> None:
+    """Insert the row of an upload, with the time until which it is kept: a day at least, to make a job from it."""
+    days = retention_days_of(tx, artifact.owner_id)
+    until = None if days is None else artifact.created_at + timedelta(days=max(1, days))
+    results.insert(tx, [replace(artifact, keep_until=until)])
+
+
+def expire_uploads(tx: Tx, older_than_days: float | None, limit: int) -> list[Artifact]:
+    """One bite of the uploads that no job needs and that were kept long enough, or came so many days ago."""
+    return results.bury_unused(tx, _uploads_kept_long_enough(older_than_days), limit)
+
+
+def unused_totals(tx: Tx, older_than_days: float | None) -> tuple[int, int]:
+    """How many uploads `expire_uploads` finds, and their bytes."""
+    size = func.coalesce(func.sum(results.artifacts.c.size_bytes), 0)
+    unused = results.unused_uploads(_uploads_kept_long_enough(older_than_days))
+    found, size_bytes = tx.execute(select(func.count(), size).select_from(results.artifacts).where(unused)).one()
+    return found, int(size_bytes)
+
+
+def _uploads_kept_long_enough(older_than_days: float | None) -> ColumnElement[bool]:
+    table = results.artifacts
+    due = table.c.keep_until.is_not(None) & (table.c.keep_until < db_now())
+    return due if older_than_days is None else due | (table.c.created_at < db_now(-older_than_days * DAY_SECONDS))
+
+
+def purge_tombstones(tx: Tx, days: int, limit: int) -> int:
+    """Forget one bite of what is left of things deleted so many days ago; returns how many rows went."""
+    bite = select(jobs.c.id).where(_deleted_before(days)).order_by(jobs.c.deleted_at).limit(limit)
+    gone = tx.execute(delete(jobs).where(jobs.c.id.in_(bite))).rowcount
+    return gone + results.purge_tombstones(tx, days, limit)
+
+
+def count_tombstones(tx: Tx, days: int) -> int:
+    """How many rows `purge_tombstones` finds in all."""
+    return tx.execute(select(func.count()).select_from(jobs).where(_deleted_before(days))).scalar_one() + (
+        results.count_tombstones(tx, days)
+    )
+
+
+_is_buried = text("deleted_at IS NOT NULL")
+Index("ix_jobs_buried", jobs.c.deleted_at, sqlite_where=_is_buried, postgresql_where=_is_buried)
+
+
+def _deleted_before(days: int) -> ColumnElement[bool]:
+    return jobs.c.deleted_at.is_not(None) & (jobs.c.deleted_at < db_now(-days * DAY_SECONDS))
+
+
 def _bury(tx: Tx, job_ids: Sequence[str]) -> list[Artifact]:
     tx.execute(update(jobs).where(jobs.c.id.in_(job_ids)).values(**_EMPTY, deleted_at=db_now(), updated_at=db_now()))
     tx.execute(delete(attempts).where(attempts.c.job_id.in_(job_ids)))
+    results.forget_inputs(tx, job_ids)
     return results.bury(tx, results.artifacts.c.job_id.in_(job_ids))
 
 

@@ -245,7 +245,9 @@ class Runner:
             return self._judge(job, BadOutput(error.detail))
         except Unavailable as error:
             # The failure is ours (database, storage): the provider's job is well, and the next attempt adopts it.
-            ours = job_error(error.code, error.detail, job, True)
+            ours = job_error(error.code, error.detail, job, error.kind == "unavailable")
+            if error.kind != "unavailable":  # a storage that refuses us: not before somebody has seen to it
+                return Failed(ours)
             keeps = attempt.remote_id is not None
             return self._try_again(job, ours, error.retry_after, keeps_provider_job=keeps)
         except LeaseLost:
