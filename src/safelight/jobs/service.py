@@ -11,22 +11,41 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Protocol, assert_never
 
-from sqlalchemy import Float, Select, Update, and_, bindparam, case, delete, func, insert, null, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Float,
+    Select,
+    Update,
+    and_,
+    bindparam,
+    case,
+    delete,
+    exists,
+    func,
+    insert,
+    null,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from safelight import artifacts as results
 from safelight.artifacts import Artifact
 from safelight.db import Instant, Tx, db_now
 from safelight.errors import SafelightError
-from safelight.jobs import events
+from safelight.jobs import availability, events
+from safelight.jobs.availability import BreakerPolicy, Verdict
 from safelight.jobs.events import JobEvent
-from safelight.jobs.job import Job, Outcome, Status, attempts, idempotency_keys, jobs
+from safelight.jobs.job import RELEASED, Job, Outcome, Status, attempts, idempotency_keys, jobs
+from safelight.jobs.settlement import Cancelled, Completed, Defer, Failed, HandBack, Settlement, TryAgain
 
 ISOLATED = "isolated"
 MAX_CRASHES = 3
 IDEMPOTENCY_SECONDS = 24 * 3600.0
 OVERDUE_GRACE_SECONDS = 5.0
 RECOVERY_BATCH = 200
+MAX_DEFERRALS = 100  # beyond this they count as retries: nothing goes round for ever
+MAX_PAUSE_DOUBLINGS = 5
 
 QUEUE_OF_KIND: Mapping[str, str] = {"image.generate": "image_generation"}
 
@@ -57,48 +76,6 @@ class IdempotencyKeyReused(SafelightError):
 
     kind = "invalid"
     code = "idempotency_key_reused"
-
-
-# --- how an attempt can end -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Completed:
-    """The results are stored; their rows are written together with the status."""
-
-    artifacts: Sequence[Artifact]
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """It will not be tried again."""
-
-    error: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Cancelled:
-    """Its owner asked for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class TryAgain:
-    """A transient failure: another attempt after `after_seconds`.
-
-    It adopts the provider's job if that is well (`keeps_provider_job`): the failure was on our side.
-    """
-
-    error: Mapping[str, Any]
-    after_seconds: float
-    keeps_provider_job: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class HandBack:
-    """The worker is leaving; nothing is wrong with the job."""
-
-
-Settlement = Completed | Failed | Cancelled | TryAgain | HandBack
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +145,7 @@ def _move(*, to: Status, **values: Any) -> Update:
     if to != "processing":
         changes |= {"lease_until": null(), "deadline_at": null(), "hinted_at": null(), "hint_count": 0}
     if to not in ("pending", "processing"):
-        changes |= {"finished_at": db_now(), "blocked_reason": null()}
+        changes |= {"finished_at": db_now(), "blocked_reason": null(), "blocked_until": null()}
     return update(jobs).values(changes).returning(*jobs.c)
 
 
@@ -186,6 +163,7 @@ _CLAIM = _move(
     message="Starting",
     progress=0,
     blocked_reason=null(),
+    blocked_until=null(),
     error=null(),
     hinted_at=null(),
     hint_count=0,
@@ -194,6 +172,12 @@ _CLAIM = _move(
     jobs.c.status == "pending",
     jobs.c.queue == bindparam("b_queue"),
     jobs.c.hinted_at.is_not(None),  # only what dispatch released: old hints cannot get round a cap or a delay
+    ~availability.is_closed(),  # which may have come between
+)
+_WITHDRAW = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("b_id"), RELEASED, jobs.c.queue == bindparam("b_queue"), availability.is_closed())
+    .values(hinted_at=None, hint_count=0)
 )
 _COMPLETE = _move(to="completed", stage="completed", message="Completed", progress=100, error=null()).where(_OURS)
 _FAIL = _move(
@@ -207,7 +191,7 @@ _RETURN = _move(
     progress=null(),
     error=bindparam("b_error", type_=jobs.c.error.type),
     queue=bindparam("b_queue"),
-    run_at=db_now(bindparam("b_after", type_=Float)),
+    run_at=func.coalesce(db_now(bindparam("b_after", type_=Float)), jobs.c.run_at),  # NULL: its place in the line
     retry_count=jobs.c.retry_count + bindparam("b_retries"),
     crash_count=jobs.c.crash_count + bindparam("b_crashes"),
     # A provider's failure ends its job; after a lost worker or a failure of ours it is there to be adopted.
@@ -245,7 +229,7 @@ def _with_attempt_begun(claim: Update) -> Select[*tuple[Any, ...]]:
 
 
 def _with_attempt_ended(end: Update) -> Select[*tuple[Any, ...]]:
-    """PostgreSQL: the end and that of its attempt's row in one statement."""
+    """PostgreSQL: the end and that of its attempt's row in one statement, and a success of its provider."""
     moved = end.cte("moved")
     ended = (
         update(attempts)
@@ -257,7 +241,11 @@ def _with_attempt_ended(end: Update) -> Select[*tuple[Any, ...]]:
             ended_version=moved.c.version,
         )
     )
-    return select(*moved.c).add_cte(ended.cte("ended"))
+    settled = select(*moved.c).add_cte(ended.cte("ended"))
+    if end is not _COMPLETE:
+        return settled
+    worked = availability.CLOSE_BREAKER.where(availability.provider_states.c.provider.in_(select(moved.c.provider)))
+    return settled.add_cte(worked.cte("worked"))
 
 
 _CLAIM_AND_BEGIN = _with_attempt_begun(_CLAIM)
@@ -267,9 +255,19 @@ _AND_END_ATTEMPT = {end: _with_attempt_ended(end) for end in (_COMPLETE, _FAIL, 
 class Jobs:
     """The transactions on jobs. `on_settled` functions of other slices run inside the settling transaction."""
 
-    def __init__(self, announcer: Announcer, on_settled: Sequence[OnSettled] = ()) -> None:
+    def __init__(
+        self,
+        announcer: Announcer,
+        on_settled: Sequence[OnSettled] = (),
+        *,
+        breaker: BreakerPolicy | None = None,
+        pause_seconds: float = 5.0,
+    ) -> None:
+        """`pause_seconds`: how long a provider is left alone that asks for a pause and does not say how long."""
         self._announcer = announcer
         self._on_settled = tuple(on_settled)
+        self._breaker = breaker or BreakerPolicy()
+        self._pause_seconds = pause_seconds
 
     # --- by request ---------------------------------------------------------------------------------------------------
 
@@ -361,6 +359,7 @@ class Jobs:
         else:
             row = tx.execute(_CLAIM, claim).one_or_none()
         if row is None:
+            tx.execute(_WITHDRAW, {"b_id": job_id, "b_queue": queue})  # this hint is used up, were it worth nothing
             return None
         job = Job.of(row)
         if not tx.is_postgresql:
@@ -399,9 +398,25 @@ class Jobs:
         )
         return True
 
-    def settle(self, tx: Tx, job: Job, settlement: Settlement) -> Job | None:
-        """Bring the attempt whose claim returned `job` to its end. None: it was no longer this attempt's to end."""
+    def settle(self, tx: Tx, job: Job, settlement: Settlement, verdict: Verdict | None = None) -> Job | None:
+        """Bring the attempt whose claim returned `job` to its end. None: it was no longer this attempt's to end.
+
+        `verdict` is what the attempt tells of its provider, if anything.
+        """
+        settled = self._settle(tx, job, settlement, is_probe=verdict == "failed" and availability.is_probe(tx, job))
+        if settled is not None:
+            if verdict == "failed":
+                availability.failed(tx, job, self._breaker)
+            elif verdict == "worked" and not (tx.is_postgresql and isinstance(settlement, Completed)):
+                availability.worked(tx, job.provider)
+        return settled
+
+    def _settle(self, tx: Tx, job: Job, settlement: Settlement, *, is_probe: bool) -> Job | None:
         ours = _ours(job.id, job.attempt)
+        if isinstance(settlement, TryAgain | Defer | HandBack):
+            cancelled = self._end_if_cancel_requested(tx, job, "cancelled")
+            if cancelled is not None:
+                return cancelled
         match settlement:
             case Completed(artifacts=made):
                 return self._end(tx, _COMPLETE, ours, "completed", None, made)
@@ -409,25 +424,77 @@ class Jobs:
                 return self._end(tx, _FAIL, {**ours, **_because(error)}, "failed", error)
             case Cancelled():
                 return self._end(tx, _CANCEL, ours, "cancelled", None)
-            case TryAgain(error=error, after_seconds=after, keeps_provider_job=keeps):
-                cancelled = self._end_if_cancel_requested(tx, job, "cancelled")
-                if cancelled is not None:
-                    return cancelled
-                message = f"Trying again in {after:.0f} s: {error.get('message', '')}"
-                back = {"b_message": message, "b_error": dict(error), "b_after": after, "b_retries": 1, "b_crashes": 0}
-                back["b_queue"] = QUEUE_OF_KIND[job.kind]  # it outlived isolation, if it was there
-                back["b_forget"] = int(not keeps)
-                return self._end(tx, _RETURN, {**ours, **back}, "retry", error)
+            case TryAgain(error=error) if is_probe and _deferrals(tx, job) < MAX_DEFERRALS:
+                return self._give_back(tx, job, "deferred", error)  # it tried for all, and shall not pay for that
+            case TryAgain():
+                return self._try_again(tx, job, settlement)
+            case Defer(error=error, after_seconds=after, keeps_provider_job=keeps):
+                return self._defer(tx, job, error, after, keeps=keeps)
             case HandBack():
-                cancelled = self._end_if_cancel_requested(tx, job, "cancelled")
-                if cancelled is not None:
-                    return cancelled
-                message = events.RETURNED["handed_back"]
-                back = {"b_message": message, "b_error": None, "b_after": 0.0, "b_retries": 0, "b_crashes": 0}
-                back |= {"b_queue": job.queue, "b_forget": 0}
-                return self._end(tx, _RETURN, {**ours, **back}, "handed_back", None)
+                return self._give_back(tx, job, "handed_back", None, after=0.0, queue=job.queue, forget=False)
             case _:
                 assert_never(settlement)
+
+    def _try_again(self, tx: Tx, job: Job, again: TryAgain) -> Job | None:
+        error = again.error
+        if job.retries_here < job.max_retries:
+            message = f"Trying again in {again.after_seconds:.0f} s: {error.get('message', '')}"
+            return self._give_back(
+                tx,
+                job,
+                "retry",
+                error,
+                message=message,
+                after=again.after_seconds,
+                retries=1,
+                forget=not again.keeps_provider_job,
+            )
+        if again.may_move and job.route:
+            closures = availability.closures_of(availability.read_states(tx))
+            place = availability.next_open(job.route, closures) or 0
+            if availability.move(tx, job, place, error["code"], error["message"], closures):
+                return self._give_back(tx, job, "moved", error)
+        return self._fail(tx, job, error)
+
+    def _defer(
+        self, tx: Tx, job: Job, error: Mapping[str, Any], after_seconds: float | None, *, keeps: bool
+    ) -> Job | None:
+        deferrals = _deferrals(tx, job)
+        if after_seconds is None:
+            after_seconds = self._pause_seconds * 2.0 ** min(deferrals, MAX_PAUSE_DOUBLINGS)
+        if deferrals < MAX_DEFERRALS:
+            settled = self._give_back(tx, job, "deferred", error, forget=not keeps)
+        else:
+            settled = self._try_again(tx, job, TryAgain(error, after_seconds, keeps, may_move=True))
+        if settled is not None:
+            availability.pause(tx, job.provider, after_seconds, error["message"])
+        return settled
+
+    def _give_back(
+        self,
+        tx: Tx,
+        job: Job,
+        outcome: Outcome,
+        error: Mapping[str, Any] | None,
+        *,
+        message: str | None = None,
+        after: float | None = None,
+        queue: str | None = None,
+        retries: int = 0,
+        crashes: int = 0,
+        forget: bool = True,
+    ) -> Job | None:
+        """Back to pending: in its old place in the line, or due in `after` seconds."""
+        back: dict[str, Any] = {
+            "b_message": message or events.RETURNED[outcome],
+            "b_error": None if error is None else dict(error),
+            "b_after": after,
+            "b_retries": retries,
+            "b_crashes": crashes,
+            "b_queue": queue or QUEUE_OF_KIND[job.kind],  # it outlived isolation, if it was there
+            "b_forget": int(forget),
+        }
+        return self._end(tx, _RETURN, {**_ours(job.id, job.attempt), **back}, outcome, error)
 
     # --- by dispatch, when nobody else is there to do it --------------------------------------------------------------
 
@@ -453,9 +520,7 @@ class Jobs:
 
     def fail_unstarted(self, tx: Tx) -> list[Job]:
         """Fail what could not start within the time its maker gave it."""
-        late = select(*jobs.c).where(
-            jobs.c.status == "pending", jobs.c.attempt == 0, jobs.c.start_deadline_at < db_now()
-        )
+        late = select(*jobs.c).where(is_unstarted())
         failed: list[Job] = []
         for row in tx.execute(_some(late)):
             job = Job.of(row)
@@ -484,16 +549,9 @@ class Jobs:
             )
             tx.execute(update(jobs).where(jobs.c.id == job.id).values(crash_count=jobs.c.crash_count + 1))
             return self._end(tx, _FAIL, {**_ours(job.id, job.attempt), **_because(error)}, "lost", error)
-        back: dict[str, Any] = {
-            "b_message": events.RETURNED["lost"],
-            "b_error": error,
-            "b_after": 0.0,
-            "b_retries": 0,
-            "b_crashes": int(crashed_alone),
-            "b_queue": ISOLATED,
-            "b_forget": 0,
-        }
-        return self._end(tx, _RETURN, {**_ours(job.id, job.attempt), **back}, "lost", error)
+        return self._give_back(
+            tx, job, "lost", error, after=0.0, queue=ISOLATED, crashes=int(crashed_alone), forget=False
+        )
 
     def _fail(self, tx: Tx, job: Job, error: Mapping[str, Any]) -> Job | None:
         return self._end(tx, _FAIL, {**_ours(job.id, job.attempt), **_because(error)}, "failed", error)
@@ -575,6 +633,17 @@ def time_limit_error(job: Job) -> dict[str, Any]:
     """The error of an attempt that took longer than it may."""
     message = f"The attempt took longer than its limit of {job.soft_limit_seconds:g} s."
     return job_error("time_limit_exceeded", message, job, True)
+
+
+def is_unstarted() -> ColumnElement[bool]:
+    """Past the time given for its start; an attempt that its provider turned away was none."""
+    tried = exists().where(attempts.c.job_id == jobs.c.id, attempts.c.outcome.is_distinct_from("deferred"))
+    return and_(jobs.c.status == "pending", jobs.c.start_deadline_at < db_now(), ~tried)
+
+
+def _deferrals(tx: Tx, job: Job) -> int:
+    deferred = select(func.count()).where(attempts.c.job_id == job.id, attempts.c.outcome == "deferred")
+    return tx.execute(deferred).scalar_one()
 
 
 def _ours(job_id: str, attempt: int) -> dict[str, Any]:
