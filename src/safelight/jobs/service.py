@@ -13,17 +13,12 @@ from typing import Any, Protocol, assert_never
 
 from sqlalchemy import (
     ColumnElement,
-    Float,
-    Select,
     Update,
     and_,
     bindparam,
-    case,
     delete,
     exists,
     func,
-    insert,
-    null,
     select,
     update,
 )
@@ -31,12 +26,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from safelight import artifacts as results
 from safelight.artifacts import Artifact
-from safelight.db import Instant, Tx, db_now
+from safelight.db import Tx, db_now
 from safelight.errors import SafelightError
-from safelight.jobs import availability, events
+from safelight.jobs import availability, events, step
 from safelight.jobs.availability import BreakerPolicy, Verdict
 from safelight.jobs.events import JobEvent
-from safelight.jobs.job import RELEASED, Job, Outcome, Status, attempts, idempotency_keys, jobs
+from safelight.jobs.job import Job, Outcome, attempts, idempotency_keys, jobs
 from safelight.jobs.settlement import Cancelled, Completed, Defer, Failed, HandBack, Settlement, TryAgain
 
 ISOLATED = "isolated"
@@ -116,142 +111,6 @@ class Announcer(Protocol):
 OnSettled = Callable[[Tx, Job], None]
 
 
-# --- statements -------------------------------------------------------------------------------------------------------
-# Built once: the shape of a statement costs more than running it.
-
-_BY_THE_CLOCK: Mapping[str, Any] = {
-    "run_at": func.coalesce(bindparam("run_at_or_now", type_=Instant), db_now()),
-    "start_deadline_at": db_now(bindparam("start_within", type_=Float)),
-    "hinted_at": db_now(bindparam("hint_moved", type_=Float)),  # NULL seconds give NULL
-    "created_at": db_now(),
-    "updated_at": db_now(),
-}
-_INSERT = insert(jobs).values(_BY_THE_CLOCK).returning(jobs.c.id, *(jobs.c[name] for name in _BY_THE_CLOCK))
-_BLANK: Mapping[str, Any] = dict.fromkeys(jobs.c.keys())
-_FRESH: Mapping[str, Any] = {
-    "status": "pending",
-    "stage": "queued",
-    "message": "Waiting to start",
-    "attempt": 0,
-    "retry_count": 0,
-    "crash_count": 0,
-    "version": 1,
-}
-
-
-def _move(*, to: Status, **values: Any) -> Update:
-    """The frame of every step: whoever calls adds the WHERE that says from where."""
-    changes: dict[str, Any] = {"status": to, "version": jobs.c.version + 1, "updated_at": db_now(), **values}
-    if to != "processing":
-        changes |= {"lease_until": null(), "deadline_at": null(), "hinted_at": null(), "hint_count": 0}
-    if to not in ("pending", "processing"):
-        changes |= {"finished_at": db_now(), "blocked_reason": null(), "blocked_until": null()}
-    return update(jobs).values(changes).returning(*jobs.c)
-
-
-_OURS = and_(
-    jobs.c.id == bindparam("b_id"), jobs.c.attempt == bindparam("b_attempt"), jobs.c.status == bindparam("b_status")
-)
-_CLAIM = _move(
-    to="processing",
-    attempt=jobs.c.attempt + 1,
-    worker_id=bindparam("b_worker"),
-    lease_until=db_now(bindparam("b_lease", type_=Float)),
-    deadline_at=db_now(jobs.c.hard_limit_seconds),
-    started_at=db_now(),
-    stage="starting",
-    message="Starting",
-    progress=0,
-    blocked_reason=null(),
-    blocked_until=null(),
-    error=null(),
-    hinted_at=null(),
-    hint_count=0,
-).where(
-    jobs.c.id == bindparam("b_id"),
-    jobs.c.status == "pending",
-    jobs.c.queue == bindparam("b_queue"),
-    jobs.c.hinted_at.is_not(None),  # only what dispatch released: old hints cannot get round a cap or a delay
-    ~availability.is_closed(),  # which may have come between
-)
-_WITHDRAW = (
-    update(jobs)
-    .where(jobs.c.id == bindparam("b_id"), RELEASED, jobs.c.queue == bindparam("b_queue"), availability.is_closed())
-    .values(hinted_at=None, hint_count=0)
-)
-_COMPLETE = _move(to="completed", stage="completed", message="Completed", progress=100, error=null()).where(_OURS)
-_FAIL = _move(
-    to="failed", stage="failed", message=bindparam("b_message"), error=bindparam("b_error", type_=jobs.c.error.type)
-).where(_OURS)
-_CANCEL = _move(to="cancelled", stage="cancelled", message="Cancelled").where(_OURS)
-_RETURN = _move(
-    to="pending",
-    stage="waiting",
-    message=bindparam("b_message"),
-    progress=null(),
-    error=bindparam("b_error", type_=jobs.c.error.type),
-    queue=bindparam("b_queue"),
-    run_at=func.coalesce(db_now(bindparam("b_after", type_=Float)), jobs.c.run_at),  # NULL: its place in the line
-    retry_count=jobs.c.retry_count + bindparam("b_retries"),
-    crash_count=jobs.c.crash_count + bindparam("b_crashes"),
-    # A provider's failure ends its job; after a lost worker or a failure of ours it is there to be adopted.
-    provider_job_id=case((bindparam("b_forget") > 0, null()), else_=jobs.c.provider_job_id),
-    submitting_at=case((bindparam("b_forget") > 0, null()), else_=jobs.c.submitting_at),
-).where(_OURS)
-_END_ATTEMPT = (
-    update(attempts)
-    .where(attempts.c.job_id == bindparam("b_id"), attempts.c.number == bindparam("b_attempt"))
-    .values(
-        finished_at=db_now(),
-        outcome=bindparam("b_outcome"),
-        error=bindparam("b_error", type_=attempts.c.error.type),
-        ended_version=bindparam("b_version"),
-    )
-)
-_BEGIN_ATTEMPT = insert(attempts).values(started_at=db_now())
-
-
-def _with_attempt_begun(claim: Update) -> Select[*tuple[Any, ...]]:
-    """PostgreSQL: the claim and its attempt's row in one statement; each is a round trip of its own elsewhere."""
-    moved = claim.cte("moved")
-    begun = {
-        "job_id": moved.c.id,
-        "number": moved.c.attempt,
-        "worker_id": bindparam("b_worker", type_=attempts.c.worker_id.type),
-        "worker_name": bindparam("b_worker_name"),
-        "queue": moved.c.queue,
-        "provider": moved.c.provider,
-        "provider_job_id": moved.c.provider_job_id,
-        "started_at": db_now(),
-        "started_version": moved.c.version,
-    }
-    return select(*moved.c).add_cte(insert(attempts).from_select(list(begun), select(*begun.values())).cte("begun"))
-
-
-def _with_attempt_ended(end: Update) -> Select[*tuple[Any, ...]]:
-    """PostgreSQL: the end and that of its attempt's row in one statement, and a success of its provider."""
-    moved = end.cte("moved")
-    ended = (
-        update(attempts)
-        .where(attempts.c.job_id == moved.c.id, attempts.c.number == moved.c.attempt)
-        .values(
-            finished_at=db_now(),
-            outcome=bindparam("b_outcome"),
-            error=bindparam("b_attempt_error", type_=attempts.c.error.type),
-            ended_version=moved.c.version,
-        )
-    )
-    settled = select(*moved.c).add_cte(ended.cte("ended"))
-    if end is not _COMPLETE:
-        return settled
-    worked = availability.CLOSE_BREAKER.where(availability.provider_states.c.provider.in_(select(moved.c.provider)))
-    return settled.add_cte(worked.cte("worked"))
-
-
-_CLAIM_AND_BEGIN = _with_attempt_begun(_CLAIM)
-_AND_END_ATTEMPT = {end: _with_attempt_ended(end) for end in (_COMPLETE, _FAIL, _CANCEL, _RETURN)}
-
-
 class Jobs:
     """The transactions on jobs. `on_settled` functions of other slices run inside the settling transaction."""
 
@@ -296,7 +155,7 @@ class Jobs:
             return {}
         rows: dict[str, dict[str, Any]] = {
             each.id: {
-                **_FRESH,
+                **step.FRESH,
                 **each.values,
                 "id": each.id,
                 "celery_task_id": each.id,
@@ -315,10 +174,10 @@ class Jobs:
             }
             for each in accepted
         ]
-        clocks = tx.execute(_INSERT, [row | moments for row, moments in zip(rows.values(), times, strict=True)])
+        clocks = tx.execute(step.INSERT, [row | moments for row, moments in zip(rows.values(), times, strict=True)])
         made: dict[str, Job] = {}
         for clock in clocks.mappings():
-            values: dict[str, Any] = {**_BLANK, **rows[clock["id"]], **clock}
+            values: dict[str, Any] = {**step.BLANK, **rows[clock["id"]], **clock}
             made[clock["id"]] = Job(**values)
         for each in accepted:
             if each.hint:
@@ -329,12 +188,12 @@ class Jobs:
     def cancel(self, tx: Tx, job_id: str, owner_id: str) -> Job | JobNotFound | JobDeleted | JobEnded:
         """End a pending job now; ask the worker of a processing one to stop. Cancelling twice changes nothing."""
         while True:
-            row = tx.execute(_CANCEL_PENDING, {"b_id": job_id, "b_owner": owner_id}).one_or_none()
+            row = tx.execute(step.CANCEL_PENDING, {"b_id": job_id, "b_owner": owner_id}).one_or_none()
             if row is not None:
                 job = Job.of(row)
                 self._settled(tx, job, ())
                 return job
-            row = tx.execute(_REQUEST_CANCEL, {"b_id": job_id, "b_owner": owner_id}).one_or_none()
+            row = tx.execute(step.REQUEST_CANCEL, {"b_id": job_id, "b_owner": owner_id}).one_or_none()
             if row is not None:
                 tx.on_commit(lambda: self._announcer.nudge(job_id))
                 return Job.of(row)
@@ -355,11 +214,11 @@ class Jobs:
         """Take a released job for a worker; None if there is nothing to take (a doubled or outdated hint)."""
         claim = {"b_id": job_id, "b_queue": queue, "b_worker": worker_id, "b_lease": lease_seconds}
         if tx.is_postgresql:
-            row = tx.execute(_CLAIM_AND_BEGIN, {**claim, "b_worker_name": worker_name}).one_or_none()
+            row = tx.execute(step.CLAIM_AND_BEGIN, {**claim, "b_worker_name": worker_name}).one_or_none()
         else:
-            row = tx.execute(_CLAIM, claim).one_or_none()
+            row = tx.execute(step.CLAIM, claim).one_or_none()
         if row is None:
-            tx.execute(_WITHDRAW, {"b_id": job_id, "b_queue": queue})  # this hint is used up, were it worth nothing
+            tx.execute(step.WITHDRAW, {"b_id": job_id, "b_queue": queue})  # this hint is used up, were it worth nothing
             return None
         job = Job.of(row)
         if not tx.is_postgresql:
@@ -373,7 +232,7 @@ class Jobs:
                 "provider_job_id": job.provider_job_id,
                 "started_version": job.version,
             }
-            tx.execute(_BEGIN_ATTEMPT, attempt)
+            tx.execute(step.BEGIN_ATTEMPT, attempt)
         tx.on_commit(lambda: self._announcer.event(events.of_state(job)))
         return job
 
@@ -383,12 +242,12 @@ class Jobs:
 
     def record_submitting(self, tx: Tx, job_id: str, attempt: int) -> bool:
         """Write down that money may be spent from here on. False: the job is no longer this attempt's."""
-        statement = update(jobs).where(_OURS).values(submitting_at=db_now())
+        statement = update(jobs).where(step.OURS).values(submitting_at=db_now())
         return tx.execute(statement, _ours(job_id, attempt)).rowcount == 1
 
     def record_accepted(self, tx: Tx, job_id: str, attempt: int, remote_id: str) -> bool:
         """Write down the provider's own id, for a later attempt to adopt. False as above."""
-        statement = update(jobs).where(_OURS).values(provider_job_id=remote_id, updated_at=db_now())
+        statement = update(jobs).where(step.OURS).values(provider_job_id=remote_id, updated_at=db_now())
         if tx.execute(statement, _ours(job_id, attempt)).rowcount != 1:
             return False
         tx.execute(
@@ -419,11 +278,11 @@ class Jobs:
                 return cancelled
         match settlement:
             case Completed(artifacts=made):
-                return self._end(tx, _COMPLETE, ours, "completed", None, made)
+                return self._end(tx, step.COMPLETE, ours, "completed", None, made)
             case Failed(error=error):
-                return self._end(tx, _FAIL, {**ours, **_because(error)}, "failed", error)
+                return self._end(tx, step.FAIL, {**ours, **_because(error)}, "failed", error)
             case Cancelled():
-                return self._end(tx, _CANCEL, ours, "cancelled", None)
+                return self._end(tx, step.CANCEL, ours, "cancelled", None)
             case TryAgain(error=error) if is_probe and _deferrals(tx, job) < MAX_DEFERRALS:
                 return self._give_back(tx, job, "deferred", error)  # it tried for all, and shall not pay for that
             case TryAgain():
@@ -494,7 +353,7 @@ class Jobs:
             "b_queue": queue or QUEUE_OF_KIND[job.kind],  # it outlived isolation, if it was there
             "b_forget": int(forget),
         }
-        return self._end(tx, _RETURN, {**_ours(job.id, job.attempt), **back}, outcome, error)
+        return self._end(tx, step.RETURN, {**_ours(job.id, job.attempt), **back}, outcome, error)
 
     # --- by dispatch, when nobody else is there to do it --------------------------------------------------------------
 
@@ -526,7 +385,7 @@ class Jobs:
             job = Job.of(row)
             error = job_error("start_deadline_exceeded", "The job could not start within the time given.", job, True)
             ours = {**_ours(job.id, job.attempt), "b_status": "pending", **_because(error)}
-            moved = tx.execute(_FAIL, ours).one_or_none()
+            moved = tx.execute(step.FAIL, ours).one_or_none()
             if moved is not None:
                 self._settled(tx, Job.of(moved), ())
                 failed.append(Job.of(moved))
@@ -548,19 +407,19 @@ class Jobs:
                 True,
             )
             tx.execute(update(jobs).where(jobs.c.id == job.id).values(crash_count=jobs.c.crash_count + 1))
-            return self._end(tx, _FAIL, {**_ours(job.id, job.attempt), **_because(error)}, "lost", error)
+            return self._end(tx, step.FAIL, {**_ours(job.id, job.attempt), **_because(error)}, "lost", error)
         return self._give_back(
             tx, job, "lost", error, after=0.0, queue=ISOLATED, crashes=int(crashed_alone), forget=False
         )
 
     def _fail(self, tx: Tx, job: Job, error: Mapping[str, Any]) -> Job | None:
-        return self._end(tx, _FAIL, {**_ours(job.id, job.attempt), **_because(error)}, "failed", error)
+        return self._end(tx, step.FAIL, {**_ours(job.id, job.attempt), **_because(error)}, "failed", error)
 
     def _end_if_cancel_requested(self, tx: Tx, job: Job, outcome: Outcome) -> Job | None:
         asked = select(jobs.c.cancel_requested_at).where(jobs.c.id == job.id)
         if tx.execute(asked).scalar_one_or_none() is None:
             return None
-        return self._end(tx, _CANCEL, _ours(job.id, job.attempt), outcome, None)
+        return self._end(tx, step.CANCEL, _ours(job.id, job.attempt), outcome, None)
 
     def _end(
         self,
@@ -575,7 +434,7 @@ class Jobs:
         attempt_error = dict(error) if error is not None else None
         if tx.is_postgresql:
             both = {**parameters, "b_outcome": outcome, "b_attempt_error": attempt_error}
-            row = tx.execute(_AND_END_ATTEMPT[statement], both).one_or_none()
+            row = tx.execute(step.AND_END_ATTEMPT[statement], both).one_or_none()
         else:
             row = tx.execute(statement, dict(parameters)).one_or_none()
         if row is None:
@@ -583,7 +442,7 @@ class Jobs:
         job = Job.of(row)
         if not tx.is_postgresql:
             ended = {"b_id": job.id, "b_attempt": job.attempt, "b_outcome": outcome}
-            tx.execute(_END_ATTEMPT, {**ended, "b_error": attempt_error, "b_version": job.version})
+            tx.execute(step.END_ATTEMPT, {**ended, "b_error": attempt_error, "b_version": job.version})
         if made:
             results.insert(tx, made)
         self._settled(tx, job, made)
@@ -593,17 +452,6 @@ class Jobs:
         for follow in self._on_settled:
             follow(tx, job)
         tx.on_commit(lambda: self._announcer.event(events.of_state(job, made)))
-
-
-_CANCEL_PENDING = _move(to="cancelled", stage="cancelled", message="Cancelled before it started").where(
-    jobs.c.id == bindparam("b_id"), jobs.c.owner_id == bindparam("b_owner"), jobs.c.status == "pending"
-)
-_REQUEST_CANCEL = (
-    update(jobs)
-    .where(jobs.c.id == bindparam("b_id"), jobs.c.owner_id == bindparam("b_owner"), jobs.c.status == "processing")
-    .values(cancel_requested_at=func.coalesce(jobs.c.cancel_requested_at, db_now()), updated_at=db_now())
-    .returning(*jobs.c)
-)
 
 
 def get(tx: Tx, job_id: str, owner_id: str) -> Job | None:
