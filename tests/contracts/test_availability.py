@@ -332,11 +332,8 @@ async def test_the_rate_lets_the_next_through_in_time(database: Database, valkey
         office.dispatcher._limiter = limiter
         jobs = [await office.submit() for _ in range(5)]
         assert await office.round() == [job.id for job in jobs[:4]]
-        released: list[str] = []
-        async with asyncio.timeout(2):
-            while not (released := await office.round()):
-                await asyncio.sleep(0.02)
-        assert released == [jobs[4].id]
+        await asyncio.sleep(0.3)  # one of four a second
+        assert await office.round() == [jobs[4].id]
         assert await office.reason(jobs[4]) is None
 
 

@@ -85,7 +85,7 @@ class GenerationRequest(Body):
 
     prompt: str = Field(min_length=1, max_length=4000, description="What to draw")
     negative_prompt: str | None = Field(None, max_length=4000)
-    provider: OpaqueId | Annotated[list[OpaqueId], Field(min_length=1, max_length=MAX_ROUTE)] | None = Field(
+    provider: str | list[str] | None = Field(
         None,
         description="A provider, a route of the installation, or a list of providers to try in turn. "
         "Default: the installation's `default_provider`",
@@ -119,6 +119,19 @@ class GenerationRequest(Body):
         Annotated[str, StringConstraints(min_length=1, max_length=100)],
         Annotated[str, StringConstraints(max_length=1000)],
     ] = Field({}, max_length=50, description="Your own notes, given back in every view")
+
+    @field_validator("provider", mode="before")
+    @classmethod
+    def names_of_providers(cls, value: Any) -> Any:
+        """One sentence for whatever is wrong, instead of one for each form it could have had."""
+        names: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(name, str) and 1 <= len(name) <= 200 and "\x00" not in name for name in names):
+            raise ValueError("must be the name of a provider or of a route, or a list of providers")
+        if value is not None and not 1 <= len(names) <= MAX_ROUTE:
+            raise ValueError(f"must name 1 to {MAX_ROUTE} providers")
+        if len(set(names)) < len(names):
+            raise ValueError("must name each provider once")
+        return value
 
     @field_validator("prompt")
     @classmethod
@@ -235,11 +248,8 @@ def new_job(
 
 
 def route_of(asked: str | list[str] | None, settings: Settings) -> list[str]:
-    """The providers to try, in order. Raises `Invalid`."""
+    """The providers to try, in order."""
     if isinstance(asked, list):
-        if len(set(asked)) < len(asked):
-            message = "A route names each provider once."
-            raise Invalid(message, errors=[FieldError("#/provider", message)])
         return asked
     name = asked or settings.default_provider
     return settings.routes.get(name, [name])

@@ -232,7 +232,14 @@ def move(tx: Tx, job: Job, place: int, code: str, reason: str, closures: Mapping
         closure = closures[stop["provider"]]
         skips.append(skip(stop["provider"], closure.code, closure.reason, now, job.retry_count))
     as_read = and_(jobs.c.id == job.id, jobs.c.version == job.version, jobs.c.provider == job.provider)
-    moved = {**route[place], "route": route[place + 1 :] or None, "skips": skips, "updated_at": db_now()}
+    moved = {
+        **route[place],
+        "route": route[place + 1 :] or None,
+        "skips": skips,
+        "blocked_reason": None,
+        "blocked_until": None,
+        "updated_at": db_now(),
+    }
     return tx.execute(update(jobs).where(as_read).values(moved)).rowcount == 1
 
 

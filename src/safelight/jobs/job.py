@@ -200,6 +200,7 @@ jobs = Table(
 )
 
 # States of a row in the words of the indexes' conditions, so that those can serve.
+PENDING: ColumnElement[bool] = literal_column("(jobs.status = 'pending')", Boolean())
 WAITING: ColumnElement[bool] = literal_column("(jobs.status = 'pending' AND jobs.hinted_at IS NULL)", Boolean())
 RELEASED: ColumnElement[bool] = literal_column("(jobs.status = 'pending' AND jobs.hinted_at IS NOT NULL)", Boolean())
 PROCESSING: ColumnElement[bool] = literal_column("(jobs.status = 'processing')", Boolean())

@@ -212,6 +212,8 @@ _EMPTY: dict[str, Any] = {
     "provider_job_id": None,
     "message": None,
     "error": None,
+    "route": None,
+    "skips": None,
     "keep_until": None,
 }
 

@@ -31,7 +31,7 @@ from safelight.errors import SafelightError
 from safelight.jobs import availability, events, step
 from safelight.jobs.availability import BreakerPolicy, Verdict
 from safelight.jobs.events import JobEvent
-from safelight.jobs.job import Job, Outcome, attempts, idempotency_keys, jobs
+from safelight.jobs.job import PENDING, Job, Outcome, attempts, idempotency_keys, jobs
 from safelight.jobs.settlement import Cancelled, Completed, Defer, Failed, HandBack, Settlement, TryAgain
 
 ISOLATED = "isolated"
@@ -486,7 +486,7 @@ def time_limit_error(job: Job) -> dict[str, Any]:
 def is_unstarted() -> ColumnElement[bool]:
     """Past the time given for its start; an attempt that its provider turned away was none."""
     tried = exists().where(attempts.c.job_id == jobs.c.id, attempts.c.outcome.is_distinct_from("deferred"))
-    return and_(jobs.c.status == "pending", jobs.c.start_deadline_at < db_now(), ~tried)
+    return and_(PENDING, jobs.c.start_deadline_at < db_now(), ~tried)
 
 
 def _deferrals(tx: Tx, job: Job) -> int:
