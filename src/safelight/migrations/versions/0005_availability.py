@@ -1,5 +1,7 @@
 """Availability: pauses and breakers of providers, routes of jobs, and one index for all that waits"""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -61,5 +63,5 @@ def downgrade() -> None:
     op.drop_table("provider_states")
 
 
-def _partial(name: str, columns: tuple[object, ...], where: str) -> None:
+def _partial(name: str, columns: tuple[Any, ...], where: str) -> None:
     op.create_index(name, "jobs", list(columns), sqlite_where=sa.text(where), postgresql_where=sa.text(where))
