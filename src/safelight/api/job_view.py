@@ -368,11 +368,10 @@ class Estimator:
         closure = self._dispatcher.closures.get(job.provider)
         if run is None or load is None or load.slots == 0:
             return None
-        begins = job.run_at
-        if closure is not None and closure.until is not None:
-            begins = max(begins, closure.until)
-        elif closure is not None or job.blocked_reason in WITHOUT_END:
+        until = job.blocked_until if closure is None else closure.until
+        if until is None and (closure is not None or job.blocked_reason in WITHOUT_END):
             return None
+        begins = job.run_at if until is None else max(job.run_at, until)
         delay = max(0.0, (begins - datetime.now(UTC)).total_seconds())
         before = max(0, load.waiting + load.hinted - 1)
         free = load.slots - load.running

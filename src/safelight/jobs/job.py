@@ -199,12 +199,13 @@ jobs = Table(
     Column("blocked_until", Instant),  # if `blocked_reason` has an end that is known
 )
 
-# States of a row in the words of the indexes' conditions, so that those can serve.
-PENDING: ColumnElement[bool] = literal_column("(jobs.status = 'pending')", Boolean())
-WAITING: ColumnElement[bool] = literal_column("(jobs.status = 'pending' AND jobs.hinted_at IS NULL)", Boolean())
-RELEASED: ColumnElement[bool] = literal_column("(jobs.status = 'pending' AND jobs.hinted_at IS NOT NULL)", Boolean())
-PROCESSING: ColumnElement[bool] = literal_column("(jobs.status = 'processing')", Boolean())
-COMPLETED: ColumnElement[bool] = literal_column("(jobs.status = 'completed')", Boolean())
+# States of a row in the words of the indexes' conditions, so that those can serve. Without the type Boolean, or SQLite
+# would be asked to compare them with 1.
+PENDING: ColumnElement[Any] = literal_column("(jobs.status = 'pending')")
+WAITING: ColumnElement[Any] = literal_column("(jobs.status = 'pending' AND jobs.hinted_at IS NULL)")
+RELEASED: ColumnElement[Any] = literal_column("(jobs.status = 'pending' AND jobs.hinted_at IS NOT NULL)")
+PROCESSING: ColumnElement[Any] = literal_column("(jobs.status = 'processing')")
+COMPLETED: ColumnElement[Any] = literal_column("(jobs.status = 'completed')")
 
 _waiting = text("status = 'pending' AND hinted_at IS NULL")
 _released = text("status = 'pending' AND hinted_at IS NOT NULL")

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, Select, Subquery, and_, case, func, literal, null, or_, select, update
+from sqlalchemy import ColumnElement, Select, Subquery, and_, case, func, literal, null, or_, select, union_all, update
 
 from safelight.db import Instant, Tx, db_now
 from safelight.jobs import availability
@@ -50,13 +50,16 @@ class Gates:
 
     def __init__(
         self,
-        caps: Caps,
         closures: Mapping[str, Closure],
         free: dict[str, int],
         why: dict[str, str],
         unprobed: set[str],
+        *,
+        owner_cap: int | None,
+        has_owner_caps: bool,
     ) -> None:
-        self.owner_cap = caps.owner
+        self.owner_cap = owner_cap
+        self.has_owner_caps = has_owner_caps  # everybody's or a job's own; else what runs of whom is not counted
         self.closures = closures
         self.free = free
         self.unprobed = unprobed  # half open, and nobody tries yet
@@ -105,7 +108,9 @@ def open_gates(
         narrow(provider, 1, "breaker_open")
     for provider in closures:
         free[provider] = 0
-    return Gates(caps, closures, free, why, unprobed)
+    limited = select(jobs.c.id).where(WAITING, jobs.c.owner_limit.is_not(None)).limit(1)
+    has_owner_caps = caps.owner is not None or tx.execute(limited).first() is not None
+    return Gates(closures, free, why, unprobed, owner_cap=caps.owner, has_owner_caps=has_owner_caps)
 
 
 def withdraw(tx: Tx, closures: Mapping[str, Closure]) -> None:
@@ -146,15 +151,9 @@ def _choose(tx: Tx, queue: str, room: int, gates: Gates) -> list[str]:
     chosen: list[str] = []
     started: dict[str, int] = {}  # by owner
     full: set[str] = set()
-    has_caps = gates.owner_cap is not None
-    look = 0
-    while len(chosen) < room and look < MAX_LOOKS:
-        look += 1
+    for _ in range(MAX_LOOKS):
         wanted = max(MIN_LOOK, room - len(chosen))
-        line = tx.execute(_line(queue, gates, full, chosen, has_caps=has_caps).limit(wanted)).all()
-        if not has_caps and any(row.owner_limit is not None for row in line):
-            has_caps = True  # a tier's: only now is it worth counting what runs of each owner
-            continue
+        line = tx.execute(_line(queue, gates, full, chosen).limit(wanted)).all()
         for row in line:
             if len(chosen) == room:
                 break
@@ -164,21 +163,19 @@ def _choose(tx: Tx, queue: str, room: int, gates: Gates) -> list[str]:
             elif gates.pass_one(row.provider):
                 started[row.owner_id] = count + 1
                 chosen.append(row.id)
-        if len(line) < wanted:
+        if len(line) < wanted or len(chosen) == room:
             break
     return chosen
 
 
-def _line(
-    queue: str, gates: Gates, full: set[str], chosen: Sequence[str], *, has_caps: bool
-) -> Select[*tuple[Any, ...]]:
+def _line(queue: str, gates: Gates, full: set[str], chosen: Sequence[str]) -> Select[*tuple[Any, ...]]:
     """The due jobs of a queue that nothing holds back, first to last."""
-    columns = (jobs.c.id, jobs.c.owner_id, jobs.c.provider, jobs.c.owner_limit)
+    columns = (jobs.c.id, jobs.c.owner_id, jobs.c.provider)
     due = [WAITING, jobs.c.queue == queue, jobs.c.run_at <= db_now()]
     for column, left_out in ((jobs.c.provider, gates.shut), (jobs.c.owner_id, full), (jobs.c.id, chosen)):
         if left_out:
             due.append(column.not_in(list(left_out)))
-    if has_caps:
+    if gates.has_owner_caps:
         taken = _taken(jobs.c.owner_id)
         free = _free_of_owner(gates.owner_cap, taken)
         line = select(*columns, free.label("free_of_owner")).select_from(
@@ -230,7 +227,7 @@ def explain_waiting(tx: Tx, served: Sequence[str], gates: Gates) -> bool:
             ends.append((provider_is[provider], literal(until, Instant)))
     waiting = jobs
     due = and_(WAITING, jobs.c.run_at <= db_now(), jobs.c.queue.in_(served))
-    if gates.owner_cap is not None or _has_owner_limits(tx, due):
+    if gates.has_owner_caps:
         taken = _taken(jobs.c.owner_id)
         waiting = jobs.outerjoin(taken, taken.c.holder == jobs.c.owner_id)
         reasons.append((_free_of_owner(gates.owner_cap, taken) <= 0, "owner_limit"))
@@ -253,10 +250,6 @@ def explain_waiting(tx: Tx, served: Sequence[str], gates: Gates) -> bool:
             changed = {"blocked_reason": why, "blocked_until": end, "updated_at": db_now()}
             tx.execute(update(jobs).where(some, due).values(changed))
     return sum(map(len, groups.values())) == EXPLAINED
-
-
-def _has_owner_limits(tx: Tx, due: ColumnElement[bool]) -> bool:
-    return tx.execute(select(jobs.c.id).where(due, jobs.c.owner_limit.is_not(None)).limit(1)).first() is not None
 
 
 def misexplained(served: Sequence[str]) -> list[Select[str]]:
@@ -292,8 +285,9 @@ def stale_hint(rehint_seconds: float) -> ColumnElement[bool]:
 
 def _taken(column: ColumnElement[Any]) -> Subquery:
     """How many jobs run or are released, by a column: `holder`, `count`."""
-    busy = or_(PROCESSING, RELEASED)
-    return select(column.label("holder"), func.count().label("count")).where(busy).group_by(column).subquery()
+    # Two looks along two small indexes: with OR, SQLite would walk through the whole table.
+    busy = union_all(*(select(column.label("holder")).where(state) for state in (PROCESSING, RELEASED))).subquery()
+    return select(busy.c.holder, func.count().label("count")).group_by(busy.c.holder).subquery()
 
 
 def _free_of_owner(cap: int | None, taken: Subquery) -> ColumnElement[Any]:
