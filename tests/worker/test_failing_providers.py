@@ -1,4 +1,4 @@
-"""What the runner makes of a provider's errors: which are the provider's fault, which are worth another try or place."""
+"""What the runner makes of the errors of providers: whose fault they are, and what is worth another try or place."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from io import BytesIO
