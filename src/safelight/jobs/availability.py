@@ -12,7 +12,21 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Column, ColumnElement, Integer, String, Table, Text, and_, case, exists, or_, select, update
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Integer,
+    String,
+    Table,
+    Text,
+    and_,
+    bindparam,
+    case,
+    exists,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from safelight.db import Instant, RowId, Tx, db_now, metadata
@@ -137,11 +151,12 @@ CLOSE_BREAKER = (
     .where(_HAS_FAILED)
     .values(breaker="closed", failures=0, opened_at=None, retry_at=None, probe_job_id=None, updated_at=db_now())
 )
+_CLOSE_ITS_BREAKER = CLOSE_BREAKER.where(_states.provider == bindparam("b_provider"))
 
 
 def worked(tx: Tx, provider: str) -> None:
     """It answered as it should."""
-    tx.execute(CLOSE_BREAKER.where(_states.provider == provider))
+    tx.execute(_CLOSE_ITS_BREAKER, {"b_provider": provider})
 
 
 def failed(tx: Tx, job: Job, policy: BreakerPolicy) -> None:
