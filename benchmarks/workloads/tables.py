@@ -12,8 +12,9 @@ from benchmarks.systems.client import new_null_job
 from benchmarks.workloads.requests import seem_to_have_workers
 from safelight.db import Database, Tx, new_id
 from safelight.jobs import Caps, Filter, Job, JobEvent, Jobs, Submitted, find, with_artifacts
-from safelight.jobs.dispatch import read_pulse, release
+from safelight.jobs.dispatch import read_pulse
 from safelight.jobs.lookup import run_seconds
+from safelight.jobs.waiting import open_gates, release
 
 NAME = "tables"
 OWNER = "local"
@@ -121,4 +122,4 @@ def _work(database: Database, size: int, now_ms: int) -> dict[str, Timed]:
 
 
 def _release_one(tx: Tx) -> None:
-    release(tx, "image_generation", 1, Caps())
+    release(tx, "image_generation", 1, open_gates(tx, Caps()))

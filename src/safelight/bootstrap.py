@@ -12,8 +12,8 @@ from safelight.accounts import LOCAL_OWNER, Doorkeeper, Tokens, purge_sessions, 
 from safelight.artifacts import ArtifactStore, Links, load_signing_key
 from safelight.config import Settings
 from safelight.db import Database, Tx, new_id
-from safelight.jobs import Caps, Dispatcher, Job, JobEvent, Jobs, Retention, RetentionDays, keep_for
-from safelight.limits import Limiter
+from safelight.jobs import BreakerPolicy, Caps, Dispatcher, Job, JobEvent, Jobs, Retention, RetentionDays, keep_for
+from safelight.limits import Limiter, Policy
 from safelight.providers.base import Provider, ProviderError
 from safelight.providers.registry import Registry
 from safelight.queue import HintQueue
@@ -124,7 +124,12 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
     storage = open_storage(settings)
     announcements = _Announcements(stream, hints)
     retention_days_of = _retention_days(settings)
-    jobs = Jobs(announcements, on_settled=[keep_for(retention_days_of)])
+    jobs = Jobs(
+        announcements,
+        on_settled=[keep_for(retention_days_of)],
+        breaker=BreakerPolicy(settings.breaker_failures, settings.breaker_seconds),
+        pause_seconds=settings.retry_seconds,
+    )
     pictures = ThreadPoolExecutor(PICTURE_THREADS, thread_name_prefix="pictures")
     artifacts = ArtifactStore(storage, pictures)
     links = open_links(settings, storage)
@@ -141,16 +146,18 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
         await retention.tidy()
 
     process_id = new_id()
+    limiter = Limiter(valkey, settings.redis_ns)
     dispatcher = Dispatcher(
         database,
         jobs,
         holder=process_id,
         hint=announcements.hint,
         can_hint=lambda: hints.is_connected,
-        caps=Caps(settings.provider_limits, settings.owner_limit),
+        caps=Caps(settings.provider_limits, settings.owner_limit, _rates(settings)),
         beat_seconds=settings.beat_seconds,
         rehint_seconds=settings.rehint_seconds,
         housekeeping=tidy,
+        limiter=limiter,
     )
     providers = Registry(bool(settings.mock_mode), settings.default_provider, _own_providers(settings))
     await valkey.start()
@@ -169,7 +176,7 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
             retention=retention,
             dispatcher=dispatcher,
             doorkeeper=doorkeeper,
-            limiter=Limiter(valkey, settings.redis_ns),
+            limiter=limiter,
             process_id=process_id,
         )
     finally:
@@ -178,6 +185,10 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
         await valkey.close()
         pictures.shutdown(wait=False, cancel_futures=True)
         database.close()
+
+
+def _rates(settings: Settings) -> dict[str, Policy]:
+    return {name: Policy("provider", rate.jobs, rate.seconds) for name, rate in settings.provider_rates.items()}
 
 
 def open_storage(settings: Settings) -> Storage:

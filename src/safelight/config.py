@@ -5,7 +5,7 @@ every value can be set on its own. `AI_MOCK_MODE` is read without the prefix.
 """
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, model_validator
@@ -26,6 +26,26 @@ class Tier(BaseModel):
     jobs_at_once: int | None = Field(None, ge=1)  # more wait, with the reason `owner_limit`
     submits_per_minute: int | None = Field(None, ge=1)  # more are refused with 429
     retention_days: int | None = Field(None, ge=1)
+
+
+class Rate(BaseModel):
+    """So many in so many seconds. Written as a number (a minute) or as `jobs/seconds`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    jobs: int = Field(ge=1)
+    seconds: int = Field(60, ge=1, le=86400)
+
+    @model_validator(mode="before")
+    @classmethod
+    def read(cls, value: Any) -> Any:
+        """`60`, `"60"` or `"5/10"`."""
+        if isinstance(value, int):
+            return {"jobs": value}
+        if isinstance(value, str):
+            jobs, _, seconds = value.partition("/")
+            return {"jobs": jobs, "seconds": seconds or 60}
+        return value
 
 
 class Settings(BaseSettings):
@@ -68,7 +88,11 @@ class Settings(BaseSettings):
     default_tier: str = "free"
 
     default_provider: str = "mock"
+    routes: dict[str, list[str]] = {}  # names for lists of providers to try in turn
     provider_limits: dict[str, int] = {}  # jobs at once per provider, counted from processing rows
+    provider_rates: dict[str, Rate] = {}  # jobs started per provider: 60 (a minute) or "5/10" (in 10 s)
+    breaker_failures: int = Field(5, ge=0)  # in a row, after which a provider is left alone; 0: never
+    breaker_seconds: float = Field(15, gt=0)  # until it is tried again
     owner_limit: int | None = None  # jobs at once per owner
 
     retention_days: int | None = Field(None, ge=0)  # how long ended jobs and pictures are kept; None: for ever
@@ -113,6 +137,9 @@ class Settings(BaseSettings):
         if self.lease_seconds < 3 * self.beat_seconds:
             raise ValueError("lease_seconds must be at least three times beat_seconds")
         self._check_accounts()
+        for name, providers in self.routes.items():
+            if not providers or len(set(providers)) < len(providers):
+                raise ValueError(f"routes: {name} must name one or more providers, each once")
         return self
 
     def _check_accounts(self) -> None:

@@ -17,10 +17,11 @@ from safelight.valkey import Script, Valkey
 PATIENCE_SECONDS = 0.25  # beyond this the answer of Redis is not waited for
 MAX_LOCAL = 10_000
 
-# KEYS: the bucket. ARGV: quota, window in seconds. Returns whether a token was there, and 1000 times how many are left.
+# KEYS: the bucket. ARGV: quota, window in seconds, how many are wanted. Returns how many were taken, and 1000 times how
+# many are left.
 TAKE = Script(
     """
-local quota, window = tonumber(ARGV[1]), tonumber(ARGV[2])
+local quota, window, wanted = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
 local known = redis.call('HMGET', KEYS[1], 'tokens', 'at')
@@ -28,10 +29,8 @@ local tokens = quota
 if known[1] then
   tokens = math.min(quota, tonumber(known[1]) + math.max(0, now - tonumber(known[2])) * quota / window)
 end
-local taken = 0
-if tokens >= 1 then
-  tokens, taken = tokens - 1, 1
-end
+local taken = math.min(wanted, math.floor(tokens))
+tokens = tokens - taken
 redis.call('HSET', KEYS[1], 'tokens', string.format('%.6f', tokens), 'at', string.format('%.6f', now))
 redis.call('EXPIRE', KEYS[1], math.ceil(window) + 1)
 return {taken, math.floor(tokens * 1000)}
@@ -83,25 +82,25 @@ class Limiter:
         self._ns = namespace
         self._local: OrderedDict[tuple[Policy, str], tuple[float, float]] = OrderedDict()  # tokens, at (monotonic)
 
-    async def take(self, policy: Policy, holder: str) -> Verdict:
-        """Take one token of the holder's bucket, if one is there. Never fails, and hardly ever waits."""
+    async def take(self, policy: Policy, holder: str, count: int = 1) -> Verdict:
+        """Take so many tokens of the holder's bucket, or as many as are there. Never fails, and hardly ever waits."""
         key = f"{self._ns}:limit:{policy.name}:{holder}"
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
-                taken, thousandths = await self._valkey.eval(TAKE, [key], [policy.quota, policy.window_seconds])
+                arguments = [policy.quota, policy.window_seconds, count]
+                taken, thousandths = await self._valkey.eval(TAKE, [key], arguments)
         except (TimeoutError, SafelightError):
-            return self._take_here(policy, holder)
-        return Verdict(policy, bool(taken), thousandths / 1000)
+            return self._take_here(policy, holder, count)
+        return Verdict(policy, taken == count, thousandths / 1000)
 
-    def _take_here(self, policy: Policy, holder: str) -> Verdict:
+    def _take_here(self, policy: Policy, holder: str, count: int) -> Verdict:
         now = time.monotonic()
         tokens, at = self._local.get((policy, holder), (float(policy.quota), now))
         tokens = min(policy.quota, tokens + (now - at) * policy.quota / policy.window_seconds)
-        is_allowed = tokens >= 1
-        if is_allowed:
-            tokens -= 1
+        taken = min(count, math.floor(tokens))
+        tokens -= taken
         self._local[policy, holder] = (tokens, now)
         self._local.move_to_end((policy, holder))
         if len(self._local) > MAX_LOCAL:
             self._local.popitem(last=False)
-        return Verdict(policy, is_allowed, tokens)
+        return Verdict(policy, taken == count, tokens)

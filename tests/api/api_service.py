@@ -28,6 +28,7 @@ from safelight.api.app import create_app
 from safelight.api.health import ReadyView
 from safelight.api.job_view import ArtifactView, AttemptList, JobList, JobView
 from safelight.api.problems import Problem
+from safelight.api.providers import ProviderList, ProviderView
 from safelight.config import Settings
 from safelight.queue import DEFAULT, IMAGE_GENERATION, ISOLATED, LOCAL
 from safelight.worker.engine import Engine
@@ -65,6 +66,7 @@ def settings_for(folder: Path, valkey: ValkeyServer, database_url: str, **change
         "lease_seconds": 2,
         "rehint_seconds": 0.5,
         "retry_seconds": 0.05,
+        "breaker_failures": 0,  # scripted failures of one test are not to hold up the next
         "drain_seconds": 0.2,
         "log_format": "json",
     }
@@ -284,6 +286,8 @@ SHAPES: tuple[tuple[str, type[BaseModel]], ...] = (
     (rf"{JOBS}/[^/]+/attempts", AttemptList),
     (r"/api/v1/artifacts/[^/]+", ArtifactView),
     (r"(/api/v1)?/health/ready", ReadyView),
+    (r"/api/v1/providers", ProviderList),
+    (r"/api/v1/providers/[^/]+", ProviderView),
 )
 
 

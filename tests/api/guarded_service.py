@@ -26,6 +26,7 @@ METHODS = ("get", "post", "put", "patch", "delete")
 SAFE = ("get",)
 OPEN = {"/health/live", "/health/ready", "/api/v1/files/{token}"}
 SESSION, KEYS = "/api/v1/session", "/api/v1/keys"
+PROVIDERS = "/api/v1/providers"  # nobody's own
 ACCOUNTS: dict[str, Any] = {
     "auth": "required",
     "jwt_secret": SECRET,
@@ -121,7 +122,8 @@ def problem_of(response: httpx.Response, status: int) -> str:
 def filled(path: str, job_id: str, artifact_id: str, key_id: str) -> str:
     """A path with the ids of real things of Ada's."""
     item = artifact_id if "/artifacts/" in path else key_id if path.startswith(KEYS) else job_id
-    return path.replace("{id}", item).replace("{name}", "none").replace("{width}", "256")
+    name = "mock" if path.startswith(PROVIDERS) else "none"
+    return path.replace("{id}", item).replace("{name}", name).replace("{width}", "256")
 
 
 def send(client: httpx.Client, method: str, path: str) -> httpx.Response:

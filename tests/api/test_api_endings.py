@@ -43,9 +43,9 @@ def test_retries_come_to_an_end(service: Service) -> None:
 def test_a_providers_own_delay_wins(make_service: Callable[..., Service]) -> None:
     service = make_service(retry_seconds=30)
     job = service.make(mock={"rate_limit": {"times": 1, "retry_after": 0.5}})
-    assert (job["status"], job["retry_count"]) == ("completed", 1)
+    assert (job["status"], job["retry_count"]) == ("completed", 0)
     first, second = service.attempts(job["id"])
-    assert first["error"]["code"] == "rate_limited"
+    assert (first["error"]["code"], first["outcome"]) == ("rate_limited", "deferred")
     waited = datetime.fromisoformat(second["started_at"]) - datetime.fromisoformat(first["finished_at"])
     assert timedelta(seconds=0.49) <= waited < timedelta(seconds=5)
 

@@ -100,6 +100,8 @@ RICH: dict[str, Any] = {
     "character_id": "x",
     "metadata": {"user": "42"},
     "request_id": "r-1",
+    "route": [{"provider": "other", "prompt": "a secret"}],
+    "skips": [{"provider": "first", "code": "x", "reason": "y", "at": "z", "retry_count": 0}],
 }
 
 

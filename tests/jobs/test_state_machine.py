@@ -7,6 +7,7 @@ examples each time, that also shortens the steps of what it finds.
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -36,30 +37,40 @@ from safelight.artifacts import artifacts
 from safelight.db import Database, Tx, db_now
 from safelight.jobs import (
     Beat,
+    BreakerPolicy,
     Cancelled,
     Caps,
+    Defer,
     HandBack,
     Job,
     JobEnded,
     Jobs,
+    ProviderState,
     Settlement,
     Submitted,
     attempts_of,
+    availability,
     beat,
+    read_states,
     register_worker,
 )
-from safelight.jobs.dispatch import explain_waiting, rehint, release
+from safelight.jobs.availability import provider_states
 from safelight.jobs.job import TRANSITIONS, attempts, jobs, workers
 from safelight.jobs.service import ISOLATED, MAX_CRASHES
+from safelight.jobs.waiting import explain_waiting, open_gates, rehint, release, withdraw
 
 EXAMPLES = int(os.environ.get("SAFELIGHT_EXAMPLES", "0"))
 QUEUES = (QUEUE, ISOLATED)
+PROVIDERS = ("mock", "other")
+BREAKER = BreakerPolicy(failures=2, cooldown_seconds=60.0)
 ENDS: dict[str, Callable[[Job], Settlement]] = {
     "completed": completed,
     "failed": failed,
     "cancelled": lambda job: Cancelled(),
     "retry now": try_again,
     "retry later": lambda job: try_again(job, 3600.0),
+    "move on": lambda job: replace(try_again(job), may_move=True),
+    "defer": lambda job: Defer(try_again(job).error, 60.0),
     "hand back": lambda job: HandBack(),
 }
 BACK = ("retry now", "hand back")
@@ -76,7 +87,7 @@ class Lives(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.tape = Tape()
-        self.jobs = Jobs(self.tape)
+        self.jobs = Jobs(self.tape, breaker=BREAKER)
         self.rows: dict[str, Job] = {}  # as they stood after the last rule
         self.waiting_for_time: set[str] = set()
         self.write(self._empty)
@@ -84,20 +95,25 @@ class Lives(RuleBasedStateMachine):
     # --- steps --------------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: sum(not row.is_terminal for row in self.rows.values()) < 2)
-    @rule(target=ids, hint=st.booleans())
-    def submit(self, hint: bool) -> str:
-        [accepted] = self.write(self.jobs.submit, [new_job(hint=hint)])
+    @rule(target=ids, hint=st.booleans(), retries=st.sampled_from([1, 3]), has_route=st.booleans())
+    def submit(self, hint: bool, retries: int, has_route: bool) -> str:
+        route = [{"provider": "other"}] if has_route else None
+        [accepted] = self.write(self.jobs.submit, [new_job(hint=hint, max_retries=retries, route=route)])
         assert isinstance(accepted, Submitted)
         return accepted.job.id
 
     @rule(room=st.integers(1, 3), queue=st.sampled_from(QUEUES), cap=st.sampled_from([None, 1, 2]))
     def dispatch(self, room: int, queue: str, cap: int | None) -> None:
-        released = self.write(release, queue, room, Caps(owner=cap))
+        probing = {name for name, state in self.states().items() if state.breaker == "half_open" or state.is_due}
+        released = self.write(one_round, queue, room, Caps(owner=cap))
         assert len(released) <= room
         for job in released:
             before = self.rows[job.id]
             assert (before.status, before.queue, before.hinted_at) == ("pending", queue, None)
             assert job.id not in self.waiting_for_time
+            assert not self.is_closed_to(job)
+        for name in probing:
+            assert sum(job.provider == name for job in released) <= 1
         if cap is not None:
             busy = [row for row in self.read_all().values() if row.status == "processing" or row.hinted_at is not None]
             assert len(busy) <= cap or not released
@@ -112,7 +128,13 @@ class Lives(RuleBasedStateMachine):
 
     @rule(served=st.lists(st.sampled_from(QUEUES), unique=True))
     def workers_come_and_go(self, served: list[str]) -> None:
-        self.write(explain_waiting, served, Caps())
+        self.write(lambda tx: explain_waiting(tx, served, open_gates(tx, Caps(), read_states(tx))))
+
+    @rule(provider=st.sampled_from(PROVIDERS))
+    def its_provider_may_be_tried_again(self, provider: str) -> None:
+        past = {"paused_until": db_now(-1.0), "retry_at": db_now(-1.0)}
+        states = provider_states
+        self.write(lambda tx: tx.execute(states.update().where(states.c.provider == provider).values(past)))
 
     @rule(job_id=ids)
     def its_time_comes(self, job_id: str) -> None:
@@ -124,8 +146,11 @@ class Lives(RuleBasedStateMachine):
     def hint_arrives(self, job_id: str, queue: str) -> Any:
         before = self.rows[job_id]
         job = self.write(self.jobs.claim, job_id, queue, WORKER, "io", LEASE_SECONDS)
+        is_open = not self.is_closed_to(before)
         may = before.status == "pending" and before.hinted_at is not None and before.queue == queue
-        assert (job is not None) == may
+        assert (job is not None) == (may and is_open)
+        if may and not is_open:
+            assert self.read_all()[job_id].hinted_at is None  # else it would wait for a hint that was used up
         if job is not None:
             assert job.attempt == before.attempt + 1
         return job or before  # a claim of what never ran is a stranger's: it must not be able to do anything
@@ -134,7 +159,7 @@ class Lives(RuleBasedStateMachine):
     def it_runs(self, job_id: str) -> Any:
         """The way a job usually takes, in one step."""
         before = self.rows[job_id]
-        if before.status != "pending":
+        if before.status != "pending" or self.is_closed_to(before):
             return before
         self.write(change_job, job_id, {"hinted_at": db_now(), "run_at": db_now(-1.0)})
         self.waiting_for_time.discard(job_id)
@@ -175,21 +200,34 @@ class Lives(RuleBasedStateMachine):
         if not current:
             self.nothing_changed(claim.id)
 
-    @rule(claim=claims, end=st.sampled_from([*ENDS, *BACK, *BACK]))
-    def settle(self, claim: Job, end: str) -> None:
+    @rule(claim=claims, end=st.sampled_from([*ENDS, *BACK, *BACK]), failed=st.booleans())
+    def settle(self, claim: Job, end: str, failed: bool) -> None:
         """By the attempt that runs, or late by one that did."""
         before, current = self.rows[claim.id], self.is_current(claim)
-        job = self.write(self.jobs.settle, claim, ENDS[end](claim))
+        state = self.states().get(before.provider)
+        retries = end in ("retry now", "retry later", "move on")
+        verdict = "failed" if failed and retries else "worked" if end == "completed" else None
+        is_probe = state is not None and (state.breaker, state.probe_job_id) == ("half_open", claim.id)
+        job = self.write(self.jobs.settle, claim, ENDS[end](claim), verdict)
         assert (job is not None) == current
         if job is None:
             self.nothing_changed(claim.id)
             return
         if before.cancel_requested_at is not None and end not in ("completed", "failed"):
             assert job.status == "cancelled"
+        elif retries and before.retries_here >= before.max_retries and not (is_probe and verdict == "failed"):
+            moves = end == "move on" and before.route is not None
+            assert (job.status, job.provider) == (("pending", "other") if moves else ("failed", before.provider))
         else:
             assert job.status == (end if end in ("completed", "failed", "cancelled") else "pending")
-        if end == "retry later" and job.status == "pending":
+        if end == "retry later" and job.retry_count > before.retry_count:
             self.waiting_for_time.add(job.id)
+        if end == "defer" and job.status == "pending":
+            assert self.is_closed_to(job)
+        if verdict == "failed" and is_probe:
+            assert self.states()[before.provider].breaker == "open"
+        if verdict == "worked":
+            assert state is None or self.states()[before.provider].breaker == "closed"
 
     @rule(job_id=ids)
     def cancel(self, job_id: str) -> None:
@@ -235,7 +273,9 @@ class Lives(RuleBasedStateMachine):
             return
         self.write(change_job, job_id, {"start_deadline_at": db_now(-1.0)})
         late = self.write(self.jobs.fail_unstarted)
-        assert [job.id for job in late] == ([job_id] if before.status == "pending" and before.attempt == 0 else [])
+        with self.transaction() as tx:
+            never_tried = all(attempt.outcome == "deferred" for attempt in attempts_of(tx, job_id))
+        assert [job.id for job in late] == ([job_id] if before.status == "pending" and never_tried else [])
 
     # --- what always holds --------------------------------------------------------------------------------------------
 
@@ -280,6 +320,18 @@ class Lives(RuleBasedStateMachine):
         row = self.rows[claim.id]
         return row.status == "processing" and row.attempt == claim.attempt
 
+    def states(self) -> dict[str, ProviderState]:
+        with self.transaction() as tx:
+            return {state.provider: state for state in read_states(tx)}
+
+    def is_closed_to(self, job: Job) -> bool:
+        state = self.states().get(job.provider)
+        if state is None:
+            return False
+        is_paused = state.paused_until is not None and state.paused_until > state.at
+        is_another = state.breaker == "half_open" and state.probe_job_id != job.id
+        return is_paused or state.breaker == "open" or is_another
+
     def nothing_changed(self, job_id: str) -> None:
         with self.transaction() as tx:
             assert look(tx, job_id) == self.rows[job_id]
@@ -303,9 +355,18 @@ class Lives(RuleBasedStateMachine):
             yield Tx(self.connection, [] if notes is None else notes)
 
     def _empty(self, tx: Tx) -> None:
-        for table in (jobs, attempts, artifacts, workers):
+        for table in (jobs, attempts, artifacts, workers, provider_states):
             tx.execute(table.delete())
         register_worker(tx, WORKER, "io", QUEUES, 10)
+
+
+def one_round(tx: Tx, queue: str, room: int, caps: Caps) -> list[Job]:
+    """What the dispatcher does about providers and releases."""
+    availability.half_open(tx)
+    closures = availability.closures_of(read_states(tx))
+    withdraw(tx, closures)
+    availability.leave_closed(tx, closures)
+    return release(tx, queue, room, open_gates(tx, caps, read_states(tx)))
 
 
 @pytest.fixture

@@ -141,6 +141,10 @@ class Client:
             partial.unlink(missing_ok=True)
         return target
 
+    def providers(self) -> list[dict[str, Any]]:
+        """Every provider: its health, limits and load, whether it is paused, and how long its jobs take."""
+        return self._call("GET", f"{API}/providers").json()["items"]
+
     def ready(self) -> dict[str, Any]:
         """The health of each part, as the server tells it. Answered once, without retries."""
         response = self._look(f"{API}/health/ready")

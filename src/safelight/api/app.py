@@ -13,10 +13,23 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
-from safelight.api import artifacts, authentication, events, files, health, jobs, keys, plain, problems, session
+from safelight.api import (
+    artifacts,
+    authentication,
+    events,
+    files,
+    health,
+    jobs,
+    keys,
+    plain,
+    problems,
+    providers,
+    session,
+)
 from safelight.api.authentication import Authentication
 from safelight.api.job_view import Estimator
 from safelight.api.problems import problem
+from safelight.api.providers import Survey
 from safelight.bootstrap import Safelight, open_safelight
 from safelight.config import Settings
 from safelight.db import new_id
@@ -39,6 +52,7 @@ def create_app(settings: Settings) -> FastAPI:
         async with open_safelight(settings) as safelight:
             app.state.safelight = safelight
             app.state.estimator = Estimator(safelight.database, safelight.dispatcher)
+            app.state.survey = Survey(safelight.providers, safelight.database)
             background = [
                 asyncio.create_task(safelight.dispatcher.run(), name="dispatch"),
                 asyncio.create_task(
@@ -67,7 +81,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     problems.install(app)
     authentication.describe(app)
-    for module in (jobs, events, artifacts, files, session, keys, health):
+    for module in (jobs, events, artifacts, files, session, keys, providers, health):
         app.include_router(module.router)
     plain.install(app)
     app.add_middleware(Authentication, has_accounts=settings.has_accounts)

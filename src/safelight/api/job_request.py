@@ -3,7 +3,6 @@
 import hashlib
 import random
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
@@ -13,9 +12,9 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 from safelight.config import Settings, Tier
 from safelight.db import new_id
 from safelight.errors import FieldError, Invalid
-from safelight.jobs import Job, NewJob
+from safelight.jobs import Closure, Job, NewJob, next_open, skip
 from safelight.providers.base import InvalidParameters, Limits, Lora, Parameters
-from safelight.providers.registry import Registry
+from safelight.providers.registry import Registry, UnknownProvider
 
 KIND = "image.generate"
 PAST_TOLERANCE = timedelta(seconds=5)
@@ -23,6 +22,7 @@ FURTHEST_START = timedelta(days=366)
 MAX_OPTIONS_BYTES = 64 * 1024
 MAX_SEED = 2**63 - 8  # the last of eight pictures has a seed higher by seven, which must fit into 64 bits
 RANDOM_SEEDS = 2**32
+MAX_ROUTE = 8
 
 Int = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -85,7 +85,12 @@ class GenerationRequest(Body):
 
     prompt: str = Field(min_length=1, max_length=4000, description="What to draw")
     negative_prompt: str | None = Field(None, max_length=4000)
-    provider: OpaqueId | None = Field(None, description="Default: the installation's `default_provider`")
+    provider: str | list[str] | None = Field(
+        None,
+        description="A provider, a route of the installation, or a list of providers to try in turn. "
+        "Default: the installation's `default_provider`",
+        examples=["mock", ["comfyui", "modelslab"]],
+    )
     model: Name | None = Field(None, description="A model of the provider; default: its first")
     checkpoint_model: Name | None = None
     lora_models: list[LoraRequest] = Field([], max_length=16)
@@ -114,6 +119,19 @@ class GenerationRequest(Body):
         Annotated[str, StringConstraints(min_length=1, max_length=100)],
         Annotated[str, StringConstraints(max_length=1000)],
     ] = Field({}, max_length=50, description="Your own notes, given back in every view")
+
+    @field_validator("provider", mode="before")
+    @classmethod
+    def names_of_providers(cls, value: Any) -> Any:
+        """One sentence for whatever is wrong, instead of one for each form it could have had."""
+        names: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(name, str) and 1 <= len(name) <= 200 and "\x00" not in name for name in names):
+            raise ValueError("must be the name of a provider or of a route, or a list of providers")
+        if value is not None and not 1 <= len(names) <= MAX_ROUTE:
+            raise ValueError(f"must name 1 to {MAX_ROUTE} providers")
+        if len(set(names)) < len(names):
+            raise ValueError("must name each provider once")
+        return value
 
     @field_validator("prompt")
     @classmethod
@@ -170,36 +188,39 @@ def new_job(
     tier: Tier | None = None,
     idempotency_key: str | None = None,
     origin_job_id: str | None = None,
+    closures: Mapping[str, Closure] | None = None,
 ) -> NewJob:
-    """The job a request asks for, checked by its provider, with every default filled in. Raises `Invalid`."""
-    try:
-        name, provider, mocked = providers.resolve(request.provider)
-        model = request.model or (tier.models.get(name) if tier is not None else None)
-        checked = provider.check(_parameters(request, model))
-    except InvalidParameters as error:
-        pointer = "#/" + error.field.replace(".", "/") if error.field else "#"
-        raise Invalid(error.message, errors=[FieldError(pointer, error.message)]) from None
-    if checked.seed is None:
-        checked = replace(checked, seed=random.randrange(RANDOM_SEEDS))
-    limits = provider.capabilities.limits or Limits(settings.soft_limit_seconds, settings.hard_limit_seconds)
-    soft, hard = limits.soft_seconds, limits.hard_seconds
-    if request.timeout_seconds is not None:
-        soft, hard = request.timeout_seconds, request.timeout_seconds + (hard - soft)
+    """The job a request asks for, checked by its providers, with every default filled in. Raises `Invalid`.
+
+    Each provider of a route is asked now; the first that takes the parameters and is not closed gets the job, and those
+    after it are its route.
+    """
+    names = route_of(request.provider, settings)
+    seed = random.randrange(RANDOM_SEEDS)  # the same wherever it is made
+    candidates: list[dict[str, Any]] = []
+    skips: list[dict[str, Any]] = []
+    refusals: list[InvalidParameters] = []
+    now = datetime.now(UTC)
+    for name in names:
+        try:
+            candidates.append(_as_taken_by(name, request, seed, providers=providers, settings=settings, tier=tier))
+        except UnknownProvider as error:
+            raise _invalid(error) from None
+        except InvalidParameters as error:
+            refusals.append(error)
+            skips.append(skip(name, error.code, error.message, now))
+    if not candidates:
+        raise _invalid(*refusals)
+    place = next_open(candidates, closures or {}) or 0
+    for passed in candidates[:place]:
+        closure = (closures or {})[passed["provider"]]
+        skips.append(skip(passed["provider"], closure.code, closure.reason, now))
     is_scene = any(value is not None for value in (request.scene_number, request.chapter_id, request.script_id))
     values: Mapping[str, Any] = {
-        "provider": name,
-        "mocked": mocked,
-        "prompt": checked.prompt,
-        "negative_prompt": checked.negative_prompt,
-        "model": checked.model,
-        "checkpoint_model": checked.checkpoint_model,
+        **candidates[place],
+        "route": candidates[place + 1 :] or None,
+        "skips": skips or None,
         "lora_models": [lora.model_dump() for lora in request.lora_models],
-        "width": checked.width,
-        "height": checked.height,
-        "batch_size": checked.batch_size,
-        "seed": checked.seed,
-        "sampler_params": dict(checked.sampler_params),
-        "provider_options": dict(checked.options),
         "image_type": request.image_type or ("scene" if is_scene else None),
         "project_id": request.project_id,
         "chapter_id": request.chapter_id,
@@ -208,8 +229,6 @@ def new_job(
         "character_id": request.character_id,
         "metadata": request.metadata,
         "priority": request.priority,
-        "soft_limit_seconds": soft,
-        "hard_limit_seconds": hard,
         "max_retries": settings.max_retries if request.max_retries is None else request.max_retries,
         "batch_id": None,
         "origin_job_id": origin_job_id,
@@ -226,6 +245,49 @@ def new_job(
         idempotency_key=idempotency_key,
         fingerprint=request.fingerprint(origin_job_id) if idempotency_key is not None else "",
     )
+
+
+def route_of(asked: str | list[str] | None, settings: Settings) -> list[str]:
+    """The providers to try, in order."""
+    if isinstance(asked, list):
+        return asked
+    name = asked or settings.default_provider
+    return settings.routes.get(name, [name])
+
+
+def _as_taken_by(
+    name: str, request: GenerationRequest, seed: int, *, providers: Registry, settings: Settings, tier: Tier | None
+) -> dict[str, Any]:
+    """The columns by which a provider would take this request; `seed` if none is given. Raises `InvalidParameters`."""
+    _, provider, mocked = providers.resolve(name)
+    model = request.model or (tier.models.get(name) if tier is not None else None)
+    checked = provider.check(_parameters(request, model))
+    limits = provider.capabilities.limits or Limits(settings.soft_limit_seconds, settings.hard_limit_seconds)
+    soft, hard = limits.soft_seconds, limits.hard_seconds
+    if request.timeout_seconds is not None:
+        soft, hard = request.timeout_seconds, request.timeout_seconds + (hard - soft)
+    return {
+        "provider": name,
+        "mocked": mocked,
+        "prompt": checked.prompt,
+        "negative_prompt": checked.negative_prompt,
+        "model": checked.model,
+        "checkpoint_model": checked.checkpoint_model,
+        "width": checked.width,
+        "height": checked.height,
+        "batch_size": checked.batch_size,
+        "seed": seed if checked.seed is None else checked.seed,
+        "sampler_params": dict(checked.sampler_params),
+        "provider_options": dict(checked.options),
+        "soft_limit_seconds": soft,
+        "hard_limit_seconds": hard,
+    }
+
+
+def _invalid(*refusals: InvalidParameters) -> Invalid:
+    """What each provider of a route has against a request."""
+    errors = [FieldError("#/" + each.field.replace(".", "/") if each.field else "#", each.message) for each in refusals]
+    return Invalid(" ".join(dict.fromkeys(each.message for each in refusals)), errors=errors)
 
 
 def _parameters(request: GenerationRequest, model: str | None) -> Parameters:
@@ -250,7 +312,7 @@ def request_of(job: Job) -> dict[str, Any]:
     return {
         "prompt": job.prompt,
         "negative_prompt": job.negative_prompt,
-        "provider": job.provider,
+        "provider": _asked_of(job),
         "model": job.model,
         "checkpoint_model": job.checkpoint_model,
         "lora_models": job.lora_models,
@@ -271,3 +333,10 @@ def request_of(job: Job) -> dict[str, Any]:
         "max_retries": job.max_retries,
         "metadata": job.metadata,
     }
+
+
+def _asked_of(job: Job) -> str | list[str]:
+    passed = [skip["provider"] for skip in job.skips or ()]
+    ahead = [stop["provider"] for stop in job.route or ()]
+    route = list(dict.fromkeys([*passed, job.provider, *ahead]))
+    return job.provider if len(route) == 1 else route

@@ -17,6 +17,7 @@ from safelight.jobs import Attempt, Dispatcher, Job, Status, describe_artifact, 
 PREFIX = "/api/v1/generation-jobs"
 LEARNT_FOR_SECONDS = 5.0
 MAX_LEARNT = 1000
+WITHOUT_END = ("no_worker", "owner_limit", "provider_limit", "rate_limited")  # nobody knows when others make room
 
 
 class ThumbnailView(BaseModel):
@@ -57,6 +58,17 @@ class EtaView(BaseModel):
     run_seconds: float | None
 
 
+class SkipView(BaseModel):
+    """A provider of the route that was passed over."""
+
+    provider: str = Field(examples=["comfyui"])
+    code: str = Field(
+        description="`provider_paused`, `breaker_open`, or the code of an error", examples=["breaker_open"]
+    )
+    reason: str
+    at: datetime
+
+
 class UrlsView(BaseModel):
     self: str
     events: str
@@ -75,11 +87,14 @@ EXAMPLE: dict[str, Any] = {
     "message": "Rendering...",
     "progress": 45,
     "blocked_reason": None,
+    "blocked_until": None,
     "task_id": "01970000-0000-7000-8000-000000000001",
     "celery_task_id": "01970000-0000-7000-8000-000000000001",
     "batch_id": None,
     "origin_job_id": None,
     "provider": "mock",
+    "route": [],
+    "skipped": [],
     "provider_job_id": "mock-7",
     "comfyui_prompt_id": None,
     "mocked": True,
@@ -138,11 +153,14 @@ class JobView(BaseModel):
     message: str | None = Field(description="The same for people")
     progress: int | None = Field(description="0-100, or null if unknown")
     blocked_reason: str | None = Field(description="Why a pending job cannot run, e.g. `no_worker`")
+    blocked_until: datetime | None = Field(description="When that ends, if it is known")
     task_id: str
     celery_task_id: str
     batch_id: str | None
     origin_job_id: str | None = Field(description="The job this one retries")
     provider: str
+    route: list[str] = Field(description="The providers still to try if this one cannot, in order")
+    skipped: list[SkipView] = Field(description="The providers passed over, and why")
     provider_job_id: str | None
     comfyui_prompt_id: str | None
     mocked: bool
@@ -206,7 +224,7 @@ class AttemptView(BaseModel):
     finished_at: datetime | None
     seconds: float | None
     outcome: str | None = Field(
-        description="completed, failed, cancelled, retry, handed_back, lost; null while it runs"
+        description="completed, failed, cancelled, retry, deferred, moved, handed_back, lost; null while it runs"
     )
     error: ErrorView | None
 
@@ -227,11 +245,14 @@ def view_of(job: Job, artifacts: Sequence[Artifact], eta: EtaView) -> dict[str, 
         "message": message_of(job),
         "progress": job.progress,
         "blocked_reason": job.blocked_reason,
+        "blocked_until": job.blocked_until,
         "task_id": job.celery_task_id,
         "celery_task_id": job.celery_task_id,
         "batch_id": job.batch_id,
         "origin_job_id": job.origin_job_id,
         "provider": job.provider,
+        "route": [stop["provider"] for stop in job.route or ()],
+        "skipped": [{name: skip[name] for name in ("provider", "code", "reason", "at")} for skip in job.skips or ()],
         "provider_job_id": job.provider_job_id,
         "comfyui_prompt_id": job.provider_job_id if job.provider == "comfyui" else None,
         "mocked": job.mocked,
@@ -344,9 +365,14 @@ class Estimator:
         if job.status == "processing":
             return 0.0
         load = self._dispatcher.loads.get(job.queue)
-        if run is None or load is None or load.slots == 0 or job.blocked_reason is not None:
+        closure = self._dispatcher.closures.get(job.provider)
+        if run is None or load is None or load.slots == 0:
             return None
-        delay = max(0.0, (job.run_at - datetime.now(UTC)).total_seconds())
+        until = job.blocked_until if closure is None else closure.until
+        if until is None and (closure is not None or job.blocked_reason in WITHOUT_END):
+            return None
+        begins = job.run_at if until is None else max(job.run_at, until)
+        delay = max(0.0, (begins - datetime.now(UTC)).total_seconds())
         before = max(0, load.waiting + load.hinted - 1)
         free = load.slots - load.running
         rounds = 0 if before < free else math.ceil((before - free + 1) / load.slots)

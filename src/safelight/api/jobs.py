@@ -108,6 +108,7 @@ async def submit(
         request_id=request.state.request_id,
         tier=tier_of(asker, world),
         idempotency_key=idempotency_key(key),
+        closures=world.dispatcher.closures,
     )
     return await _accept(request, world, asker, new, wait)
 
@@ -226,6 +227,7 @@ async def retry(
         tier=tier_of(asker, world),
         idempotency_key=idempotency_key(key),
         origin_job_id=job.id,
+        closures=world.dispatcher.closures,
     )
     return await _accept(request, world, asker, new, None)
 

@@ -1,18 +1,23 @@
 """The heart: jobs, their events, and who runs next."""
 
-from safelight.jobs.dispatch import Caps, Dispatcher, QueueLoad, read_loads
+from safelight.jobs.availability import BreakerPolicy, Closure, ProviderState, Verdict, next_open, read_states, skip
+from safelight.jobs.dispatch import Dispatcher, QueueLoad, read_loads
 from safelight.jobs.events import JobEvent, describe_artifact, message_of, snapshot
 from safelight.jobs.job import Attempt, Job, Status
 from safelight.jobs.lookup import (
     Filter,
     Page,
+    ProviderLoad,
+    RunTime,
     artifacts_of,
     attempts_of,
     find,
     history,
     kept_attempts,
     missed,
+    provider_loads,
     run_seconds,
+    run_times,
     with_artifacts,
 )
 from safelight.jobs.presence import Beat, Pulse, beat, is_held, register_worker, unregister_worker
@@ -27,23 +32,19 @@ from safelight.jobs.retention import (
 )
 from safelight.jobs.service import (
     QUEUE_OF_KIND,
-    Cancelled,
-    Completed,
-    Failed,
-    HandBack,
     IdempotencyKeyReused,
     JobDeleted,
     JobEnded,
     JobNotFound,
     Jobs,
     NewJob,
-    Settlement,
     Submitted,
-    TryAgain,
     get,
     job_error,
     time_limit_error,
 )
+from safelight.jobs.settlement import Cancelled, Completed, Defer, Failed, HandBack, Settlement, TryAgain
+from safelight.jobs.waiting import Caps
 
 __all__ = [
     "QUEUE_OF_KIND",
@@ -51,10 +52,13 @@ __all__ = [
     "ArtifactNotFound",
     "Attempt",
     "Beat",
+    "BreakerPolicy",
     "Cancelled",
     "Caps",
     "Cleaned",
+    "Closure",
     "Completed",
+    "Defer",
     "Dispatcher",
     "Failed",
     "Filter",
@@ -69,14 +73,18 @@ __all__ = [
     "Jobs",
     "NewJob",
     "Page",
+    "ProviderLoad",
+    "ProviderState",
     "Pulse",
     "QueueLoad",
     "Retention",
     "RetentionDays",
+    "RunTime",
     "Settlement",
     "Status",
     "Submitted",
     "TryAgain",
+    "Verdict",
     "artifacts_of",
     "attempts_of",
     "beat",
@@ -90,9 +98,14 @@ __all__ = [
     "kept_attempts",
     "message_of",
     "missed",
+    "next_open",
+    "provider_loads",
     "read_loads",
+    "read_states",
     "register_worker",
     "run_seconds",
+    "run_times",
+    "skip",
     "snapshot",
     "time_limit_error",
     "unregister_worker",

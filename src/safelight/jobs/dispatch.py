@@ -8,25 +8,38 @@ claimed, and recovers jobs whose worker died. All of it can be repeated or inter
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, Subquery, and_, case, delete, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Select, delete, func, or_, select, update
 
 from safelight.db import Database, Tx, db_now
 from safelight.errors import Unavailable
-from safelight.jobs.job import Job, jobs, leases, workers
-from safelight.jobs.service import Jobs, purge_idempotency_keys
+from safelight.jobs import availability
+from safelight.jobs.availability import Closure, ProviderState, closures_of, read_states
+from safelight.jobs.job import PROCESSING, RELEASED, WAITING, Job, jobs, leases, workers
+from safelight.jobs.service import Jobs, is_unstarted, purge_idempotency_keys
+from safelight.jobs.waiting import (
+    MAX_RELEASED,
+    Caps,
+    explain_waiting,
+    misexplained,
+    misjudged,
+    open_gates,
+    rehint,
+    release,
+    stale_hint,
+    withdraw,
+)
+from safelight.limits import Limiter, Verdict
 
 LEASE_NAME = "dispatch"
 LEASE_SECONDS = 4.0
 IDLE_SECONDS = 0.5
 BUSY_SECONDS = 0.05
-MAX_RELEASED = 500
-REHINT_FACTORS = (1.0, 2.0, 6.0, 12.0)  # 5, 10, 30, 60 s
 HOUSEKEEPING_SECONDS = 600.0
 
 log = structlog.get_logger()
@@ -55,21 +68,11 @@ class Pulse:
     """What dispatch needs to know at a glance."""
 
     loads: Mapping[str, QueueLoad]
+    states: Sequence[ProviderState]
     must_act: bool
-    next_due_seconds: float | None
+    next_due_seconds: float | None  # a job's time comes, or a closed provider's
     leader: str | None
     at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Caps:
-    """Jobs at once, counted from `processing` rows and released hints, so that a crash frees its place.
-
-    `owner` is for all owners; a job may bear a lower cap of its owner's (`owner_limit`).
-    """
-
-    providers: Mapping[str, int] = field(default_factory=dict[str, int])
-    owner: int | None = None
 
 
 class Dispatcher:
@@ -87,13 +90,16 @@ class Dispatcher:
         beat_seconds: float,
         rehint_seconds: float,
         housekeeping: Callable[[], Awaitable[None]],
+        limiter: Limiter | None = None,
     ) -> None:
+        """`limiter` counts for the rates of `caps`; without one they are not kept."""
         self._database = database
         self._service = service
         self._holder = holder
         self._hint = hint
         self._can_hint = can_hint
         self._caps = caps
+        self._limiter = limiter
         self._alive_seconds = 3 * beat_seconds
         self._settling_seconds = 2 * beat_seconds
         self._rehint_seconds = rehint_seconds
@@ -106,10 +112,15 @@ class Dispatcher:
         self._housekeeping_at = time.monotonic() + HOUSEKEEPING_SECONDS
         self._housekeeping_task: asyncio.Task[None] | None = None
         self.loads: Mapping[str, QueueLoad] = {}
+        self.closures: Mapping[str, Closure] = {}
+        self._guarded: frozenset[str] = frozenset()  # closed, or open to one probe only
 
     def take_room(self, queue: str, provider: str, owner_limit: int | None = None) -> bool:
         """Whether a job submitted now may be hinted at once, by its maker; dispatch decides about all others."""
-        if owner_limit is not None or self._caps.owner is not None or provider in self._caps.providers:
+        caps = self._caps
+        if owner_limit is not None or caps.owner is not None or provider in caps.providers or provider in caps.rates:
+            return False
+        if provider in self._guarded:
             return False
         if not self._can_hint():
             return False
@@ -150,6 +161,9 @@ class Dispatcher:
             self._was_away = False
         self._looked_at = pulse.at
         self.loads = pulse.loads
+        self.closures = closures_of(pulse.states)
+        half_open = {state.provider for state in pulse.states if state.breaker == "half_open"}
+        self._guarded = frozenset(self.closures.keys() | half_open)
         self._room = {queue: load.room if load.waiting == 0 else 0 for queue, load in pulse.loads.items()}
         now = time.monotonic()
         leading = pulse.leader == self._holder
@@ -161,12 +175,16 @@ class Dispatcher:
         if not leading:
             # A candidate does not see what kept the holder from writing, and the workers too: they come first.
             self._healthy_since = max(self._healthy_since, now + self._settling_seconds)
-        done = await self._database.write(self._dispatch, now >= self._healthy_since, self._can_hint())
+        left = await self._take_tokens(dict.fromkeys(self._caps.rates, 0))
+        allowances = {provider: int(verdict.tokens) for provider, verdict in left.items()}
+        done = await self._database.write(self._dispatch, now >= self._healthy_since, self._can_hint(), allowances)
         if done is None:
             return IDLE_SECONDS
         self._lease_ends = started + LEASE_SECONDS
-        for job in done.released:
+        for job in (*done.repeated, *done.released):
             self._hint(job)
+        starts = Counter(job.provider for job in done.released)
+        await self._take_tokens({provider: starts[provider] for provider in self._caps.rates if starts[provider]})
         for job in done.recovered:
             log.warning(
                 "job.recovered",
@@ -179,7 +197,16 @@ class Dispatcher:
         if now >= self._housekeeping_at:
             self._housekeeping_at = now + HOUSEKEEPING_SECONDS
             self._housekeeping_task = asyncio.create_task(self._keep_house())
-        return BUSY_SECONDS if done.released else IDLE_SECONDS
+        if done.released or done.repeated or done.is_unfinished:
+            return BUSY_SECONDS
+        return _until_due(pulse)
+
+    async def _take_tokens(self, counts: Mapping[str, int]) -> dict[str, Verdict]:
+        """So many from each provider's bucket; none to see how many there are."""
+        if not counts or self._limiter is None:
+            return {}
+        taken = (self._limiter.take(self._caps.rates[name], name, count) for name, count in counts.items())
+        return dict(zip(counts, await asyncio.gather(*taken), strict=True))
 
     async def _keep_house(self) -> None:
         """Now and then, by whoever dispatches: forget old keys, and whatever else the house has to tidy."""
@@ -191,7 +218,7 @@ class Dispatcher:
         except Exception:
             log.exception("housekeeping.failed")
 
-    def _dispatch(self, tx: Tx, may_recover: bool, may_hint: bool) -> "_Done | None":
+    def _dispatch(self, tx: Tx, may_recover: bool, may_hint: bool, allowances: Mapping[str, int]) -> "_Done | None":
         """One round, in one transaction that is only ours if the lease is."""
         if not take_lease(tx, self._holder):
             return None
@@ -201,36 +228,49 @@ class Dispatcher:
             recovered += self._service.fail_overdue(tx)
         recovered += self._service.fail_unstarted(tx)
         tx.execute(delete(workers).where(workers.c.seen_at < db_now(-20 * self._alive_seconds)))
+        states = read_states(tx)
+        if any(state.is_due for state in states):
+            availability.half_open(tx)
+            states = read_states(tx)
+        closures = closures_of(states)
+        withdraw(tx, closures)
+        more_to_move = availability.leave_closed(tx, closures)
         loads = read_loads(tx, self._alive_seconds)
+        served = [queue for queue, load in loads.items() if load.slots]
+        gates = open_gates(tx, self._caps, states, allowances)
         released: list[Job] = []
+        repeated: list[Job] = []
         if may_hint:
-            released += rehint(tx, [queue for queue, load in loads.items() if load.slots], self._rehint_seconds)
+            repeated += rehint(tx, served, self._rehint_seconds)
             for queue, load in loads.items():
                 room = min(load.room, MAX_RELEASED)
                 if room > 0 and load.waiting > 0:
-                    released += release(tx, queue, room, self._caps)
-        explain_waiting(tx, [queue for queue, load in loads.items() if load.slots], self._caps)
-        return _Done(released, recovered)
+                    released += release(tx, queue, room, gates)
+        more_to_say = explain_waiting(tx, served, gates)
+        return _Done(released, repeated, recovered, is_unfinished=more_to_move or more_to_say)
 
 
 @dataclass(frozen=True, slots=True)
 class _Done:
     released: Sequence[Job]
+    repeated: Sequence[Job]
     recovered: Sequence[Job]
+    is_unfinished: bool  # there was more to do than is done in one round
 
 
 def _pause(pulse: Pulse) -> float:
     if any(load.waiting and load.slots for load in pulse.loads.values()):
         return BUSY_SECONDS  # all slots are taken: look often, so that none stays free
-    if pulse.next_due_seconds is not None:
-        return min(IDLE_SECONDS, max(BUSY_SECONDS, pulse.next_due_seconds))
-    return IDLE_SECONDS
+    return _until_due(pulse)
+
+
+def _until_due(pulse: Pulse) -> float:
+    if pulse.next_due_seconds is None:
+        return IDLE_SECONDS
+    return min(IDLE_SECONDS, max(BUSY_SECONDS, pulse.next_due_seconds))
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
-
-_DUE = and_(jobs.c.status == "pending", jobs.c.run_at <= db_now())
-_UNHINTED = jobs.c.hinted_at.is_(None)
 
 
 def take_lease(tx: Tx, holder: str) -> bool:
@@ -261,188 +301,42 @@ def read_loads(tx: Tx, alive_seconds: float) -> dict[str, QueueLoad]:
         for queue in queues:
             of(queue)[0] += 1
             of(queue)[1] += slots
-    processing = select(jobs.c.queue, func.count()).where(jobs.c.status == "processing").group_by(jobs.c.queue)
-    for queue, count in tx.execute(processing):
+    for queue, count in tx.execute(_count_by_queue(PROCESSING)):
         of(queue)[2] += count
-    waiting = case((_UNHINTED, 1), else_=0)
-    pending = select(jobs.c.queue, func.count(), func.sum(waiting)).where(_DUE).group_by(jobs.c.queue)
-    for queue, count, unhinted in tx.execute(pending):
-        of(queue)[3] += count - unhinted
-        of(queue)[4] += unhinted
+    for queue, count in tx.execute(_count_by_queue(RELEASED)):
+        of(queue)[3] += count
+    for queue, count in tx.execute(_count_by_queue(WAITING, jobs.c.run_at <= db_now())):
+        of(queue)[4] += count
     return {queue: QueueLoad(*numbers) for queue, numbers in totals.items()}
+
+
+def _count_by_queue(*conditions: ColumnElement[bool]) -> Select[str, int]:
+    return select(jobs.c.queue, func.count()).where(*conditions).group_by(jobs.c.queue)
 
 
 def read_pulse(tx: Tx, alive_seconds: float, rehint_seconds: float) -> Pulse:
     """Whether there is anything to do, cheaply; most rounds there is not."""
     loads = read_loads(tx, alive_seconds)
+    states = read_states(tx)
     leader = tx.execute(
         select(leases.c.holder).where(leases.c.name == LEASE_NAME, leases.c.until > db_now())
     ).scalar_one_or_none()
     urgent = (
-        select(jobs.c.id).where(jobs.c.status == "processing", jobs.c.lease_until < db_now()).limit(1),
-        select(jobs.c.id).where(jobs.c.status == "processing", jobs.c.deadline_at < db_now()).limit(1),
-        select(jobs.c.id)
-        .where(jobs.c.status == "pending", jobs.c.attempt == 0, jobs.c.start_deadline_at < db_now())
-        .limit(1),
-        select(jobs.c.id).where(_stale_hint(rehint_seconds)).limit(1),
-        select(jobs.c.id).where(_misexplained([queue for queue, load in loads.items() if load.slots])).limit(1),
+        select(jobs.c.id).where(PROCESSING, jobs.c.lease_until < db_now()),
+        select(jobs.c.id).where(PROCESSING, jobs.c.deadline_at < db_now()),
+        select(jobs.c.id).where(is_unstarted()),
+        select(jobs.c.id).where(stale_hint(rehint_seconds)),
+        *misexplained([queue for queue, load in loads.items() if load.slots]),
+        *misjudged(closures_of(states)),
     )
-    must_act = any(load.waiting and load.room for load in loads.values()) or any(
-        tx.execute(query).first() is not None for query in urgent
+    must_act = (
+        any(load.waiting and load.room for load in loads.values())
+        or any(state.is_due for state in states)
+        or any(tx.execute(query.limit(1)).first() is not None for query in urgent)
     )
-    future = select(func.min(jobs.c.run_at), db_now()).where(jobs.c.status == "pending", jobs.c.run_at > db_now())
+    future = select(func.min(jobs.c.run_at), db_now()).where(WAITING, jobs.c.run_at > db_now())
     next_run, now = tx.execute(future).one()
-    return Pulse(loads, must_act, None if next_run is None else (next_run - now).total_seconds(), leader, now)
-
-
-def release(tx: Tx, queue: str, room: int, caps: Caps) -> list[Job]:
-    """Choose up to `room` due jobs of a queue, by priority and age within the caps, and mark them as released."""
-    order = (jobs.c.priority.desc(), jobs.c.run_at, jobs.c.id)
-    due = select(jobs.c.id).where(_DUE, _UNHINTED, jobs.c.queue == queue)
-    if not _has_caps(tx, caps, [queue]):
-        chosen = due.order_by(*order).limit(room).with_for_update(skip_locked=True)
-    else:
-        free_providers = _free_of_providers(tx, caps)
-        taken = _taken(jobs.c.owner_id)
-        free_of_owner = _free_of_owner(caps, taken)
-        # Who is at a limit is left out before ranking: else their waiting jobs would hold up everybody behind them.
-        ranked = (
-            select(
-                jobs.c.id,
-                jobs.c.priority,
-                jobs.c.run_at,
-                jobs.c.provider,
-                free_of_owner.label("free_of_owner"),
-                func.row_number().over(partition_by=jobs.c.provider, order_by=order).label("of_provider"),
-                func.row_number().over(partition_by=jobs.c.owner_id, order_by=order).label("of_owner"),
-            )
-            .select_from(jobs.outerjoin(taken, taken.c.holder == jobs.c.owner_id))
-            .where(
-                _DUE,
-                _UNHINTED,
-                jobs.c.queue == queue,
-                jobs.c.provider.not_in(_full(free_providers)),
-                or_(free_of_owner.is_(None), free_of_owner > 0),
-            )
-        )
-        line = ranked.subquery()
-        chosen = select(line.c.id).where(or_(line.c.free_of_owner.is_(None), line.c.of_owner <= line.c.free_of_owner))
-        for provider, free in free_providers.items():
-            chosen = chosen.where(or_(line.c.provider != provider, line.c.of_provider <= free))
-        chosen = chosen.order_by(line.c.priority.desc(), line.c.run_at, line.c.id).limit(room)
-    ids = list(tx.execute(chosen).scalars())
-    if not ids:
-        return []
-    marked = (
-        update(jobs)
-        .where(jobs.c.id.in_(ids), jobs.c.status == "pending", _UNHINTED)
-        .values(hinted_at=db_now(), hint_count=1, blocked_reason=None)
-        .returning(*jobs.c)
-    )
-    position = {job_id: index for index, job_id in enumerate(ids)}
-    return sorted((Job.of(row) for row in tx.execute(marked)), key=lambda job: position[job.id])
-
-
-def rehint(tx: Tx, queues: Sequence[str], rehint_seconds: float) -> list[Job]:
-    """Send again the hints that nobody claimed, ever more rarely."""
-    stale = select(jobs.c.id).where(_stale_hint(rehint_seconds), jobs.c.queue.in_(queues)).limit(MAX_RELEASED)
-    ids = list(tx.execute(stale).scalars())
-    if not ids:
-        return []
-    again = (
-        update(jobs)
-        .where(jobs.c.id.in_(ids), jobs.c.status == "pending")
-        .values(hinted_at=db_now(), hint_count=jobs.c.hint_count + 1)
-        .returning(*jobs.c)
-    )
-    sent = [Job.of(row) for row in tx.execute(again)]
-    log.info("hints.repeated", count=len(sent))
-    return sent
-
-
-def explain_waiting(tx: Tx, served: Sequence[str], caps: Caps) -> None:
-    """Give every due job that waits its reason, and take the reason from those that no longer have one."""
-    tx.execute(
-        update(jobs).where(_misexplained(served)).values(blocked_reason=_no_worker_reason(served), updated_at=db_now())
-    )
-    if not _has_caps(tx, caps, served):
-        return
-    taken = _taken(jobs.c.owner_id)
-    reason = case(
-        (_free_of_owner(caps, taken) <= 0, "owner_limit"),
-        (jobs.c.provider.in_(_full(_free_of_providers(tx, caps))), "provider_limit"),
-        else_=None,
-    )
-    due = and_(_DUE, _UNHINTED, jobs.c.queue.in_(served))
-    found = (
-        select(jobs.c.id, reason.label("reason"))
-        .select_from(jobs.outerjoin(taken, taken.c.holder == jobs.c.owner_id))
-        .where(due, jobs.c.blocked_reason.is_distinct_from(reason))
-    )
-    reasons: dict[str | None, list[str]] = {}
-    for job_id, why in tx.execute(found):
-        reasons.setdefault(why, []).append(job_id)
-    for why, ids in reasons.items():
-        for start in range(0, len(ids), MAX_RELEASED):
-            some = jobs.c.id.in_(ids[start : start + MAX_RELEASED])
-            tx.execute(update(jobs).where(some, due).values(blocked_reason=why, updated_at=db_now()))
-
-
-def _no_worker_reason(served: Sequence[str]) -> ColumnElement[Any]:
-    return case((jobs.c.queue.in_(served), None), else_="no_worker")
-
-
-def _misexplained(served: Sequence[str]) -> ColumnElement[bool]:
-    """Due jobs that lack the reason `no_worker`, or have it although a worker is back."""
-    return and_(
-        _DUE,
-        or_(
-            and_(jobs.c.queue.not_in(served), jobs.c.blocked_reason.is_distinct_from("no_worker")),
-            and_(jobs.c.queue.in_(served), jobs.c.blocked_reason == "no_worker"),
-        ),
-    )
-
-
-def _stale_hint(rehint_seconds: float) -> ColumnElement[bool]:
-    waits = case(
-        *((jobs.c.hint_count <= n, rehint_seconds * factor) for n, factor in enumerate(REHINT_FACTORS[:-1], start=1)),
-        else_=rehint_seconds * REHINT_FACTORS[-1],
-    )
-    return and_(jobs.c.status == "pending", jobs.c.hinted_at < db_now(-waits))
-
-
-def _taken(column: ColumnElement[Any]) -> Subquery:
-    """How many jobs run or are released, by a column: `holder`, `count`."""
-    busy = or_(jobs.c.status == "processing", and_(jobs.c.status == "pending", jobs.c.hinted_at.is_not(None)))
-    return select(column.label("holder"), func.count().label("count")).where(busy).group_by(column).subquery()
-
-
-def _free_of_providers(tx: Tx, caps: Caps) -> dict[str, int]:
-    if not caps.providers:
-        return {}
-    taken = _taken(jobs.c.provider)
-    counts: dict[str, int] = {row[0]: row[1] for row in tx.execute(select(taken.c.holder, taken.c.count))}
-    return {provider: cap - counts.get(provider, 0) for provider, cap in caps.providers.items()}
-
-
-def _full(free_providers: Mapping[str, int]) -> list[str]:
-    """The providers that run as many jobs as they may."""
-    return [provider for provider, free in free_providers.items() if free <= 0]
-
-
-def _free_of_owner(caps: Caps, taken: Subquery) -> ColumnElement[Any]:
-    """How many more jobs may run of a job's owner, as far as this job is concerned; NULL without a cap."""
-    own = jobs.c.owner_limit
-    cap = own if caps.owner is None else case((own < caps.owner, own), else_=caps.owner)
-    return cap - func.coalesce(taken.c.count, 0)
-
-
-def _has_caps(tx: Tx, caps: Caps, queues: Sequence[str]) -> bool:
-    """Whether anything waits that a cap could hold back; without caps choosing is much cheaper."""
-    if caps.owner is not None or caps.providers:
-        return True
-    # The words of the index's condition, so that it can serve: it is empty where there are no tiers.
-    capped = select(jobs.c.id).where(
-        text("status = 'pending' AND owner_limit IS NOT NULL"), jobs.c.queue.in_(queues), jobs.c.run_at <= db_now()
-    )
-    return tx.execute(capped.limit(1)).first() is not None
+    ahead = [seconds for state in states if (seconds := state.opens_in_seconds) is not None]
+    if next_run is not None:
+        ahead.append((next_run - now).total_seconds())
+    return Pulse(loads, states, must_act, min(ahead, default=None), leader, now)

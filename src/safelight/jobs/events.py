@@ -141,7 +141,8 @@ def describe_artifact(artifact: Artifact) -> dict[str, Any]:
 def message_of(job: Job) -> str | None:
     """The sentence for people: why it waits if it is blocked, that it is being cancelled, or what it says itself."""
     if job.status == "pending" and job.blocked_reason:
-        return BLOCKED.get(job.blocked_reason, job.blocked_reason)
+        why = BLOCKED.get(job.blocked_reason, job.blocked_reason)
+        return why if job.blocked_until is None else f"{why} until {job.blocked_until:%H:%M:%S} UTC"
     if job.status == "processing" and job.cancel_requested_at is not None:
         return "Cancelling"
     return job.message
@@ -234,23 +235,27 @@ def history(job: Job, attempts: Iterable[Attempt], artifacts: Iterable[Artifact]
         current = replace(current, type=kind, status=status, is_terminal=False, version=version, at=at, **changes)
         events.append(current)
 
+    tried = sorted(attempts, key=lambda attempt: attempt.number)
+    providers = [*(attempt.provider for attempt in tried), job.provider]
     add(
         "job.pending",
         "pending",
         1,
         job.created_at,
+        provider=providers[0],
         attempt=0,
         retry_count=0,
         stage="queued",
         message="Waiting to start",
     )
-    for attempt in sorted(attempts, key=lambda attempt: attempt.number):
+    for attempt, next_provider in zip(tried, providers[1:], strict=True):
         add(
             "job.started",
             "processing",
             attempt.started_version,
             attempt.started_at,
             attempt=attempt.number,
+            provider=attempt.provider,
             stage="starting",
             message="Starting",
             progress=0,
@@ -266,6 +271,7 @@ def history(job: Job, attempts: Iterable[Attempt], artifacts: Iterable[Artifact]
             attempt.ended_version,
             attempt.finished_at,
             stage="waiting",
+            provider=next_provider,
             progress=None,
             message=RETURNED.get(attempt.outcome or "", "Waiting to start again"),
             error=attempt.error,
@@ -279,6 +285,8 @@ def history(job: Job, attempts: Iterable[Attempt], artifacts: Iterable[Artifact]
 # What a job that came back to the queue says, by the outcome of the attempt that gave it back.
 RETURNED: dict[str, str] = {
     "retry": "Will be tried again",
+    "deferred": "Waiting for its provider",
+    "moved": "Will be tried by the next provider of its route",
     "handed_back": "Its worker is restarting; it will go on elsewhere",
     "lost": "Its worker was lost; it will be tried again in isolation",
 }

@@ -5,7 +5,21 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, Row, String, Table, Text, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ColumnElement,
+    Float,
+    Index,
+    Integer,
+    Row,
+    String,
+    Table,
+    Text,
+    literal_column,
+    text,
+)
 
 from safelight.db import Instant, Json, RowId, metadata
 
@@ -27,9 +41,12 @@ BLOCKED: Mapping[str, str] = {
     "no_worker": "No worker serves this queue at the moment",
     "provider_limit": "The provider runs as many jobs as it may",
     "owner_limit": "You have as many jobs running as you may",
+    "provider_paused": "The provider asked for a pause",
+    "breaker_open": "The provider fails at the moment and is left alone",
+    "rate_limited": "The provider may not start more jobs so quickly",
 }
 
-Outcome = Literal["completed", "failed", "cancelled", "retry", "handed_back", "lost"]
+Outcome = Literal["completed", "failed", "cancelled", "retry", "deferred", "moved", "handed_back", "lost"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +112,18 @@ class Job:
     version: int
     keep_until: datetime | None = None
     deleted_at: datetime | None = None
+    route: list[dict[str, Any]] | None = None
+    skips: list[dict[str, Any]] | None = None
+    blocked_until: datetime | None = None
 
     @property
     def is_terminal(self) -> bool:
         return self.status in TERMINAL
+
+    @property
+    def retries_here(self) -> int:
+        """How many of its retries were with the provider it has now: each of a route has all of them."""
+        return self.retry_count - (self.skips[-1]["retry_count"] if self.skips else 0)
 
     @classmethod
     def of(cls, row: Row[*tuple[Any, ...]]) -> "Job":
@@ -168,9 +193,22 @@ jobs = Table(
     Column("version", Integer, nullable=False),
     Column("keep_until", Instant),
     Column("deleted_at", Instant),
+    # Where else it may be made: a list of columns to set, by which each provider would take it. NULL: nowhere.
+    Column("route", Json),
+    Column("skips", Json),  # the providers passed over, and why
+    Column("blocked_until", Instant),  # if `blocked_reason` has an end that is known
 )
 
-_pending = text("status = 'pending'")
+# States of a row in the words of the indexes' conditions, so that those can serve. Without the type Boolean, or SQLite
+# would be asked to compare them with 1.
+PENDING: ColumnElement[Any] = literal_column("(jobs.status = 'pending')")
+WAITING: ColumnElement[Any] = literal_column("(jobs.status = 'pending' AND jobs.hinted_at IS NULL)")
+RELEASED: ColumnElement[Any] = literal_column("(jobs.status = 'pending' AND jobs.hinted_at IS NOT NULL)")
+PROCESSING: ColumnElement[Any] = literal_column("(jobs.status = 'processing')")
+COMPLETED: ColumnElement[Any] = literal_column("(jobs.status = 'completed')")
+
+_waiting = text("status = 'pending' AND hinted_at IS NULL")
+_released = text("status = 'pending' AND hinted_at IS NOT NULL")
 _processing = text("status = 'processing'")
 _completed = text("status = 'completed'")
 _living = text("deleted_at IS NULL")
@@ -181,17 +219,30 @@ def _partial(name: str, *columns: Any, where: Any, unique: bool = False) -> Inde
 
 
 # What runs next, whose lease ran out, who waited too long: all small, whatever the table's size.
-_partial("ix_jobs_due", jobs.c.queue, jobs.c.priority.desc(), jobs.c.run_at, jobs.c.id, where=_pending)
+# All that dispatch asks of those who wait stands in one index: of twenty thousand it reads no row.
+_partial(
+    "ix_jobs_waiting",
+    jobs.c.queue,
+    jobs.c.priority.desc(),
+    jobs.c.run_at,
+    jobs.c.id,
+    jobs.c.provider,
+    jobs.c.owner_id,
+    jobs.c.owner_limit,
+    jobs.c.blocked_reason,
+    jobs.c.blocked_until,
+    where=_waiting,
+)
+_partial("ix_jobs_released", jobs.c.queue, jobs.c.hinted_at, where=_released)
+_partial(
+    "ix_jobs_routed",
+    jobs.c.provider,
+    where=text("status = 'pending' AND hinted_at IS NULL AND route IS NOT NULL"),
+)
 _partial(
     "ix_jobs_start_deadline",
     jobs.c.start_deadline_at,
     where=text("status = 'pending' AND start_deadline_at IS NOT NULL"),
-)
-_partial(
-    "ix_jobs_capped",
-    jobs.c.queue,
-    jobs.c.run_at,
-    where=text("status = 'pending' AND owner_limit IS NOT NULL"),
 )
 _partial("ix_jobs_lease", jobs.c.lease_until, where=_processing)
 _partial("ix_jobs_run_times", jobs.c.provider, jobs.c.model, jobs.c.finished_at, where=_completed)

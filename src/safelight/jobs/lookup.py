@@ -1,21 +1,23 @@
 """Reading jobs: lists, attempts, what watchers missed, and what has been learnt about durations."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from sqlalchemy import ColumnElement, Select, bindparam, false, select, union_all
+from sqlalchemy import ColumnElement, Select, and_, bindparam, false, func, or_, select, union_all
 
 from safelight import artifacts as results
 from safelight.artifacts import Artifact
 from safelight.db import Tx, db_now
 from safelight.jobs import events
-from safelight.jobs.job import STATUSES, Attempt, Job, attempts, jobs
+from safelight.jobs.job import COMPLETED, PROCESSING, RELEASED, STATUSES, WAITING, Attempt, Job, attempts, jobs
 from safelight.stream import Message
 
 RUN_TIME_SAMPLES = 20
 RUN_TIMES_LOOKED_AT = 1000
+MAX_MODELS = 50
 LATELY_SECONDS = 10.0
 CLOCK_MARGIN_SECONDS = 3600.0  # ids tell the time of the process that made them, `created_at` the database's
 
@@ -184,3 +186,59 @@ def run_seconds(tx: Tx, provider: str, model: str | None, width: int | None, hei
     if not rows:
         return None
     return median((finished - started).total_seconds() for started, finished in rows)
+
+
+@dataclass(frozen=True, slots=True)
+class RunTime:
+    """How long the latest jobs of a model and size ran: the median, and of how many."""
+
+    model: str | None
+    width: int | None
+    height: int | None
+    median_seconds: float
+    samples: int
+
+
+def run_times(tx: Tx, provider: str) -> list[RunTime]:
+    """What was learnt of a provider, by model and size."""
+    mine = and_(COMPLETED, jobs.c.provider == provider)
+    models: list[str | None] = [None]
+    while len(models) < MAX_MODELS:  # from one model to the next along the index, over however many jobs of each
+        beyond = [] if models[-1] is None else [jobs.c.model > models[-1]]
+        following = tx.execute(select(func.min(jobs.c.model)).where(mine, *beyond)).scalar_one()
+        if following is None:
+            break
+        models.append(following)
+    times: dict[tuple[str | None, int | None, int | None], list[float]] = {}
+    for model in models:
+        latest = (
+            select(jobs.c.width, jobs.c.height, jobs.c.started_at, jobs.c.finished_at)
+            .where(mine, jobs.c.model == model)
+            .order_by(jobs.c.finished_at.desc())
+            .limit(RUN_TIMES_LOOKED_AT)
+        )
+        for width, height, started, finished in tx.execute(latest):
+            known = times.setdefault((model, width, height), [])
+            if len(known) < RUN_TIME_SAMPLES:
+                known.append((finished - started).total_seconds())
+    return [RunTime(*key, round(median(known), 3), len(known)) for key, known in times.items()]
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderLoad:
+    """A provider's jobs that run, and those that wait for it."""
+
+    running: int = 0
+    waiting: int = 0
+
+
+def provider_loads(tx: Tx) -> dict[str, ProviderLoad]:
+    """Every provider that has an open job."""
+    running = _count_by_provider(tx, PROCESSING)
+    waiting = _count_by_provider(tx, or_(WAITING, RELEASED))
+    return {name: ProviderLoad(running[name], waiting[name]) for name in running.keys() | waiting.keys()}
+
+
+def _count_by_provider(tx: Tx, condition: ColumnElement[bool]) -> Counter[str]:
+    counted = select(jobs.c.provider, func.count()).where(condition).group_by(jobs.c.provider)
+    return Counter({row[0]: row[1] for row in tx.execute(counted)})

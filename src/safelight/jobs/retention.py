@@ -271,6 +271,8 @@ _EMPTY: dict[str, Any] = {
     "provider_job_id": None,
     "message": None,
     "error": None,
+    "route": None,
+    "skips": None,
     "keep_until": None,
 }
 

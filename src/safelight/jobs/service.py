@@ -11,22 +11,36 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Protocol, assert_never
 
-from sqlalchemy import Float, Select, Update, and_, bindparam, case, delete, func, insert, null, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Update,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from safelight import artifacts as results
 from safelight.artifacts import Artifact
-from safelight.db import Instant, Tx, db_now
+from safelight.db import Tx, db_now
 from safelight.errors import SafelightError
-from safelight.jobs import events
+from safelight.jobs import availability, events, step
+from safelight.jobs.availability import BreakerPolicy, Verdict
 from safelight.jobs.events import JobEvent
-from safelight.jobs.job import Job, Outcome, Status, attempts, idempotency_keys, jobs
+from safelight.jobs.job import PENDING, Job, Outcome, attempts, idempotency_keys, jobs
+from safelight.jobs.settlement import Cancelled, Completed, Defer, Failed, HandBack, Settlement, TryAgain
 
 ISOLATED = "isolated"
 MAX_CRASHES = 3
 IDEMPOTENCY_SECONDS = 24 * 3600.0
 OVERDUE_GRACE_SECONDS = 5.0
 RECOVERY_BATCH = 200
+MAX_DEFERRALS = 100  # beyond this they count as retries: nothing goes round for ever
+MAX_PAUSE_DOUBLINGS = 5
 
 QUEUE_OF_KIND: Mapping[str, str] = {"image.generate": "image_generation"}
 
@@ -57,48 +71,6 @@ class IdempotencyKeyReused(SafelightError):
 
     kind = "invalid"
     code = "idempotency_key_reused"
-
-
-# --- how an attempt can end -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Completed:
-    """The results are stored; their rows are written together with the status."""
-
-    artifacts: Sequence[Artifact]
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """It will not be tried again."""
-
-    error: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Cancelled:
-    """Its owner asked for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class TryAgain:
-    """A transient failure: another attempt after `after_seconds`.
-
-    It adopts the provider's job if that is well (`keeps_provider_job`): the failure was on our side.
-    """
-
-    error: Mapping[str, Any]
-    after_seconds: float
-    keeps_provider_job: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class HandBack:
-    """The worker is leaving; nothing is wrong with the job."""
-
-
-Settlement = Completed | Failed | Cancelled | TryAgain | HandBack
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,137 +111,22 @@ class Announcer(Protocol):
 OnSettled = Callable[[Tx, Job], None]
 
 
-# --- statements -------------------------------------------------------------------------------------------------------
-# Built once: the shape of a statement costs more than running it.
-
-_BY_THE_CLOCK: Mapping[str, Any] = {
-    "run_at": func.coalesce(bindparam("run_at_or_now", type_=Instant), db_now()),
-    "start_deadline_at": db_now(bindparam("start_within", type_=Float)),
-    "hinted_at": db_now(bindparam("hint_moved", type_=Float)),  # NULL seconds give NULL
-    "created_at": db_now(),
-    "updated_at": db_now(),
-}
-_INSERT = insert(jobs).values(_BY_THE_CLOCK).returning(jobs.c.id, *(jobs.c[name] for name in _BY_THE_CLOCK))
-_BLANK: Mapping[str, Any] = dict.fromkeys(jobs.c.keys())
-_FRESH: Mapping[str, Any] = {
-    "status": "pending",
-    "stage": "queued",
-    "message": "Waiting to start",
-    "attempt": 0,
-    "retry_count": 0,
-    "crash_count": 0,
-    "version": 1,
-}
-
-
-def _move(*, to: Status, **values: Any) -> Update:
-    """The frame of every step: whoever calls adds the WHERE that says from where."""
-    changes: dict[str, Any] = {"status": to, "version": jobs.c.version + 1, "updated_at": db_now(), **values}
-    if to != "processing":
-        changes |= {"lease_until": null(), "deadline_at": null(), "hinted_at": null(), "hint_count": 0}
-    if to not in ("pending", "processing"):
-        changes |= {"finished_at": db_now(), "blocked_reason": null()}
-    return update(jobs).values(changes).returning(*jobs.c)
-
-
-_OURS = and_(
-    jobs.c.id == bindparam("b_id"), jobs.c.attempt == bindparam("b_attempt"), jobs.c.status == bindparam("b_status")
-)
-_CLAIM = _move(
-    to="processing",
-    attempt=jobs.c.attempt + 1,
-    worker_id=bindparam("b_worker"),
-    lease_until=db_now(bindparam("b_lease", type_=Float)),
-    deadline_at=db_now(jobs.c.hard_limit_seconds),
-    started_at=db_now(),
-    stage="starting",
-    message="Starting",
-    progress=0,
-    blocked_reason=null(),
-    error=null(),
-    hinted_at=null(),
-    hint_count=0,
-).where(
-    jobs.c.id == bindparam("b_id"),
-    jobs.c.status == "pending",
-    jobs.c.queue == bindparam("b_queue"),
-    jobs.c.hinted_at.is_not(None),  # only what dispatch released: old hints cannot get round a cap or a delay
-)
-_COMPLETE = _move(to="completed", stage="completed", message="Completed", progress=100, error=null()).where(_OURS)
-_FAIL = _move(
-    to="failed", stage="failed", message=bindparam("b_message"), error=bindparam("b_error", type_=jobs.c.error.type)
-).where(_OURS)
-_CANCEL = _move(to="cancelled", stage="cancelled", message="Cancelled").where(_OURS)
-_RETURN = _move(
-    to="pending",
-    stage="waiting",
-    message=bindparam("b_message"),
-    progress=null(),
-    error=bindparam("b_error", type_=jobs.c.error.type),
-    queue=bindparam("b_queue"),
-    run_at=db_now(bindparam("b_after", type_=Float)),
-    retry_count=jobs.c.retry_count + bindparam("b_retries"),
-    crash_count=jobs.c.crash_count + bindparam("b_crashes"),
-    # A provider's failure ends its job; after a lost worker or a failure of ours it is there to be adopted.
-    provider_job_id=case((bindparam("b_forget") > 0, null()), else_=jobs.c.provider_job_id),
-    submitting_at=case((bindparam("b_forget") > 0, null()), else_=jobs.c.submitting_at),
-).where(_OURS)
-_END_ATTEMPT = (
-    update(attempts)
-    .where(attempts.c.job_id == bindparam("b_id"), attempts.c.number == bindparam("b_attempt"))
-    .values(
-        finished_at=db_now(),
-        outcome=bindparam("b_outcome"),
-        error=bindparam("b_error", type_=attempts.c.error.type),
-        ended_version=bindparam("b_version"),
-    )
-)
-_BEGIN_ATTEMPT = insert(attempts).values(started_at=db_now())
-
-
-def _with_attempt_begun(claim: Update) -> Select[*tuple[Any, ...]]:
-    """PostgreSQL: the claim and its attempt's row in one statement; each is a round trip of its own elsewhere."""
-    moved = claim.cte("moved")
-    begun = {
-        "job_id": moved.c.id,
-        "number": moved.c.attempt,
-        "worker_id": bindparam("b_worker", type_=attempts.c.worker_id.type),
-        "worker_name": bindparam("b_worker_name"),
-        "queue": moved.c.queue,
-        "provider": moved.c.provider,
-        "provider_job_id": moved.c.provider_job_id,
-        "started_at": db_now(),
-        "started_version": moved.c.version,
-    }
-    return select(*moved.c).add_cte(insert(attempts).from_select(list(begun), select(*begun.values())).cte("begun"))
-
-
-def _with_attempt_ended(end: Update) -> Select[*tuple[Any, ...]]:
-    """PostgreSQL: the end and that of its attempt's row in one statement."""
-    moved = end.cte("moved")
-    ended = (
-        update(attempts)
-        .where(attempts.c.job_id == moved.c.id, attempts.c.number == moved.c.attempt)
-        .values(
-            finished_at=db_now(),
-            outcome=bindparam("b_outcome"),
-            error=bindparam("b_attempt_error", type_=attempts.c.error.type),
-            ended_version=moved.c.version,
-        )
-    )
-    return select(*moved.c).add_cte(ended.cte("ended"))
-
-
-_CLAIM_AND_BEGIN = _with_attempt_begun(_CLAIM)
-_AND_END_ATTEMPT = {end: _with_attempt_ended(end) for end in (_COMPLETE, _FAIL, _CANCEL, _RETURN)}
-
-
 class Jobs:
     """The transactions on jobs. `on_settled` functions of other slices run inside the settling transaction."""
 
-    def __init__(self, announcer: Announcer, on_settled: Sequence[OnSettled] = ()) -> None:
+    def __init__(
+        self,
+        announcer: Announcer,
+        on_settled: Sequence[OnSettled] = (),
+        *,
+        breaker: BreakerPolicy | None = None,
+        pause_seconds: float = 5.0,
+    ) -> None:
+        """`pause_seconds`: how long a provider is left alone that asks for a pause and does not say how long."""
         self._announcer = announcer
         self._on_settled = tuple(on_settled)
+        self._breaker = breaker or BreakerPolicy()
+        self._pause_seconds = pause_seconds
 
     # --- by request ---------------------------------------------------------------------------------------------------
 
@@ -298,7 +155,7 @@ class Jobs:
             return {}
         rows: dict[str, dict[str, Any]] = {
             each.id: {
-                **_FRESH,
+                **step.FRESH,
                 **each.values,
                 "id": each.id,
                 "celery_task_id": each.id,
@@ -317,10 +174,10 @@ class Jobs:
             }
             for each in accepted
         ]
-        clocks = tx.execute(_INSERT, [row | moments for row, moments in zip(rows.values(), times, strict=True)])
+        clocks = tx.execute(step.INSERT, [row | moments for row, moments in zip(rows.values(), times, strict=True)])
         made: dict[str, Job] = {}
         for clock in clocks.mappings():
-            values: dict[str, Any] = {**_BLANK, **rows[clock["id"]], **clock}
+            values: dict[str, Any] = {**step.BLANK, **rows[clock["id"]], **clock}
             made[clock["id"]] = Job(**values)
         for each in accepted:
             if each.hint:
@@ -331,12 +188,12 @@ class Jobs:
     def cancel(self, tx: Tx, job_id: str, owner_id: str) -> Job | JobNotFound | JobDeleted | JobEnded:
         """End a pending job now; ask the worker of a processing one to stop. Cancelling twice changes nothing."""
         while True:
-            row = tx.execute(_CANCEL_PENDING, {"b_id": job_id, "b_owner": owner_id}).one_or_none()
+            row = tx.execute(step.CANCEL_PENDING, {"b_id": job_id, "b_owner": owner_id}).one_or_none()
             if row is not None:
                 job = Job.of(row)
                 self._settled(tx, job, ())
                 return job
-            row = tx.execute(_REQUEST_CANCEL, {"b_id": job_id, "b_owner": owner_id}).one_or_none()
+            row = tx.execute(step.REQUEST_CANCEL, {"b_id": job_id, "b_owner": owner_id}).one_or_none()
             if row is not None:
                 tx.on_commit(lambda: self._announcer.nudge(job_id))
                 return Job.of(row)
@@ -357,10 +214,11 @@ class Jobs:
         """Take a released job for a worker; None if there is nothing to take (a doubled or outdated hint)."""
         claim = {"b_id": job_id, "b_queue": queue, "b_worker": worker_id, "b_lease": lease_seconds}
         if tx.is_postgresql:
-            row = tx.execute(_CLAIM_AND_BEGIN, {**claim, "b_worker_name": worker_name}).one_or_none()
+            row = tx.execute(step.CLAIM_AND_BEGIN, {**claim, "b_worker_name": worker_name}).one_or_none()
         else:
-            row = tx.execute(_CLAIM, claim).one_or_none()
+            row = tx.execute(step.CLAIM, claim).one_or_none()
         if row is None:
+            tx.execute(step.WITHDRAW, {"b_id": job_id, "b_queue": queue})  # this hint is used up, were it worth nothing
             return None
         job = Job.of(row)
         if not tx.is_postgresql:
@@ -374,7 +232,7 @@ class Jobs:
                 "provider_job_id": job.provider_job_id,
                 "started_version": job.version,
             }
-            tx.execute(_BEGIN_ATTEMPT, attempt)
+            tx.execute(step.BEGIN_ATTEMPT, attempt)
         tx.on_commit(lambda: self._announcer.event(events.of_state(job)))
         return job
 
@@ -384,12 +242,12 @@ class Jobs:
 
     def record_submitting(self, tx: Tx, job_id: str, attempt: int) -> bool:
         """Write down that money may be spent from here on. False: the job is no longer this attempt's."""
-        statement = update(jobs).where(_OURS).values(submitting_at=db_now())
+        statement = update(jobs).where(step.OURS).values(submitting_at=db_now())
         return tx.execute(statement, _ours(job_id, attempt)).rowcount == 1
 
     def record_accepted(self, tx: Tx, job_id: str, attempt: int, remote_id: str) -> bool:
         """Write down the provider's own id, for a later attempt to adopt. False as above."""
-        statement = update(jobs).where(_OURS).values(provider_job_id=remote_id, updated_at=db_now())
+        statement = update(jobs).where(step.OURS).values(provider_job_id=remote_id, updated_at=db_now())
         if tx.execute(statement, _ours(job_id, attempt)).rowcount != 1:
             return False
         tx.execute(
@@ -399,35 +257,103 @@ class Jobs:
         )
         return True
 
-    def settle(self, tx: Tx, job: Job, settlement: Settlement) -> Job | None:
-        """Bring the attempt whose claim returned `job` to its end. None: it was no longer this attempt's to end."""
+    def settle(self, tx: Tx, job: Job, settlement: Settlement, verdict: Verdict | None = None) -> Job | None:
+        """Bring the attempt whose claim returned `job` to its end. None: it was no longer this attempt's to end.
+
+        `verdict` is what the attempt tells of its provider, if anything.
+        """
+        settled = self._settle(tx, job, settlement, is_probe=verdict == "failed" and availability.is_probe(tx, job))
+        if settled is not None:
+            if verdict == "failed":
+                availability.failed(tx, job, self._breaker)
+            elif verdict == "worked" and not (tx.is_postgresql and isinstance(settlement, Completed)):
+                availability.worked(tx, job.provider)
+        return settled
+
+    def _settle(self, tx: Tx, job: Job, settlement: Settlement, *, is_probe: bool) -> Job | None:
         ours = _ours(job.id, job.attempt)
+        if isinstance(settlement, TryAgain | Defer | HandBack):
+            cancelled = self._end_if_cancel_requested(tx, job, "cancelled")
+            if cancelled is not None:
+                return cancelled
         match settlement:
             case Completed(artifacts=made):
-                return self._end(tx, _COMPLETE, ours, "completed", None, made)
+                return self._end(tx, step.COMPLETE, ours, "completed", None, made)
             case Failed(error=error):
-                return self._end(tx, _FAIL, {**ours, **_because(error)}, "failed", error)
+                return self._end(tx, step.FAIL, {**ours, **_because(error)}, "failed", error)
             case Cancelled():
-                return self._end(tx, _CANCEL, ours, "cancelled", None)
-            case TryAgain(error=error, after_seconds=after, keeps_provider_job=keeps):
-                cancelled = self._end_if_cancel_requested(tx, job, "cancelled")
-                if cancelled is not None:
-                    return cancelled
-                message = f"Trying again in {after:.0f} s: {error.get('message', '')}"
-                back = {"b_message": message, "b_error": dict(error), "b_after": after, "b_retries": 1, "b_crashes": 0}
-                back["b_queue"] = QUEUE_OF_KIND[job.kind]  # it outlived isolation, if it was there
-                back["b_forget"] = int(not keeps)
-                return self._end(tx, _RETURN, {**ours, **back}, "retry", error)
+                return self._end(tx, step.CANCEL, ours, "cancelled", None)
+            case TryAgain(error=error) if is_probe and _deferrals(tx, job) < MAX_DEFERRALS:
+                return self._give_back(tx, job, "deferred", error)  # it tried for all, and shall not pay for that
+            case TryAgain():
+                return self._try_again(tx, job, settlement)
+            case Defer(error=error, after_seconds=after, keeps_provider_job=keeps):
+                return self._defer(tx, job, error, after, keeps=keeps)
             case HandBack():
-                cancelled = self._end_if_cancel_requested(tx, job, "cancelled")
-                if cancelled is not None:
-                    return cancelled
-                message = events.RETURNED["handed_back"]
-                back = {"b_message": message, "b_error": None, "b_after": 0.0, "b_retries": 0, "b_crashes": 0}
-                back |= {"b_queue": job.queue, "b_forget": 0}
-                return self._end(tx, _RETURN, {**ours, **back}, "handed_back", None)
+                return self._give_back(tx, job, "handed_back", None, after=0.0, queue=job.queue, forget=False)
             case _:
                 assert_never(settlement)
+
+    def _try_again(self, tx: Tx, job: Job, again: TryAgain) -> Job | None:
+        error = again.error
+        if job.retries_here < job.max_retries:
+            message = f"Trying again in {again.after_seconds:.0f} s: {error.get('message', '')}"
+            return self._give_back(
+                tx,
+                job,
+                "retry",
+                error,
+                message=message,
+                after=again.after_seconds,
+                retries=1,
+                forget=not again.keeps_provider_job,
+            )
+        if again.may_move and job.route:
+            closures = availability.closures_of(availability.read_states(tx))
+            place = availability.next_open(job.route, closures) or 0
+            if availability.move(tx, job, place, error["code"], error["message"], closures):
+                return self._give_back(tx, job, "moved", error)
+        return self._fail(tx, job, error)
+
+    def _defer(
+        self, tx: Tx, job: Job, error: Mapping[str, Any], after_seconds: float | None, *, keeps: bool
+    ) -> Job | None:
+        deferrals = _deferrals(tx, job)
+        if after_seconds is None:
+            after_seconds = self._pause_seconds * 2.0 ** min(deferrals, MAX_PAUSE_DOUBLINGS)
+        if deferrals < MAX_DEFERRALS:
+            settled = self._give_back(tx, job, "deferred", error, forget=not keeps)
+        else:
+            settled = self._try_again(tx, job, TryAgain(error, after_seconds, keeps, may_move=True))
+        if settled is not None:
+            availability.pause(tx, job.provider, after_seconds, error["message"])
+        return settled
+
+    def _give_back(
+        self,
+        tx: Tx,
+        job: Job,
+        outcome: Outcome,
+        error: Mapping[str, Any] | None,
+        *,
+        message: str | None = None,
+        after: float | None = None,
+        queue: str | None = None,
+        retries: int = 0,
+        crashes: int = 0,
+        forget: bool = True,
+    ) -> Job | None:
+        """Back to pending: in its old place in the line, or due in `after` seconds."""
+        back: dict[str, Any] = {
+            "b_message": message or events.RETURNED[outcome],
+            "b_error": None if error is None else dict(error),
+            "b_after": after,
+            "b_retries": retries,
+            "b_crashes": crashes,
+            "b_queue": queue or QUEUE_OF_KIND[job.kind],  # it outlived isolation, if it was there
+            "b_forget": int(forget),
+        }
+        return self._end(tx, step.RETURN, {**_ours(job.id, job.attempt), **back}, outcome, error)
 
     # --- by dispatch, when nobody else is there to do it --------------------------------------------------------------
 
@@ -453,15 +379,13 @@ class Jobs:
 
     def fail_unstarted(self, tx: Tx) -> list[Job]:
         """Fail what could not start within the time its maker gave it."""
-        late = select(*jobs.c).where(
-            jobs.c.status == "pending", jobs.c.attempt == 0, jobs.c.start_deadline_at < db_now()
-        )
+        late = select(*jobs.c).where(is_unstarted())
         failed: list[Job] = []
         for row in tx.execute(_some(late)):
             job = Job.of(row)
             error = job_error("start_deadline_exceeded", "The job could not start within the time given.", job, True)
             ours = {**_ours(job.id, job.attempt), "b_status": "pending", **_because(error)}
-            moved = tx.execute(_FAIL, ours).one_or_none()
+            moved = tx.execute(step.FAIL, ours).one_or_none()
             if moved is not None:
                 self._settled(tx, Job.of(moved), ())
                 failed.append(Job.of(moved))
@@ -483,26 +407,19 @@ class Jobs:
                 True,
             )
             tx.execute(update(jobs).where(jobs.c.id == job.id).values(crash_count=jobs.c.crash_count + 1))
-            return self._end(tx, _FAIL, {**_ours(job.id, job.attempt), **_because(error)}, "lost", error)
-        back: dict[str, Any] = {
-            "b_message": events.RETURNED["lost"],
-            "b_error": error,
-            "b_after": 0.0,
-            "b_retries": 0,
-            "b_crashes": int(crashed_alone),
-            "b_queue": ISOLATED,
-            "b_forget": 0,
-        }
-        return self._end(tx, _RETURN, {**_ours(job.id, job.attempt), **back}, "lost", error)
+            return self._end(tx, step.FAIL, {**_ours(job.id, job.attempt), **_because(error)}, "lost", error)
+        return self._give_back(
+            tx, job, "lost", error, after=0.0, queue=ISOLATED, crashes=int(crashed_alone), forget=False
+        )
 
     def _fail(self, tx: Tx, job: Job, error: Mapping[str, Any]) -> Job | None:
-        return self._end(tx, _FAIL, {**_ours(job.id, job.attempt), **_because(error)}, "failed", error)
+        return self._end(tx, step.FAIL, {**_ours(job.id, job.attempt), **_because(error)}, "failed", error)
 
     def _end_if_cancel_requested(self, tx: Tx, job: Job, outcome: Outcome) -> Job | None:
         asked = select(jobs.c.cancel_requested_at).where(jobs.c.id == job.id)
         if tx.execute(asked).scalar_one_or_none() is None:
             return None
-        return self._end(tx, _CANCEL, _ours(job.id, job.attempt), outcome, None)
+        return self._end(tx, step.CANCEL, _ours(job.id, job.attempt), outcome, None)
 
     def _end(
         self,
@@ -517,7 +434,7 @@ class Jobs:
         attempt_error = dict(error) if error is not None else None
         if tx.is_postgresql:
             both = {**parameters, "b_outcome": outcome, "b_attempt_error": attempt_error}
-            row = tx.execute(_AND_END_ATTEMPT[statement], both).one_or_none()
+            row = tx.execute(step.AND_END_ATTEMPT[statement], both).one_or_none()
         else:
             row = tx.execute(statement, dict(parameters)).one_or_none()
         if row is None:
@@ -525,7 +442,7 @@ class Jobs:
         job = Job.of(row)
         if not tx.is_postgresql:
             ended = {"b_id": job.id, "b_attempt": job.attempt, "b_outcome": outcome}
-            tx.execute(_END_ATTEMPT, {**ended, "b_error": attempt_error, "b_version": job.version})
+            tx.execute(step.END_ATTEMPT, {**ended, "b_error": attempt_error, "b_version": job.version})
         if made:
             results.insert(tx, made)
         self._settled(tx, job, made)
@@ -535,17 +452,6 @@ class Jobs:
         for follow in self._on_settled:
             follow(tx, job)
         tx.on_commit(lambda: self._announcer.event(events.of_state(job, made)))
-
-
-_CANCEL_PENDING = _move(to="cancelled", stage="cancelled", message="Cancelled before it started").where(
-    jobs.c.id == bindparam("b_id"), jobs.c.owner_id == bindparam("b_owner"), jobs.c.status == "pending"
-)
-_REQUEST_CANCEL = (
-    update(jobs)
-    .where(jobs.c.id == bindparam("b_id"), jobs.c.owner_id == bindparam("b_owner"), jobs.c.status == "processing")
-    .values(cancel_requested_at=func.coalesce(jobs.c.cancel_requested_at, db_now()), updated_at=db_now())
-    .returning(*jobs.c)
-)
 
 
 def get(tx: Tx, job_id: str, owner_id: str) -> Job | None:
@@ -575,6 +481,17 @@ def time_limit_error(job: Job) -> dict[str, Any]:
     """The error of an attempt that took longer than it may."""
     message = f"The attempt took longer than its limit of {job.soft_limit_seconds:g} s."
     return job_error("time_limit_exceeded", message, job, True)
+
+
+def is_unstarted() -> ColumnElement[bool]:
+    """Past the time given for its start; an attempt that its provider turned away was none."""
+    tried = exists().where(attempts.c.job_id == jobs.c.id, attempts.c.outcome.is_distinct_from("deferred"))
+    return and_(PENDING, jobs.c.start_deadline_at < db_now(), ~tried)
+
+
+def _deferrals(tx: Tx, job: Job) -> int:
+    deferred = select(func.count()).where(attempts.c.job_id == job.id, attempts.c.outcome == "deferred")
+    return tx.execute(deferred).scalar_one()
 
 
 def _ours(job_id: str, attempt: int) -> dict[str, Any]:

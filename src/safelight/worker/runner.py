@@ -22,12 +22,14 @@ from safelight.jobs import (
     Beat,
     Cancelled,
     Completed,
+    Defer,
     Failed,
     HandBack,
     Job,
     Jobs,
     Settlement,
     TryAgain,
+    Verdict,
     is_held,
     job_error,
     time_limit_error,
@@ -36,6 +38,7 @@ from safelight.jobs.events import news
 from safelight.providers.base import (
     Accepted,
     BadOutput,
+    ContentRejected,
     Generation,
     JobLost,
     Lora,
@@ -44,6 +47,9 @@ from safelight.providers.base import (
     Preview,
     Progress,
     ProviderError,
+    ProviderTimedOut,
+    ProviderUnavailable,
+    RateLimited,
     Submitting,
     UnknownOutcome,
     Update,
@@ -58,6 +64,8 @@ SUBMIT_SECONDS = 2.0  # how long a stop waits for the answer to a submit under w
 CANCEL_PROVIDER_SECONDS = 10.0
 SETTLE_AGAIN_SECONDS = (0.2, 0.5, 1.0, 2.0)
 OUTAGE_SECONDS = 1.0  # before the database is asked again
+
+MOVABLE = (ProviderUnavailable, ProviderTimedOut, JobLost)  # another provider of the route may do better
 
 MAX_SEED = 2**63 - 1  # what a row can hold
 
@@ -80,6 +88,7 @@ class Attempt:
         self.stage = job.stage
         self.message = job.message
         self.remote_id = job.provider_job_id
+        self.verdict: Verdict | None = None  # what it tells of its provider
         self.interrupted: asyncio.Future[Interruption] = asyncio.get_running_loop().create_future()
         self.started = time.monotonic()
         self.seq = 0
@@ -201,7 +210,7 @@ class Runner:
         await asyncio.wait({body, attempt.interrupted}, timeout=job.soft_limit_seconds, return_when="FIRST_COMPLETED")
         slot_seconds = max(0.0, job.hard_limit_seconds - job.soft_limit_seconds)
         if body.done():
-            await self._settle(attempt, self._result_of(body, job))
+            await self._settle(attempt, self._result_of(body, job), attempt.verdict)
         elif not attempt.interrupted.done():
             await self._settle(attempt, Failed(time_limit_error(job)))
             body.cancel()
@@ -238,11 +247,12 @@ class Runner:
                     await self._take(attempt, update, made)
             if not made:
                 raise BadOutput("The provider ended without a result.")
+            attempt.verdict = "worked"
             return Completed(made)
         except ProviderError as error:
-            return self._judge(job, error)
+            return self._judge(attempt, error)
         except BadPicture as error:
-            return self._judge(job, BadOutput(error.detail))
+            return self._judge(attempt, BadOutput(error.detail))
         except Unavailable as error:
             # The failure is ours (database, storage): the provider's job is well, and the next attempt adopts it.
             ours = job_error(error.code, error.detail, job, error.kind == "unavailable")
@@ -335,13 +345,13 @@ class Runner:
             except Unavailable:
                 await asyncio.sleep(OUTAGE_SECONDS)
 
-    async def _settle(self, attempt: Attempt, settlement: Settlement) -> None:
+    async def _settle(self, attempt: Attempt, settlement: Settlement, verdict: Verdict | None = None) -> None:
         """Write the end down, through any outage of the database, unless the row is no longer ours."""
         pauses = iter(SETTLE_AGAIN_SECONDS)
         pause = 0.0
         while True:
             try:
-                job = await self._database.write(self._jobs.settle, attempt.job, settlement)
+                job = await self._database.write(self._jobs.settle, attempt.job, settlement, verdict)
                 break
             except Unavailable as error:
                 pause = next(pauses, pause)
@@ -384,19 +394,37 @@ class Runner:
             return self._try_again(job, job_error("provider_error", problem, job, True), None)
         return body.result()
 
-    def _judge(self, job: Job, error: ProviderError) -> Settlement:
+    def _judge(self, attempt: Attempt, error: ProviderError) -> Settlement:
+        job = attempt.job
         described = job_error(error.code, error.message, job, error.retryable, error.details)
+        match error:
+            case RateLimited():
+                attempt.verdict = "worked"  # it answered
+                return Defer(described, error.retry_after, keeps_provider_job=attempt.remote_id is not None)
+            case ContentRejected():
+                attempt.verdict = "worked"
+            case ProviderUnavailable() | ProviderTimedOut():
+                attempt.verdict = "failed"
+            case _:
+                pass
         if not error.retryable:
             return Failed(described)
-        return self._try_again(job, described, 0.0 if isinstance(error, JobLost) else error.retry_after)
+        elsewhere = isinstance(error, MOVABLE) and not error.may_have_cost
+        after = 0.0 if isinstance(error, JobLost) else error.retry_after
+        return self._try_again(job, described, after, may_move=elsewhere)
 
     def _try_again(
-        self, job: Job, error: Mapping[str, Any], retry_after: float | None, *, keeps_provider_job: bool = False
+        self,
+        job: Job,
+        error: Mapping[str, Any],
+        retry_after: float | None,
+        *,
+        keeps_provider_job: bool = False,
+        may_move: bool = False,
     ) -> Settlement:
-        if job.retry_count >= job.max_retries:
-            return Failed(error)
-        pause = self._retry_seconds * 2.0**job.retry_count * random.uniform(0.8, 1.2)
-        return TryAgain(error, pause if retry_after is None else retry_after, keeps_provider_job)
+        if retry_after is None:
+            retry_after = self._retry_seconds * 2.0**job.retries_here * random.uniform(0.8, 1.2)
+        return TryAgain(error, retry_after, keeps_provider_job, may_move)
 
     # --- telling ------------------------------------------------------------------------------------------------------
 

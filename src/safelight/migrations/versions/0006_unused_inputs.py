@@ -5,8 +5,8 @@ from alembic import op
 
 from safelight.db import Instant, RowId
 
-revision = "0007_unused_inputs"
-down_revision = "0004_deletion"
+revision = "0006_unused_inputs"
+down_revision = "0005_availability"
 branch_labels = None
 depends_on = None
 

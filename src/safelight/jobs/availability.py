@@ -1,0 +1,293 @@
+"""Which providers must be left alone for a while, as rows, and the ways on for jobs that need not wait for them.
+
+A provider is *closed* while it is paused (it asked for that) or while its breaker is open (it fails). Both are rows, so
+they survive an emptied Redis and are the same for all processes. A provider without a row never failed.
+
+A breaker opens after some failures in a row, and after its cool-down is half open: one job, the probe, may try. If that
+fails it is open again; any success closes it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Integer,
+    String,
+    Table,
+    Text,
+    and_,
+    bindparam,
+    case,
+    exists,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from safelight.db import Instant, RowId, Tx, db_now, metadata
+from safelight.jobs.job import PROCESSING, RELEASED, WAITING, Job, jobs
+
+Breaker = Literal["closed", "open", "half_open"]
+ClosedBy = Literal["provider_paused", "breaker_open"]
+Verdict = Literal["worked", "failed"]
+
+ROUTE_PATIENCE_SECONDS = 5.0  # a pause shorter than this is waited for, whatever else the route offers
+MAX_PAUSE_SECONDS = 86400.0
+MOVE_BATCH = 200
+
+provider_states = Table(
+    "provider_states",
+    metadata,
+    Column("provider", String(80), primary_key=True),
+    Column("paused_until", Instant),
+    Column("pause_reason", Text),
+    Column("breaker", String(10), nullable=False),
+    Column("failures", Integer, nullable=False),  # in a row
+    Column("opened_at", Instant),
+    Column("retry_at", Instant),
+    Column("probe_job_id", RowId),
+    Column("updated_at", Instant, nullable=False),
+)
+_states = provider_states.c
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerPolicy:
+    """Opens after `failures` in a row (0: never), for `cooldown_seconds`."""
+
+    failures: int = 5
+    cooldown_seconds: float = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Closure:
+    """Why a provider may start nothing, and until when, if that is known."""
+
+    code: ClosedBy
+    until: datetime | None
+    reason: str
+    is_long: bool  # not worth waiting for while there is another way
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderState:
+    """A row of `provider_states`, in the table's order, and how it looked when it was read.
+
+    `has_probe`: the job that tries for all is released or runs. `at`: the database's time of reading.
+    """
+
+    provider: str
+    paused_until: datetime | None
+    pause_reason: str | None
+    breaker: Breaker
+    failures: int
+    opened_at: datetime | None
+    retry_at: datetime | None
+    probe_job_id: str | None
+    updated_at: datetime
+    has_probe: bool
+    at: datetime
+
+    @property
+    def closure(self) -> Closure | None:
+        """Why it may start nothing now; None if it may (half open, without a probe: one job)."""
+        if self.paused_until is not None and self.paused_until > self.at:
+            is_long = (self.paused_until - self.at).total_seconds() > ROUTE_PATIENCE_SECONDS
+            reason = self.pause_reason or "It asked for a pause."
+            return Closure("provider_paused", self.paused_until, reason, is_long)
+        if self.breaker == "open":
+            return Closure("breaker_open", self.retry_at, f"It failed {self.failures} times in a row.", is_long=True)
+        if self.breaker == "half_open" and self.has_probe:
+            return Closure("breaker_open", None, "It failed lately, and one job tries whether it works.", is_long=True)
+        return None
+
+    @property
+    def opens_in_seconds(self) -> float | None:
+        """When something will be possible again that is not now."""
+        moments = [self.paused_until, self.retry_at if self.breaker == "open" else None]
+        ahead = [(moment - self.at).total_seconds() for moment in moments if moment is not None and moment > self.at]
+        return min(ahead, default=None)
+
+    @property
+    def is_due(self) -> bool:
+        """Its breaker has cooled down."""
+        return self.breaker == "open" and self.retry_at is not None and self.retry_at <= self.at
+
+
+def read_states(tx: Tx) -> list[ProviderState]:
+    """Every provider that ever failed or was paused."""
+    probe = exists().where(jobs.c.id == _states.probe_job_id, or_(PROCESSING, RELEASED))
+    return [ProviderState(*row) for row in tx.execute(select(*_states, probe, db_now()))]
+
+
+def closures_of(states: Sequence[ProviderState]) -> dict[str, Closure]:
+    """The closed providers among them."""
+    return {state.provider: closure for state in states if (closure := state.closure) is not None}
+
+
+def is_closed() -> ColumnElement[bool]:
+    """Of a job, in SQL: whether its provider may not start it now."""
+    return exists().where(
+        _states.provider == jobs.c.provider,
+        or_(
+            _states.paused_until > db_now(),
+            _states.breaker == "open",
+            and_(_states.breaker == "half_open", _states.probe_job_id.is_distinct_from(jobs.c.id)),
+        ),
+    )
+
+
+# --- what attempts tell -----------------------------------------------------------------------------------------------
+
+# Hardly ever is there anything to write.
+_HAS_FAILED = or_(_states.failures > 0, _states.breaker != "closed")
+CLOSE_BREAKER = (
+    update(provider_states)
+    .where(_HAS_FAILED)
+    .values(breaker="closed", failures=0, opened_at=None, retry_at=None, probe_job_id=None, updated_at=db_now())
+)
+_CLOSE_ITS_BREAKER = CLOSE_BREAKER.where(_states.provider == bindparam("b_provider"))
+
+
+def worked(tx: Tx, provider: str) -> None:
+    """It answered as it should."""
+    tx.execute(_CLOSE_ITS_BREAKER, {"b_provider": provider})
+
+
+def failed(tx: Tx, job: Job, policy: BreakerPolicy) -> None:
+    """It could not be reached, failed on its side or timed out, in an attempt of this job."""
+    if policy.failures == 0:
+        return
+    _make_row(tx, job.provider)
+    is_probe = and_(_states.breaker == "half_open", _states.probe_job_id == job.id)
+    opens = or_(is_probe, and_(_states.breaker == "closed", _states.failures + 1 >= policy.failures))
+    tx.execute(
+        update(provider_states)
+        .where(_states.provider == job.provider)
+        .values(
+            failures=_states.failures + 1,
+            breaker=case((opens, "open"), else_=_states.breaker),
+            opened_at=case((opens, db_now()), else_=_states.opened_at),
+            retry_at=case((opens, db_now(policy.cooldown_seconds)), else_=_states.retry_at),
+            probe_job_id=case((opens, None), else_=_states.probe_job_id),
+            updated_at=db_now(),
+        )
+    )
+
+
+def pause(tx: Tx, provider: str, seconds: float, reason: str) -> None:
+    """Start nothing there for so long, or longer if an earlier pause lasts longer."""
+    _make_row(tx, provider)
+    until = db_now(min(seconds, MAX_PAUSE_SECONDS))
+    tx.execute(
+        update(provider_states)
+        .where(_states.provider == provider, or_(_states.paused_until.is_(None), _states.paused_until < until))
+        .values(paused_until=until, pause_reason=reason, updated_at=db_now())
+    )
+
+
+def is_probe(tx: Tx, job: Job) -> bool:
+    """Whether this job tries for all whether the provider works again."""
+    asked = select(_states.provider).where(
+        _states.provider == job.provider, _states.breaker == "half_open", _states.probe_job_id == job.id
+    )
+    return tx.execute(asked).first() is not None
+
+
+def half_open(tx: Tx) -> None:
+    """Let the breakers that have cooled down be tried."""
+    cooled = and_(_states.breaker == "open", _states.retry_at <= db_now())
+    tx.execute(update(provider_states).where(cooled).values(breaker="half_open", updated_at=db_now()))
+
+
+def set_probe(tx: Tx, provider: str, job_id: str) -> None:
+    """This job tries for all."""
+    tx.execute(
+        update(provider_states).where(_states.provider == provider).values(probe_job_id=job_id, updated_at=db_now())
+    )
+
+
+def _make_row(tx: Tx, provider: str) -> None:
+    dialect = postgresql if tx.is_postgresql else sqlite
+    fresh = {"provider": provider, "breaker": "closed", "failures": 0}
+    tx.execute(dialect.insert(provider_states).values(updated_at=db_now()).on_conflict_do_nothing(), fresh)
+
+
+# --- routes -----------------------------------------------------------------------------------------------------------
+
+
+def skip(provider: str, code: str, reason: str, at: datetime, retry_count: int = 0) -> dict[str, Any]:
+    """Why a provider of a route was passed over, as `jobs.skips` keeps it; `retry_count` as it stood then."""
+    return {"provider": provider, "code": code, "reason": reason, "at": at.isoformat(), "retry_count": retry_count}
+
+
+def next_open(route: Sequence[Mapping[str, Any]], closures: Mapping[str, Closure]) -> int | None:
+    """The place in a route of the first provider that need not be waited for."""
+    for place, stop in enumerate(route):
+        closure = closures.get(stop["provider"])
+        if closure is None or not closure.is_long:
+            return place
+    return None
+
+
+def move(tx: Tx, job: Job, place: int, code: str, reason: str, closures: Mapping[str, Closure]) -> bool:
+    """Give a job to the provider at this place of its route, with what that made of its parameters at the submit.
+
+    False: the job is no longer as it was read.
+    """
+    route = job.route or []
+    now: datetime = tx.execute(select(db_now())).scalar_one()
+    skips = [*(job.skips or []), skip(job.provider, code, reason, now, job.retry_count)]
+    for stop in route[:place]:
+        closure = closures[stop["provider"]]
+        skips.append(skip(stop["provider"], closure.code, closure.reason, now, job.retry_count))
+    as_read = and_(jobs.c.id == job.id, jobs.c.version == job.version, jobs.c.provider == job.provider)
+    moved = {
+        **route[place],
+        "route": route[place + 1 :] or None,
+        "skips": skips,
+        "blocked_reason": None,
+        "blocked_until": None,
+        "updated_at": db_now(),
+    }
+    return tx.execute(update(jobs).where(as_read).values(moved)).rowcount == 1
+
+
+def leave_closed(tx: Tx, closures: Mapping[str, Closure]) -> bool:
+    """Have the jobs that wait for a closed provider and know another go there. True: there may be more of them.
+
+    Those that the provider may have accepted stay: elsewhere they would be paid twice.
+    """
+    long = [provider for provider, closure in closures.items() if closure.is_long]
+    if not long:
+        return False
+    stuck = (
+        select(*jobs.c)
+        .where(
+            WAITING,
+            jobs.c.route.is_not(None),
+            jobs.c.provider.in_(long),
+            or_(
+                jobs.c.route[(0, "provider")].as_string().not_in(long),
+                jobs.c.route[(1, "provider")].as_string().is_not(None),
+            ),
+            jobs.c.submitting_at.is_(None),
+            jobs.c.provider_job_id.is_(None),
+        )
+        .order_by(jobs.c.priority.desc(), jobs.c.run_at, jobs.c.id)
+        .limit(MOVE_BATCH)
+        .with_for_update(skip_locked=True)
+    )
+    moved = 0
+    for row in tx.execute(stuck).all():
+        job = Job.of(row)
+        place = next_open(job.route or [], closures)
+        if place is not None:
+            closure = closures[job.provider]
+            moved += move(tx, job, place, closure.code, closure.reason, closures)
+    return moved == MOVE_BATCH

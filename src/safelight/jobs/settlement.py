@@ -1,0 +1,60 @@
+"""How an attempt can end, as its runner tells it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from safelight.artifacts import Artifact
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The results are stored; their rows are written together with the status."""
+
+    artifacts: Sequence[Artifact]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """It will not be tried again."""
+
+    error: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """Its owner asked for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TryAgain:
+    """A transient failure: another attempt after `after_seconds`, while its provider has retries left.
+
+    It adopts the provider's job if that is well (`keeps_provider_job`): the failure was on our side. Without retries
+    left it goes to the next provider of its route, if it `may_move`, or else it has failed.
+    """
+
+    error: Mapping[str, Any]
+    after_seconds: float
+    keeps_provider_job: bool = False
+    may_move: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Defer:
+    """The provider asks everybody to wait for `after_seconds` (None: it did not say how long).
+
+    It is paused for all its jobs, and this one takes its place in the line again: that counts as no retry.
+    """
+
+    error: Mapping[str, Any]
+    after_seconds: float | None
+    keeps_provider_job: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HandBack:
+    """The worker is leaving; nothing is wrong with the job."""
+
+
+Settlement = Completed | Failed | Cancelled | TryAgain | Defer | HandBack

@@ -1,0 +1,155 @@
+"""The steps a job can take, as statements; `service.py` alone takes them.
+
+Built once: the shape of a statement costs more than running it. Each raises `version` by one and says from where it may
+be taken, in its WHERE; nothing updated means that somebody else was first.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Float, Select, Update, and_, bindparam, case, func, insert, null, select, update
+
+from safelight.db import Instant, db_now
+from safelight.jobs import availability
+from safelight.jobs.job import RELEASED, Status, attempts, jobs
+
+_BY_THE_CLOCK: Mapping[str, Any] = {
+    "run_at": func.coalesce(bindparam("run_at_or_now", type_=Instant), db_now()),
+    "start_deadline_at": db_now(bindparam("start_within", type_=Float)),
+    "hinted_at": db_now(bindparam("hint_moved", type_=Float)),  # NULL seconds give NULL
+    "created_at": db_now(),
+    "updated_at": db_now(),
+}
+INSERT = insert(jobs).values(_BY_THE_CLOCK).returning(jobs.c.id, *(jobs.c[name] for name in _BY_THE_CLOCK))
+BLANK: Mapping[str, Any] = dict.fromkeys(jobs.c.keys())
+FRESH: Mapping[str, Any] = {
+    "status": "pending",
+    "stage": "queued",
+    "message": "Waiting to start",
+    "attempt": 0,
+    "retry_count": 0,
+    "crash_count": 0,
+    "version": 1,
+}
+
+
+def _move(*, to: Status, **values: Any) -> Update:
+    """The frame of every step: whoever calls adds the WHERE that says from where."""
+    changes: dict[str, Any] = {"status": to, "version": jobs.c.version + 1, "updated_at": db_now(), **values}
+    if to != "processing":
+        changes |= {"lease_until": null(), "deadline_at": null(), "hinted_at": null(), "hint_count": 0}
+    if to not in ("pending", "processing"):
+        changes |= {"finished_at": db_now(), "blocked_reason": null(), "blocked_until": null()}
+    return update(jobs).values(changes).returning(*jobs.c)
+
+
+OURS = and_(
+    jobs.c.id == bindparam("b_id"), jobs.c.attempt == bindparam("b_attempt"), jobs.c.status == bindparam("b_status")
+)
+CLAIM = _move(
+    to="processing",
+    attempt=jobs.c.attempt + 1,
+    worker_id=bindparam("b_worker"),
+    lease_until=db_now(bindparam("b_lease", type_=Float)),
+    deadline_at=db_now(jobs.c.hard_limit_seconds),
+    started_at=db_now(),
+    stage="starting",
+    message="Starting",
+    progress=0,
+    blocked_reason=null(),
+    blocked_until=null(),
+    error=null(),
+    hinted_at=null(),
+    hint_count=0,
+).where(
+    jobs.c.id == bindparam("b_id"),
+    jobs.c.status == "pending",
+    jobs.c.queue == bindparam("b_queue"),
+    jobs.c.hinted_at.is_not(None),  # only what dispatch released: old hints cannot get round a cap or a delay
+    ~availability.is_closed(),  # which may have come between
+)
+WITHDRAW = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("b_id"), RELEASED, jobs.c.queue == bindparam("b_queue"), availability.is_closed())
+    .values(hinted_at=None, hint_count=0)
+)
+COMPLETE = _move(to="completed", stage="completed", message="Completed", progress=100, error=null()).where(OURS)
+FAIL = _move(
+    to="failed", stage="failed", message=bindparam("b_message"), error=bindparam("b_error", type_=jobs.c.error.type)
+).where(OURS)
+CANCEL = _move(to="cancelled", stage="cancelled", message="Cancelled").where(OURS)
+RETURN = _move(
+    to="pending",
+    stage="waiting",
+    message=bindparam("b_message"),
+    progress=null(),
+    error=bindparam("b_error", type_=jobs.c.error.type),
+    queue=bindparam("b_queue"),
+    run_at=func.coalesce(db_now(bindparam("b_after", type_=Float)), jobs.c.run_at),  # NULL: its place in the line
+    retry_count=jobs.c.retry_count + bindparam("b_retries"),
+    crash_count=jobs.c.crash_count + bindparam("b_crashes"),
+    # A provider's failure ends its job; after a lost worker or a failure of ours it is there to be adopted.
+    provider_job_id=case((bindparam("b_forget") > 0, null()), else_=jobs.c.provider_job_id),
+    submitting_at=case((bindparam("b_forget") > 0, null()), else_=jobs.c.submitting_at),
+).where(OURS)
+CANCEL_PENDING = _move(to="cancelled", stage="cancelled", message="Cancelled before it started").where(
+    jobs.c.id == bindparam("b_id"), jobs.c.owner_id == bindparam("b_owner"), jobs.c.status == "pending"
+)
+REQUEST_CANCEL = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("b_id"), jobs.c.owner_id == bindparam("b_owner"), jobs.c.status == "processing")
+    .values(cancel_requested_at=func.coalesce(jobs.c.cancel_requested_at, db_now()), updated_at=db_now())
+    .returning(*jobs.c)
+)
+END_ATTEMPT = (
+    update(attempts)
+    .where(attempts.c.job_id == bindparam("b_id"), attempts.c.number == bindparam("b_attempt"))
+    .values(
+        finished_at=db_now(),
+        outcome=bindparam("b_outcome"),
+        error=bindparam("b_error", type_=attempts.c.error.type),
+        ended_version=bindparam("b_version"),
+    )
+)
+BEGIN_ATTEMPT = insert(attempts).values(started_at=db_now())
+
+
+def _with_attempt_begun(claim: Update) -> Select[*tuple[Any, ...]]:
+    """PostgreSQL: the claim and its attempt's row in one statement; each is a round trip of its own elsewhere."""
+    moved = claim.cte("moved")
+    begun = {
+        "job_id": moved.c.id,
+        "number": moved.c.attempt,
+        "worker_id": bindparam("b_worker", type_=attempts.c.worker_id.type),
+        "worker_name": bindparam("b_worker_name"),
+        "queue": moved.c.queue,
+        "provider": moved.c.provider,
+        "provider_job_id": moved.c.provider_job_id,
+        "started_at": db_now(),
+        "started_version": moved.c.version,
+    }
+    return select(*moved.c).add_cte(insert(attempts).from_select(list(begun), select(*begun.values())).cte("begun"))
+
+
+def _with_attempt_ended(end: Update) -> Select[*tuple[Any, ...]]:
+    """PostgreSQL: the end and that of its attempt's row in one statement, and a success of its provider."""
+    moved = end.cte("moved")
+    ended = (
+        update(attempts)
+        .where(attempts.c.job_id == moved.c.id, attempts.c.number == moved.c.attempt)
+        .values(
+            finished_at=db_now(),
+            outcome=bindparam("b_outcome"),
+            error=bindparam("b_attempt_error", type_=attempts.c.error.type),
+            ended_version=moved.c.version,
+        )
+    )
+    settled = select(*moved.c).add_cte(ended.cte("ended"))
+    if end is not COMPLETE:
+        return settled
+    worked = availability.CLOSE_BREAKER.where(availability.provider_states.c.provider.in_(select(moved.c.provider)))
+    return settled.add_cte(worked.cte("worked"))
+
+
+CLAIM_AND_BEGIN = _with_attempt_begun(CLAIM)
+AND_END_ATTEMPT = {end: _with_attempt_ended(end) for end in (COMPLETE, FAIL, CANCEL, RETURN)}
