@@ -23,7 +23,6 @@ from PIL import Image
 from safelight.providers.base import (
     Accepted,
     BadOutput,
-    Capabilities,
     Generation,
     InvalidParameters,
     JobLost,
@@ -279,9 +278,13 @@ async def generations_do_not_mix(provider: Provider, case: Case) -> None:
     """Side by side, each gets its own."""
     several = [case.parameters, *case.others]
     orders = [case.generation(provider, several[number % len(several)]) for number in range(max(AT_ONCE, len(several)))]
-    walks = await asyncio.gather(*(_walk(provider.generate(order), case) for order in orders))
-    for order, walk in zip(orders, walks, strict=True):
+    ended = await asyncio.gather(*(_walk(provider.generate(order), case) for order in orders), return_exceptions=True)
+    walks: list[_Walk] = []
+    for order, walk in zip(orders, ended, strict=True):
+        if isinstance(walk, BaseException):
+            raise walk
         _judge(walk, order.parameters)
+        walks.append(walk)
     ids = [walk.remote_id for walk in walks if walk.remote_id is not None]
     _expect(len(set(ids)) == len(ids), "two generations were accepted under one id")
 

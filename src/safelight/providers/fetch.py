@@ -21,6 +21,7 @@ MAX_REDIRECTS = 5
 MAX_ADDRESSES = 4  # of one name, that are tried
 PAUSE_SECONDS = 0.5  # before the second try; doubled for each further
 MAX_PAUSE_SECONDS = 10.0
+RESOLVE_SECONDS = 10.0
 TIMEOUT = httpx.Timeout(30, connect=10)
 NAT64 = IPv6Network("64:ff9b::/96")
 AGAIN = {404, 408, 425, 429}  # 404: announced, and not there yet
@@ -229,16 +230,19 @@ def _checked(url: str | httpx.URL) -> httpx.URL:
 
 async def _public_addresses(url: httpx.URL) -> list[str]:
     """Every address of the host. Raises `FetchRefused` if a single one is not public."""
-    port = url.port or (443 if url.scheme == "https" else 80)
     try:
-        async with asyncio.timeout(10):
-            found = await asyncio.get_running_loop().getaddrinfo(url.raw_host.decode(), port, type=socket.SOCK_STREAM)
+        async with asyncio.timeout(RESOLVE_SECONDS):
+            addresses = await _resolve(url.raw_host.decode())
     except (OSError, UnicodeError, TimeoutError):
         raise _Again(ProviderUnavailable(f"The host {url.host} cannot be found.")) from None
-    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     if not addresses or not all(_is_public(address) for address in addresses):
         raise FetchRefused(f"{_shown(url)} is not at a public address.")
     return addresses[:MAX_ADDRESSES]
+
+
+async def _resolve(host: str) -> list[str]:
+    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 def _is_public(text: str) -> bool:
