@@ -7,6 +7,7 @@ It asks for real pictures (about ten), so let it speak to a stand-in or to the c
 """
 
 import asyncio
+import math
 import socket
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -217,14 +218,16 @@ async def check_is_pure(provider: Provider, case: Case) -> None:
         raise _Broken("it wants to connect somewhere; what only a server knows belongs into verify")
 
     before = deepcopy(case.parameters)
+    checked = before
     with (
         patch.object(socket.socket, "connect", refuse),
         patch.object(socket, "getaddrinfo", refuse),
     ):
-        provider.check(case.parameters)
-        began = time.perf_counter()
-        checked = provider.check(case.parameters)
-        seconds = time.perf_counter() - began
+        seconds = math.inf
+        for _ in range(5):  # the quickest counts: the machine may be busy with something else
+            began = time.perf_counter()
+            checked = provider.check(case.parameters)
+            seconds = min(seconds, time.perf_counter() - began)
     _expect(case.parameters == before, "it changed what it was given")
     _expect(provider.check(checked) == checked, "checking what was checked must change nothing")
     for name in ("kind", "prompt", "batch_size", "negative_prompt"):
