@@ -488,22 +488,23 @@ async def test_a_service_that_is_not_there_took_nothing(make: Make) -> None:
     assert (await refused(make(base_url=gone.url).generate(order()), ProviderUnavailable)).retryable
 
 
-async def test_the_key_is_told_to_nobody(make: Make, service: ModelsLabStandIn) -> None:
+async def test_the_key_is_told_to_nobody(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """The service repeats a wrong key in its error; no log line and no error of ours does."""
     wrong = "ml-a-wrong-but-secret-key"
     lines = LogCapture()
-    structlog.configure(processors=[lines])
-    try:
-        provider = make(key=wrong)
-        with pytest.raises(ProviderError, match=r"refuses the API key: Invalid API key: \*\*\*") as caught:
-            await collect(provider.generate(order()))
-        health = await provider.health()
-    finally:
-        structlog.reset_defaults()
+    monkeypatch.setattr(module, "log", structlog.wrap_logger(None, processors=[lines]))
+    provider = make(key=wrong)
+    with pytest.raises(ProviderError, match=r"refuses the API key: Invalid API key: \*\*\*") as caught:
+        await collect(provider.generate(order()))
+    with pytest.raises(ProviderError, match="refuses the API key") as adopting:
+        await collect(provider.resume(order(), "5"))
+    health = await provider.health()
     assert health is not None
     assert "refuses the API key" in health
-    told = f"{caught.value!r} {caught.value.details} {caught.value.__cause__!r} {health} {lines.entries} {provider!r}"
-    assert wrong not in told
+    told = [health, repr(provider), lines.entries]
+    for error in (caught.value, adopting.value):
+        told += [repr(error), error.details, repr(error.__cause__), repr(error.__context__)]
+    assert wrong not in str(told)
 
 
 async def test_health(make: Make) -> None:

@@ -193,19 +193,17 @@ async def test_links_elsewhere_get_no_key_and_none_lead_inside(provider: OpenAII
         other.close()
 
 
-async def test_what_it_used_is_written_down(provider: OpenAIImages, service: OpenAIStandIn) -> None:
+async def test_what_it_used_is_written_down(
+    provider: OpenAIImages, service: OpenAIStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines = LogCapture()
-    structlog.configure(processors=[lines])
-    try:
-        await collect(provider.generate(order()))
-        service.streams = False
-        await collect(provider.generate(order()))
-    finally:
-        structlog.reset_defaults()
-    usage = [line for line in lines.entries if line["event"] == "provider.usage"]
-    assert [(line["input_tokens"], line["output_tokens"], line["total_tokens"]) for line in usage] == [
-        (11, 4160, 4171)
-    ] * 2
+    monkeypatch.setattr(module, "log", structlog.wrap_logger(None, processors=[lines]))
+    await collect(provider.generate(order()))
+    service.streams = False
+    await collect(provider.generate(order()))
+    counts = {"input_tokens": 11, "output_tokens": 4160, "total_tokens": 4171}
+    expected = {"event": "provider.usage", "log_level": "info", "service": service.host, **counts}
+    assert lines.entries == [expected] * 2
 
 
 async def test_a_broken_preview_costs_no_picture(provider: OpenAIImages, service: OpenAIStandIn) -> None:

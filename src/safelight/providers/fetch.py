@@ -137,7 +137,7 @@ async def _follow(
             await response.aclose()
         try:
             url = _checked(url.join(location))
-        except httpx.InvalidURL:
+        except (httpx.InvalidURL, ValueError):
             raise FetchRefused(f"{_shown(url)} redirects to something that is no URL.") from None
     raise FetchRefused(f"{_shown(_checked(start))} redirects more than {MAX_REDIRECTS} times.")
 

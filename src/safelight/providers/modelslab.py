@@ -304,8 +304,7 @@ class ModelsLab(Provider):
             raise self._unknown("ModelsLab answered the submit with something unreadable")
         if answer.is_failed or not response.is_success:
             raise self._refusal(answer)
-        if answer.is_nsfw and (not answer.links or parameters.options.get("safety_checker")):
-            raise ContentRejected("ModelsLab found the picture unsafe and withholds it.")
+        _refuse_withheld(answer, parameters)
         return answer
 
     def _order(self, job_id: str, parameters: Parameters) -> dict[str, Any]:
@@ -350,8 +349,7 @@ class ModelsLab(Provider):
             answer = await self._ask(ways, remote_id)
             gone = gone + 1 if answer.is_unknown_job else 0
             empty = empty + 1 if answer.status == "success" and not answer.links else 0
-            if answer.is_nsfw and (not answer.links or generation.parameters.options.get("safety_checker")):
-                raise ContentRejected("ModelsLab found the picture unsafe and withholds it.")
+            _refuse_withheld(answer, generation.parameters)
             if gone == LOOKS:
                 raise JobLost(f"ModelsLab does not know the job {remote_id[:80]} any more.")
             if empty == LOOKS:
@@ -369,7 +367,7 @@ class ModelsLab(Provider):
     def _ways(self, remote_id: str, fetch_url: str | None) -> list[str]:
         """Where to ask for a job, the best first. The key goes along, so a link elsewhere is none of them."""
         ways = [f"{self._base_url}/{version}/images/fetch/{remote_id}" for version in ("v7", "v6")]
-        if not re.fullmatch(r"[\w.-]+", remote_id):
+        if not re.fullmatch(r"\w[\w.-]*", remote_id):
             ways = []
         if fetch_url is not None:
             try:
@@ -628,7 +626,7 @@ class _Answer:
         message = next((said[name] for name in ("message", "messege", "error", "detail") if said.get(name)), "")
         given_id = said.get("id", said.get("request_id"))
         fetch_url = said.get("fetch_result")
-        if given_id in {None, ""} and isinstance(fetch_url, str):
+        if not (isinstance(given_id, str | int) and given_id) and isinstance(fetch_url, str):
             given_id = fetch_url.rstrip("/").rpartition("/")[2]
         meta = said.get("meta")
         seed = _number(meta.get("seed")) if isinstance(meta, dict) else None
@@ -640,7 +638,7 @@ class _Answer:
         return cls(
             http_status=response.status_code,
             status=status,
-            id=str(given_id)[:400] if given_id not in {None, ""} else None,
+            id=str(given_id)[:400] if isinstance(given_id, str | int) and given_id else None,
             links=tuple(
                 tuple(dict.fromkeys(link for link in both if link))
                 for both in zip_longest(output, proxies[: len(output)])
@@ -653,6 +651,13 @@ class _Answer:
             seed=int(seed) if seed is not None else None,
             is_nsfw=any(nsfw) if isinstance(nsfw, list) else nsfw is True,
         )
+
+
+def _refuse_withheld(answer: "_Answer", parameters: Parameters) -> None:
+    """A picture found unsafe may be delivered all the same, unless the safety checker was asked to replace it."""
+    is_withheld = not answer.links or parameters.options.get("safety_checker")
+    if answer.is_nsfw and answer.status == "success" and is_withheld:
+        raise ContentRejected("ModelsLab found the picture unsafe and withholds it.")
 
 
 def _links(value: Any) -> list[str]:
@@ -677,7 +682,7 @@ def _number(value: Any) -> float | None:
     """A number that may come as a string. Nothing below zero, nothing endless."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if 0 <= number < math.inf else None
 
