@@ -1,5 +1,6 @@
 """Downloads: tried again, whole, judged by content, and only from where they may come."""
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 
@@ -12,11 +13,12 @@ from starlette.routing import Route
 
 from safelight.providers import fetch as fetch_module
 from safelight.providers.base import BadOutput, ProviderError, ProviderUnavailable
-from safelight.providers.fetch import FetchRefused, content_type_of, fetch, host_of
+from safelight.providers.fetch import FetchRefused, content_type_of, fetch, host_of, shared_tls
 from stand_ins.serve import Dropped, Half, Served, picture
 
 pytestmark = pytest.mark.anyio
 PNG = picture(40, 30)
+SECRETS = {"Authorization": "Bearer secret"}
 Answer = Callable[[Request], Response]
 
 
@@ -53,7 +55,7 @@ def server(shared_server: FileServer, monkeypatch: pytest.MonkeyPatch) -> FileSe
 
 @pytest.fixture
 async def client() -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(headers={"Authorization": "Bearer secret"}, cookies={"session": "secret"}) as client:
+    async with httpx.AsyncClient(verify=shared_tls(), headers=SECRETS, cookies={"session": "secret"}) as client:
         yield client
 
 
@@ -154,6 +156,7 @@ async def test_too_large_is_refused_by_its_length_or_on_the_way(server: FileServ
             yield PNG
             while True:
                 yield b"\0" * 4096
+                await asyncio.sleep(0.001)
 
         return StreamingResponse(chunks())
 
@@ -190,7 +193,7 @@ async def test_too_large_is_refused_by_its_length_or_on_the_way(server: FileServ
         "//example.com/a.png",
         "http://",
         "http://user:secret@example.com/a.png",
-        "http://exa mple.com:99999999/",
+        "http://example.com:99999999/",
         "no URL",
         "",
     ],
@@ -217,7 +220,12 @@ async def test_redirects_are_followed_and_each_is_checked(server: FileServer, cl
 
     other = Served(Starlette())
     try:
-        for target in (f"{other.url}/a.png", "http://169.254.169.254/", "file:///etc/passwd", "http://[broken"):
+        for target in (
+            f"{other.url}/a.png",
+            "http://169.254.169.254/",
+            "file:///etc/passwd",
+            "http://example.com:99999999/",
+        ):
             server.answers = [RedirectResponse(server.url), Response(b"", 302, {"Location": target})]
             with pytest.raises(FetchRefused):
                 await fetch(client, server.url, trusted_hosts=server.trusted)
@@ -264,7 +272,7 @@ async def test_it_connects_to_the_address_that_was_checked(monkeypatch: pytest.M
 
     def answer(request: httpx.Request) -> httpx.Response:
         sent.append(request)
-        return httpx.Response(200, content=PNG)
+        return httpx.Response(200, stream=httpx.ByteStream(PNG))
 
     monkeypatch.setattr(fetch_module, "_resolve", resolving(answers))
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
@@ -279,7 +287,7 @@ async def test_it_connects_to_the_address_that_was_checked(monkeypatch: pytest.M
 
 async def test_one_private_address_among_public_ones_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch_module, "_resolve", resolving([["93.184.215.14", "10.0.0.1"]]))
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(verify=shared_tls()) as client:
         with pytest.raises(FetchRefused, match="not at a public address"):
             await fetch(client, "https://pictures.example/a.png")
 
@@ -288,7 +296,7 @@ async def test_the_next_address_is_taken_if_one_is_dead(monkeypatch: pytest.Monk
     def answer(request: httpx.Request) -> httpx.Response:
         if request.url.host == "93.184.215.14":
             raise httpx.ConnectError("refused")
-        return httpx.Response(200, content=PNG)
+        return httpx.Response(200, stream=httpx.ByteStream(PNG))
 
     monkeypatch.setattr(fetch_module, "_resolve", resolving([["93.184.215.14", "2606:4700::1"]]))
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:

@@ -70,7 +70,8 @@ async def make(service: ModelsLabStandIn) -> AsyncIterator[Make]:
     made: list[ModelsLab] = []
 
     def make(**changes: Any) -> ModelsLab:
-        made.append(ModelsLab(**({"key": KEY, "base_url": service.url} | changes)))
+        given: dict[str, Any] = {"key": KEY, "base_url": service.url}
+        made.append(ModelsLab(**(given | changes)))
         return made[-1]
 
     yield make
@@ -84,7 +85,8 @@ def provider(make: Make) -> ModelsLab:
 
 
 def asked(**changes: Any) -> Parameters:
-    return Parameters(**({"kind": "image.generate", "prompt": "a harbour", "width": 256, "height": 256} | changes))
+    given: dict[str, Any] = {"kind": "image.generate", "prompt": "a harbour", "width": 256, "height": 256}
+    return Parameters(**(given | changes))
 
 
 def order(parameters: Parameters | None = None, job_id: str = "job-1") -> Generation:
@@ -156,7 +158,9 @@ SUCCESSES: dict[str, Callable[[ModelsLabStandIn, Job, str], Response]] = {
         job, base, output=["data:image/png;base64," + base64.b64encode(picture(256, 256)).decode()]
     ),
     "told to be unsafe": lambda service, job, base: service.success(job, base, nsfw_content_detected=True),
-    "done while processing": lambda service, job, base: service.processing(job, base, output=job.links(base)),
+    "done while processing": lambda service, job, base: service.processing(
+        job, base, output=job.links(base), meta={"seed": 7}
+    ),
 }
 
 
@@ -297,7 +301,8 @@ async def test_a_job_it_no_longer_knows_is_lost(provider: ModelsLab, service: Mo
 
 async def test_lost_is_only_what_is_unknown_again_and_again(provider: ModelsLab, service: ModelsLabStandIn) -> None:
     unknown = says(status="error", message="Request not found")
-    service.on_fetch = [lambda job, base: unknown] * 4 + [None]  # v7 and v6, twice
+    for _ in range(4):  # v7 and v6, twice
+        service.on_fetch.append(lambda job, base: unknown)
     assert isinstance((await collect(provider.generate(order())))[-1], Output)
 
 

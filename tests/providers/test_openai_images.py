@@ -65,7 +65,8 @@ async def make(service: OpenAIStandIn) -> AsyncIterator[Make]:
     made: list[OpenAIImages] = []
 
     def make(**changes: Any) -> OpenAIImages:
-        made.append(OpenAIImages(**({"key": KEY, "base_url": service.url} | changes)))
+        given: dict[str, Any] = {"key": KEY, "base_url": service.url}
+        made.append(OpenAIImages(**(given | changes)))
         return made[-1]
 
     yield make
@@ -79,7 +80,8 @@ def provider(make: Make) -> OpenAIImages:
 
 
 def asked(**changes: Any) -> Parameters:
-    return Parameters(**({"kind": "image.generate", "prompt": "a harbour"} | changes))
+    given: dict[str, Any] = {"kind": "image.generate", "prompt": "a harbour"}
+    return Parameters(**(given | changes))
 
 
 def order(parameters: Parameters | None = None, images: tuple[InputImage, ...] = ()) -> Generation:
@@ -185,7 +187,7 @@ async def test_results_may_be_links(provider: OpenAIImages, service: OpenAIStand
 async def test_links_elsewhere_get_no_key_and_none_lead_inside(provider: OpenAIImages, service: OpenAIStandIn) -> None:
     other = OpenAIStandIn()
     try:
-        for link in (f"http://{other.host}/files/8x8.png", "http://169.254.169.254/", "http://[broken"):
+        for link in (f"http://{other.host}/files/8x8.png", "http://169.254.169.254/", "https://x:99999999/"):
             service.acts = [lambda order, base, to=link: JSONResponse({"data": [{"url": to}]})]
             await refused(provider.generate(order()), FetchRefused)
         assert other.file_headers == []
@@ -228,7 +230,7 @@ async def test_there_is_nothing_to_come_back_to(provider: OpenAIImages) -> None:
 
 # --- refusals and failures --------------------------------------------------------------------------------------------
 
-IN_A_MINUTE = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+IN_AN_HOUR = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +244,7 @@ IN_A_MINUTE = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=
         (refusal(403, "Your organization must be verified."), ProviderError, "must be verified", None),
         (refusal(429, "Slow down.", headers={"Retry-After": "7"}), RateLimited, "Slow down", 7),
         (refusal(429, "Slow.", headers={"retry-after-ms": "1500", "retry-after": "2"}), RateLimited, "Slow", 1.5),
-        (refusal(429, "Slow.", headers={"Retry-After": IN_A_MINUTE}), RateLimited, "Slow", 60),
+        (refusal(429, "Slow.", headers={"Retry-After": IN_AN_HOUR}), RateLimited, "Slow", 3600),
         (refusal(429, "No more.", headers={"x-should-retry": "false"}), ProviderError, "No more", None),
         (refusal(500, "The server had an error."), ProviderUnavailable, "had an error", None),
         (refusal(503, "Overloaded.", headers={"Retry-After": "3"}), ProviderUnavailable, "Overloaded", 3),
@@ -290,7 +292,7 @@ async def test_a_refusal_says_what_it_is(
     problem = await refused(provider.generate(order()), expected)
     assert words in problem.message
     assert problem.retry_after == (
-        None if retry_after is None else pytest.approx(retry_after, abs=30 if retry_after == 60 else 0)
+        None if retry_after is None else pytest.approx(retry_after, abs=300 if retry_after == 3600 else 0)
     )
     if isinstance(problem, InvalidParameters) and "size" in words:
         assert problem.field == "width"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.applications import Starlette
@@ -26,12 +27,13 @@ TOML, MODULE, TEST = re.findall(r"```(?:toml|python)\n(.*?)```", PAGE, re.DOTALL
 @pytest.fixture
 def easel() -> Iterator[Served]:
     """The imaginary service of the page."""
-    ids, pictures = count(1), dict[str, tuple[float, bytes]]()
+    ids = count(1)
+    pictures: dict[str, tuple[float, bytes]] = {}
 
     async def take(request: Request) -> Response:
         order = await request.json()
         name = f"p{next(ids)}"
-        pictures[name] = time.monotonic() + 0.1, picture(*order["size"], order["text"] + order["style"])
+        pictures[name] = time.monotonic() + 0.1, picture(order["size"][0], order["size"][1], order["text"])
         return JSONResponse({"id": name}, 202)
 
     async def look(request: Request) -> Response:
@@ -78,11 +80,9 @@ async def test_the_plug_in_of_the_page_is_found_and_passes_its_own_test(package:
     assert provider.check(Parameters("image.generate", "a lighthouse")).model == "oil"
     await registry.close()
 
-    page: dict[str, object] = {}
+    page: dict[str, Any] = {}
     exec(compile(TEST, "the page's test", "exec"), page)  # noqa: S102 - the page is ours
-    test = page["test_easel"]
-    assert callable(test)
-    await test()
+    await page["test_easel"]()
 
 
 def test_it_is_as_short_as_it_says() -> None:

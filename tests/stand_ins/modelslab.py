@@ -112,7 +112,7 @@ class ModelsLabStandIn:
         return JSONResponse({"status": "error", "message": f"Invalid API key: {body.get('key')}"}, 401)
 
     def processing(self, job: Job, base: str, **changes: Any) -> Response:
-        body = {
+        body: dict[str, Any] = {
             "status": "processing",
             "id": job.id,
             "eta": 1,
@@ -126,7 +126,7 @@ class ModelsLabStandIn:
         return says(**(body | changes))
 
     def success(self, job: Job, base: str, **changes: Any) -> Response:
-        body = {
+        body: dict[str, Any] = {
             "status": "success",
             "generationTime": 1.5,
             "id": job.id,

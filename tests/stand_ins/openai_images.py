@@ -97,7 +97,7 @@ def drawn(order: dict[str, Any], text: str = "") -> str:
     return base64.b64encode(picture(width, height, order["prompt"] + text)).decode()
 
 
-def stream(events: list[dict[str, Any]], *, after: Callable[[], Awaitable[None]] | None = None) -> Response:
+def stream(events: list[dict[str, Any]], *, after: Callable[[], Awaitable[Any]] | None = None) -> Response:
     """The events as OpenAI sends them; `after` runs before the end."""
 
     async def lines() -> AsyncIterator[str]:
@@ -118,9 +118,10 @@ async def _read(request: Request) -> dict[str, Any]:
         return json.loads(body)
     message = BytesParser().parsebytes(f"Content-Type: {content_type}\r\n\r\n".encode() + body)
     order: dict[str, Any] = {"files": []}
-    for part in message.get_payload():
+    parts: list[Any] = list(message.walk())[1:]
+    for part in parts:
         name = part.get_param("name", header="content-disposition")
-        data = part.get_payload(decode=True)
+        data: bytes = part.get_payload(decode=True)
         if part.get_filename() is None:
             order[name] = data.decode()
         else:

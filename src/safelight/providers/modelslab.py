@@ -44,7 +44,7 @@ from safelight.providers.base import (
     UnknownOutcome,
     Update,
 )
-from safelight.providers.fetch import content_type_of, fetch, host_of
+from safelight.providers.fetch import content_type_of, fetch, host_of, shared_tls
 
 BASE_URL = "https://modelslab.com/api"
 SUBMIT_TIMEOUT = httpx.Timeout(180, connect=10)  # it may make the picture before it answers
@@ -268,7 +268,7 @@ class ModelsLab(Provider):
 
     async def close(self) -> None:
         for name in ("_asking", "_submitting"):
-            client = self.__dict__.pop(name, None)
+            client = vars(self).pop(name, None)
             if client is not None:
                 await client.aclose()
 
@@ -276,14 +276,15 @@ class ModelsLab(Provider):
 
     @cached_property
     def _asking(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(timeout=ASK_TIMEOUT, limits=httpx.Limits(max_connections=None))
+        limits = httpx.Limits(max_connections=None)
+        return httpx.AsyncClient(verify=shared_tls(), timeout=ASK_TIMEOUT, limits=limits)
 
     @cached_property
     def _submitting(self) -> httpx.AsyncClient:
         """Takes a new connection each time: one that was kept may be closed by the other side at the moment of the
         submit, and then nobody could tell whether it had arrived."""
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        return httpx.AsyncClient(timeout=SUBMIT_TIMEOUT, limits=limits)
+        return httpx.AsyncClient(verify=shared_tls(), timeout=SUBMIT_TIMEOUT, limits=limits)
 
     async def _submit(self, job_id: str, parameters: Parameters) -> "_Answer":
         """Its answer to the submit, which is not a refusal."""
@@ -450,8 +451,8 @@ class ModelsLab(Provider):
             return ProviderUnavailable(f"ModelsLab fails on its side: {said}", details=details)
         if MODEL_WORDS.search(said):
             return InvalidParameters(f"ModelsLab: {said}", field="model", details=details)
-        if status in {400, 422} or answer.wrong_field is not None:
-            field = OUR_FIELDS.get(answer.wrong_field or "", "")
+        field = OUR_FIELDS.get(answer.wrong_field or "", "")
+        if status in {400, 422} or field:
             return InvalidParameters(f"ModelsLab: {said}", field=field, details=details)
         return ProviderError(f"ModelsLab refuses: {said}", details=details)
 

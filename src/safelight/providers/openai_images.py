@@ -39,7 +39,7 @@ from safelight.providers.base import (
     UnknownOutcome,
     Update,
 )
-from safelight.providers.fetch import content_type_of, fetch, host_of
+from safelight.providers.fetch import content_type_of, fetch, host_of, shared_tls
 
 BASE_URL = "https://api.openai.com/v1"
 TIMEOUT = httpx.Timeout(600, connect=10, write=60)  # nothing is heard while it draws
@@ -209,7 +209,7 @@ class OpenAIImages(Provider):
         return self._error(response.status_code, response.headers, response.content).message
 
     async def close(self) -> None:
-        client = self.__dict__.pop("_client", None)
+        client = vars(self).pop("_client", None)
         if client is not None:
             await client.aclose()
 
@@ -221,6 +221,7 @@ class OpenAIImages(Provider):
         request, and then nobody could tell whether it had arrived."""
         return httpx.AsyncClient(
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            verify=shared_tls(),
             timeout=TIMEOUT,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         )
