@@ -164,18 +164,16 @@ async def _get(
         asked["Connection"] = "close"
         extensions["sni_hostname"] = url.raw_host.decode()
         targets = [url.copy_with(host=address) for address in await _public_addresses(url)]
-    try:
-        for target in targets[:-1]:
-            try:
-                return await client.send(
-                    httpx.Request("GET", target, headers=asked, extensions=extensions), stream=True, auth=None
-                )
-            except (httpx.ConnectError, httpx.ConnectTimeout):
-                continue
-        request = httpx.Request("GET", targets[-1], headers=asked, extensions=extensions)
-        return await client.send(request, stream=True, auth=None)
-    except httpx.HTTPError as error:
-        raise _Again(ProviderUnavailable(f"{_shown(url)} cannot be fetched ({type(error).__name__}).")) from None
+    reason = ""
+    for target in targets:
+        try:
+            request = httpx.Request("GET", target, headers=asked, extensions=extensions)
+            return await client.send(request, stream=True, auth=None)
+        except httpx.HTTPError as error:
+            reason = type(error).__name__
+            if not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+                break
+    raise _Again(ProviderUnavailable(f"{_shown(url)} cannot be fetched ({reason})."))
 
 
 async def _read(response: httpx.Response, shown: str, max_bytes: int) -> Fetched:
@@ -183,13 +181,13 @@ async def _read(response: httpx.Response, shown: str, max_bytes: int) -> Fetched
     if status >= 500 or status == 429:
         after = response.headers.get("retry-after", "")
         message = f"{shown} cannot be fetched now (HTTP {status})."
-        raise _Again(ProviderUnavailable(message, retry_after=float(after) if after.isdigit() else None))
+        raise _Again(ProviderUnavailable(message, retry_after=float(after) if after.isdecimal() else None))
     if status != 200:
         error = BadOutput(f"There is no file at {shown} (HTTP {status}).")
         raise _Again(error) if status in AGAIN else error
     too_large = FetchRefused(f"{shown} is larger than {max_bytes} bytes.")
     length = response.headers.get("content-length", "")
-    if length.isdigit() and int(length) > max_bytes:
+    if length.isdecimal() and int(length) > max_bytes:
         raise too_large
     data = bytearray()
     try:

@@ -276,7 +276,8 @@ class ModelsLab(Provider):
 
     @cached_property
     def _asking(self) -> httpx.AsyncClient:
-        limits = httpx.Limits(max_connections=None)
+        """Keeps few connections: its pool looks through all the kept ones with every request."""
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=8)
         return httpx.AsyncClient(verify=shared_tls(), timeout=ASK_TIMEOUT, limits=limits)
 
     @cached_property
