@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from safelight import testing
 from safelight.providers import modelslab
 from safelight.providers.base import (
     Accepted,
@@ -208,7 +209,7 @@ class SwallowsCancel(Sound):
         try:
             await asyncio.sleep(0.15)
         except asyncio.CancelledError:
-            await asyncio.sleep(1.2)
+            await asyncio.sleep(0.4)
         yield Output(png(), "image/png")
 
 
@@ -266,7 +267,7 @@ class IsIll(Sound):
         (Mixes, "generations_do_not_mix", "was asked for"),
         (SharesIds, "generations_do_not_mix", "under one id"),
         (LeavesTasks, "closing_leaves_nothing_running", "tasks of it still ran"),
-        (SwallowsCancel, "cancelling_is_obeyed", "still ran after 1 s"),
+        (SwallowsCancel, "cancelling_is_obeyed", "still ran after 0.2 s"),
         (Connects, "check_is_pure", "belongs into verify"),
         (LetsThrough, "check_refuses_nonsense", "width=0 was let through"),
         (SaysNoField, "check_refuses_nonsense", "is ''"),
@@ -275,7 +276,10 @@ class IsIll(Sound):
         (IsIll, "it_tells_about_itself", "The server is away."),
     ],
 )
-async def test_the_suite_names_what_is_broken(broken: Callable[[], Provider], check: str, words: str) -> None:
+async def test_the_suite_names_what_is_broken(
+    broken: Callable[[], Provider], check: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(testing, "STOP_SECONDS", 0.2)
     with pytest.raises(ProviderCheckFailed) as caught:
         await check_provider(broken, others=[asked(width=32)])
     assert words in caught.value.failures[check]

@@ -31,6 +31,7 @@ from safelight.providers.base import (
     ProviderTimedOut,
     ProviderUnavailable,
     RateLimited,
+    Submitting,
     UnknownOutcome,
     Update,
 )
@@ -289,6 +290,25 @@ async def test_another_process_goes_on_with_the_id(make: Make, service: ModelsLa
     adopted = await collect(make().resume(generation, remote_id))
     assert kinds(adopted) == ["Progress", "Output"]
     assert len(service.ledger) == 1
+
+
+@pytest.mark.parametrize("steps", range(7))
+async def test_at_whatever_step_a_worker_dies_there_is_one_submit(
+    make: Make, service: ModelsLabStandIn, steps: int
+) -> None:
+    """The house's rule: an id is adopted, a submit without one is not repeated, anything before begins anew."""
+    generation, seen = order(), list[Update]()
+    updates = make().generate(generation)
+    for _ in range(steps):
+        seen.append(await anext(updates))
+    await updates.aclose()
+    accepted = [update.remote_id for update in seen if isinstance(update, Accepted)]
+    later = replace(generation, attempt=2)
+    if accepted:
+        assert isinstance((await collect(make().resume(later, accepted[0])))[-1], Output)
+    elif not seen:
+        assert isinstance((await collect(make().generate(later)))[-1], Output)
+    assert len(service.ledger) == (0 if seen == [Submitting()] else 1)
 
 
 async def test_a_job_it_no_longer_knows_is_lost(provider: ModelsLab, service: ModelsLabStandIn) -> None:
