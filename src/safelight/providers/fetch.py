@@ -1,0 +1,270 @@
+"""Downloads of files that somebody else names: a provider's results, a caller's input pictures.
+
+A link is a request to connect to wherever its author likes, so none is believed: only public addresses are connected
+to, and to the very address that was checked. What comes is judged by its content, and it must be whole.
+"""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncGenerator, Collection, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import cache
+from ipaddress import IPv6Address, IPv6Network, ip_address
+from typing import Any, cast
+
+import httpx
+
+from safelight.providers.base import BadOutput, ProviderError, ProviderUnavailable
+
+MAX_BYTES = 100 * 1024 * 1024
+CHUNK_BYTES = 64 * 1024
+HEAD_BYTES = 64  # tell the type of any file
+MAX_REDIRECTS = 5
+MAX_ADDRESSES = 4  # of one name, that are tried
+PAUSE_SECONDS = 0.5  # before the second try; doubled for each further
+MAX_PAUSE_SECONDS = 10.0
+RESOLVE_SECONDS = 10.0
+TIMEOUT = httpx.Timeout(30, connect=10)
+NAT64 = IPv6Network("64:ff9b::/96")
+AGAIN = {404, 408, 425, 429}  # 404: announced, and not there yet
+REDIRECTS = {301, 302, 303, 307, 308}
+
+
+class FetchRefused(ProviderError):
+    """This file must not be fetched."""
+
+    code = "fetch_refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A whole file; its content type is what its bytes say."""
+
+    data: bytes
+    content_type: str
+
+
+class _Again(Exception):
+    """A failure that another try may mend."""
+
+    def __init__(self, error: ProviderError) -> None:
+        self.error = error
+
+
+async def fetch(
+    client: httpx.AsyncClient,
+    url: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    trusted_hosts: Collection[str] = (),
+    max_bytes: int = MAX_BYTES,
+    tries: int = 4,
+) -> Fetched:
+    """Download a picture, video or sound, trying again while that may help.
+
+    `trusted_hosts` (`host:port`, see `host_of`) may be at private addresses: a provider that is configured there.
+    `headers` are sent to the host of `url` alone; nothing else of the client's is sent. Nothing bounds the whole but
+    the caller: a single read may take 30 s.
+
+    Raises `FetchRefused` for what must not be fetched, `ProviderUnavailable` if the host does not deliver, `BadOutput`
+    if there is no such file, or not a whole one. No message repeats the query of a URL, which may hold a secret.
+    """
+    pause = PAUSE_SECONDS
+    for left in range(tries - 1, -1, -1):
+        try:
+            return await _follow(client, url, headers or {}, trusted_hosts, max_bytes)
+        except _Again as again:
+            if not left:
+                raise again.error from None
+            await asyncio.sleep(min(MAX_PAUSE_SECONDS, max(pause, again.error.retry_after or 0)))
+            pause *= 2
+    raise ValueError("tries must be 1 or more")
+
+
+@cache
+def shared_tls() -> ssl.SSLContext:
+    """For the clients of providers: the known authorities take 17 ms to read, and need be held once only."""
+    return httpx.create_ssl_context()
+
+
+def host_of(url: str | httpx.URL) -> str:
+    """`host:port` of a URL, the port always there."""
+    url = httpx.URL(url)
+    return f"{url.host.lower()}:{url.port or (443 if url.scheme == 'https' else 80)}"
+
+
+def content_type_of(data: bytes) -> str:
+    """The type of a picture, video or sound, by its first bytes. Raises `BadOutput` if it is none."""
+    if not data:
+        raise BadOutput("The file is empty.")
+    head = data[:HEAD_BYTES]
+    for mark, content_type in MARKS:
+        if head.startswith(mark):
+            return content_type
+    if head[:4] == b"RIFF" and head[8:12] in RIFFS:
+        return RIFFS[head[8:12]]
+    if head[4:8] == b"ftyp":
+        return BRANDS.get(head[8:12], "video/mp4")
+    if head[:4] == b"\x1aE\xdf\xa3":
+        return "video/webm" if b"webm" in head else "video/x-matroska"
+    if head[0] == 0xFF and len(head) > 1 and head[1] & 0xE6 == 0xE2:  # MPEG audio layer III, any version
+        return "audio/mpeg"
+    raise BadOutput("The file is no picture, video or sound of a known format.")
+
+
+MARKS = (
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"GIF87a", "image/gif"),
+    (b"GIF89a", "image/gif"),
+    (b"ID3", "audio/mpeg"),
+    (b"fLaC", "audio/flac"),
+    (b"OggS", "audio/ogg"),
+)
+RIFFS = {b"WEBP": "image/webp", b"WAVE": "audio/wav", b"AVI ": "video/x-msvideo"}
+BRANDS = {b"avif": "image/avif", b"avis": "image/avif", b"qt  ": "video/quicktime", b"M4A ": "audio/mp4"}
+
+
+# --- one try ----------------------------------------------------------------------------------------------------------
+
+
+async def _follow(
+    client: httpx.AsyncClient, start: str, headers: Mapping[str, str], trusted_hosts: Collection[str], max_bytes: int
+) -> Fetched:
+    """The file at the end of the redirects."""
+    url = _checked(start)
+    origin = url.scheme, host_of(url)
+    for _ in range(MAX_REDIRECTS + 1):
+        sent = headers if (url.scheme, host_of(url)) == origin else {}
+        response = await _get(client, url, sent, host_of(url) in trusted_hosts)
+        try:
+            if response.status_code not in REDIRECTS:
+                return await _read(response, _shown(url), max_bytes)
+            location = response.headers.get("location", "")
+        finally:
+            await response.aclose()
+        try:
+            url = _checked(url.join(location))
+        except (httpx.InvalidURL, ValueError):
+            raise FetchRefused(f"{_shown(url)} redirects to something that is no URL.") from None
+    raise FetchRefused(f"{_shown(_checked(start))} redirects more than {MAX_REDIRECTS} times.")
+
+
+async def _get(
+    client: httpx.AsyncClient, url: httpx.URL, headers: Mapping[str, str], is_trusted: bool
+) -> httpx.Response:
+    """The answer, its body still to be read. The request is made by hand: the client's own headers stay at home."""
+    asked = {"Host": url.netloc.decode(), "Accept": "*/*", "Accept-Encoding": "identity", **headers}
+    extensions: dict[str, Any] = {"timeout": TIMEOUT.as_dict()}
+    targets = [url]
+    if not is_trusted:
+        # A connection to a checked address is not shared: another name may stand for the same one.
+        asked["Connection"] = "close"
+        extensions["sni_hostname"] = url.raw_host.decode()
+        targets = [url.copy_with(host=address) for address in await _public_addresses(url)]
+    reason = ""
+    for target in targets:
+        try:
+            request = httpx.Request("GET", target, headers=asked, extensions=extensions)
+            return await client.send(request, stream=True, auth=None)
+        except httpx.HTTPError as error:
+            reason = type(error).__name__
+            if not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+                break
+    raise _Again(ProviderUnavailable(f"{_shown(url)} cannot be fetched ({reason})."))
+
+
+async def _read(response: httpx.Response, shown: str, max_bytes: int) -> Fetched:
+    status = response.status_code
+    if status >= 500 or status == 429:
+        after = response.headers.get("retry-after", "")
+        message = f"{shown} cannot be fetched now (HTTP {status})."
+        raise _Again(ProviderUnavailable(message, retry_after=float(after) if after.isdecimal() else None))
+    if status != 200:
+        error = BadOutput(f"There is no file at {shown} (HTTP {status}).")
+        raise _Again(error) if status in AGAIN else error
+    too_large = FetchRefused(f"{shown} is larger than {max_bytes} bytes.")
+    length = response.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > max_bytes:
+        raise too_large
+    data = bytearray()
+    try:
+        async with aclosing(cast(AsyncGenerator[bytes], response.aiter_raw(CHUNK_BYTES))) as chunks:
+            async for chunk in chunks:
+                data += chunk
+                if len(data) > max_bytes:
+                    raise too_large
+    except httpx.HTTPError as error:  # one that ends before its Content-Length, too
+        message = f"{shown} broke off after {len(data)} bytes ({type(error).__name__})."
+        raise _Again(ProviderUnavailable(message)) from None
+    try:
+        content_type = content_type_of(bytes(data[:HEAD_BYTES]))
+    except BadOutput as error:
+        raise _Again(BadOutput(f"{shown}: {error.message}")) from None
+    if not _is_whole(data, content_type):
+        raise _Again(BadOutput(f"{shown} ends in the middle of the picture, after {len(data)} bytes."))
+    return Fetched(bytes(data), content_type)
+
+
+def _is_whole(data: bytearray, content_type: str) -> bool:
+    """Whether a picture has its end; storage that is still being written to delivers beginnings."""
+    match content_type:
+        case "image/png":
+            return data.rfind(b"IEND") > 0
+        case "image/jpeg":
+            return data.rfind(b"\xff\xd9") > 0
+        case "image/webp":
+            return len(data) >= 8 + int.from_bytes(data[4:8], "little")
+        case _:
+            return True
+
+
+# --- where it may connect to ------------------------------------------------------------------------------------------
+
+
+def _checked(url: str | httpx.URL) -> httpx.URL:
+    try:
+        url = httpx.URL(url)
+    except httpx.InvalidURL:
+        raise FetchRefused("This is no URL.") from None
+    if (url.port or 0) > 65535:
+        raise FetchRefused("This is no URL.")
+    if url.scheme not in {"http", "https"} or not url.host:
+        raise FetchRefused("Only http:// and https:// URLs are fetched.")
+    if url.userinfo:
+        raise FetchRefused("A URL with a user or a password in it is not fetched.")
+    return url
+
+
+async def _public_addresses(url: httpx.URL) -> list[str]:
+    """Every address of the host. Raises `FetchRefused` if a single one is not public."""
+    try:
+        async with asyncio.timeout(RESOLVE_SECONDS):
+            addresses = await _resolve(url.raw_host.decode())
+    except (OSError, UnicodeError, TimeoutError):
+        raise _Again(ProviderUnavailable(f"The host {url.host} cannot be found.")) from None
+    if not addresses or not all(_is_public(address) for address in addresses):
+        raise FetchRefused(f"{_shown(url)} is not at a public address.")
+    return addresses[:MAX_ADDRESSES]
+
+
+async def _resolve(host: str) -> list[str]:
+    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+def _is_public(text: str) -> bool:
+    address = ip_address(text.partition("%")[0])
+    if isinstance(address, IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if inner is None and address in NAT64:
+            inner = ip_address(int(address) & 0xFFFFFFFF)
+        address = inner or address
+    return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+def _shown(url: httpx.URL) -> str:
+    """A URL for people: without its query, which may hold a secret."""
+    return str(url.copy_with(query=None, fragment=None))[:200]

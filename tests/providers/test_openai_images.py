@@ -1,0 +1,399 @@
+"""OpenAI-style images against their stand-in: pieces and streams, refusals told from failures, no blind repeats."""
+
+import asyncio
+import base64
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from io import BytesIO
+from typing import Any
+
+import pytest
+import structlog
+from PIL import Image
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from structlog.testing import LogCapture
+
+from safelight.providers import fetch as fetch_module
+from safelight.providers import openai_images as module
+from safelight.providers.base import (
+    BadOutput,
+    ContentRejected,
+    Generation,
+    InputImage,
+    InvalidParameters,
+    JobLost,
+    Lora,
+    Output,
+    Parameters,
+    Preview,
+    ProviderError,
+    ProviderUnavailable,
+    RateLimited,
+    UnknownOutcome,
+    Update,
+)
+from safelight.providers.fetch import FetchRefused
+from safelight.providers.openai_images import OpenAIImages
+from stand_ins.openai_images import KEY, OpenAIStandIn, drawn, refusal, stream
+from stand_ins.serve import Dropped, Half, picture
+
+pytestmark = pytest.mark.anyio
+Make = Callable[..., OpenAIImages]
+Act = Callable[[dict[str, Any], str], Response]
+
+
+@pytest.fixture(scope="module")
+def shared_service() -> Iterator[OpenAIStandIn]:
+    service = OpenAIStandIn()
+    yield service
+    service.close()
+
+
+@pytest.fixture
+def service(shared_service: OpenAIStandIn, monkeypatch: pytest.MonkeyPatch) -> OpenAIStandIn:
+    monkeypatch.setattr(fetch_module, "PAUSE_SECONDS", 0.01)
+    for listed in (shared_service.acts, shared_service.ledger, shared_service.paths, shared_service.file_headers):
+        listed.clear()
+    shared_service.streams = True
+    return shared_service
+
+
+@pytest.fixture
+async def make(service: OpenAIStandIn) -> AsyncIterator[Make]:
+    made: list[OpenAIImages] = []
+
+    def make(**changes: Any) -> OpenAIImages:
+        given: dict[str, Any] = {"key": KEY, "base_url": service.url}
+        made.append(OpenAIImages(**(given | changes)))
+        return made[-1]
+
+    yield make
+    for provider in made:
+        await provider.close()
+
+
+@pytest.fixture
+def provider(make: Make) -> OpenAIImages:
+    return make()
+
+
+def asked(**changes: Any) -> Parameters:
+    given: dict[str, Any] = {"kind": "image.generate", "prompt": "a harbour"}
+    return Parameters(**(given | changes))
+
+
+def order(parameters: Parameters | None = None, images: tuple[InputImage, ...] = ()) -> Generation:
+    return Generation("job-1", 1, replace(parameters or asked(), seed=7), 300, images)
+
+
+async def collect(updates: AsyncGenerator[Update]) -> list[Update]:
+    return [update async for update in updates]
+
+
+def names(updates: list[Update]) -> list[str]:
+    return [type(update).__name__ for update in updates]
+
+
+def sizes(updates: list[Update]) -> list[tuple[int, int]]:
+    return [Image.open(BytesIO(update.data)).size for update in updates if isinstance(update, Output)]
+
+
+async def refused(updates: AsyncGenerator[Update], error: type[ProviderError]) -> ProviderError:
+    """The error a generation ends with, exactly of this class."""
+    with pytest.raises(error) as caught:
+        await collect(updates)
+    assert type(caught.value) is error
+    assert KEY not in str(caught.value) + str(caught.value.details)
+    return caught.value
+
+
+# --- a picture --------------------------------------------------------------------------------------------------------
+
+
+async def test_partial_pictures_are_previews(provider: OpenAIImages, service: OpenAIStandIn) -> None:
+    updates = await collect(provider.generate(order(asked(width=1536, height=1024))))
+    assert names(updates) == ["Submitting", "Progress", "Preview", "Preview", "Output"]
+    assert sizes(updates) == [(1536, 1024)]
+    assert {u.content_type for u in updates if isinstance(u, Preview | Output)} == {"image/png"}
+    assert service.ledger == [
+        {
+            "model": "gpt-image-1",
+            "prompt": "a harbour",
+            "n": 1,
+            "size": "1536x1024",
+            "stream": True,
+            "partial_images": 2,
+        }
+    ]
+
+
+async def test_a_server_without_streams_answers_in_one_piece(provider: OpenAIImages, service: OpenAIStandIn) -> None:
+    service.streams = False
+    assert names(await collect(provider.generate(order()))) == ["Submitting", "Progress", "Output"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "given"),
+    [
+        ({"streams": False}, {}),
+        ({}, {"options": {"partial_images": 0}}),
+        ({}, {"batch_size": 3}),
+        ({}, {"model": "dall-e-3"}),
+    ],
+)
+async def test_a_stream_is_asked_for_only_where_it_helps(
+    make: Make, service: OpenAIStandIn, changes: dict[str, Any], given: dict[str, Any]
+) -> None:
+    updates = await collect(make(**changes).generate(order(asked(**given))))
+    assert len(sizes(updates)) == given.get("batch_size", 1)
+    assert "stream" not in service.ledger[0]
+    assert "partial_images" not in service.ledger[0]
+    assert service.ledger[0].get("response_format") == ("b64_json" if "model" in given else None)
+
+
+async def test_input_images_make_it_an_edit(provider: OpenAIImages, service: OpenAIStandIn) -> None:
+    first = InputImage(picture(64, 64), "image/png")
+    second = InputImage(picture(64, 32, format="JPEG"), "image/jpeg")
+    parameters = asked(input_images=("a", "b"), options={"input_fidelity": "high", "quality": "low"})
+    updates = await collect(provider.generate(order(parameters, (first, second))))
+    assert names(updates) == ["Submitting", "Progress", "Preview", "Preview", "Output"]
+    await collect(provider.generate(order(asked(input_images=("a",)), (first,))))
+    assert service.paths == ["/v1/images/edits"] * 2
+    assert service.ledger[0]["files"] == [
+        ("image[]", "1.png", "image/png", first.data),
+        ("image[]", "2.jpeg", "image/jpeg", second.data),
+    ]
+    fields = {name: value for name, value in service.ledger[0].items() if name != "files"}
+    assert fields == {
+        "model": "gpt-image-1",
+        "prompt": "a harbour",
+        "n": "1",
+        "input_fidelity": "high",
+        "quality": "low",
+        "stream": "true",
+        "partial_images": "2",
+    }
+    assert [name for name, *_ in service.ledger[1]["files"]] == ["image"]
+
+
+async def test_results_may_be_links(provider: OpenAIImages, service: OpenAIStandIn) -> None:
+    service.acts = [lambda order, base: JSONResponse({"data": [{"url": f"{base}/files/640x480.png"}]})]
+    assert sizes(await collect(provider.generate(order()))) == [(640, 480)]
+    assert service.file_headers[0]["authorization"] == f"Bearer {KEY}"  # a server of one's own may want it
+
+
+async def test_links_elsewhere_get_no_key_and_none_lead_inside(provider: OpenAIImages, service: OpenAIStandIn) -> None:
+    other = OpenAIStandIn()
+    try:
+        for link in (f"http://{other.host}/files/8x8.png", "http://169.254.169.254/", "https://x:99999999/"):
+            service.acts = [lambda order, base, to=link: JSONResponse({"data": [{"url": to}]})]
+            await refused(provider.generate(order()), FetchRefused)
+        assert other.file_headers == []
+    finally:
+        other.close()
+
+
+async def test_what_it_used_is_written_down(
+    provider: OpenAIImages, service: OpenAIStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = LogCapture()
+    monkeypatch.setattr(module, "log", structlog.wrap_logger(None, processors=[lines]))
+    await collect(provider.generate(order()))
+    service.streams = False
+    await collect(provider.generate(order()))
+    counts = {"input_tokens": 11, "output_tokens": 4160, "total_tokens": 4171}
+    expected = {"event": "provider.usage", "log_level": "info", "service": service.host, **counts}
+    assert lines.entries == [expected] * 2
+
+
+async def test_a_broken_preview_costs_no_picture(provider: OpenAIImages, service: OpenAIStandIn) -> None:
+    def answer(order: dict[str, Any], base: str) -> Response:
+        broken = {"type": "image_generation.partial_image", "b64_json": "###"}
+        return stream([broken, {"type": "keepalive"}, *service.events(order)])
+
+    service.acts = [answer]
+    assert names(await collect(provider.generate(order())))[2:] == ["Preview", "Preview", "Output"]
+
+
+async def test_it_ends_with_the_picture_not_with_the_stream(provider: OpenAIImages, service: OpenAIStandIn) -> None:
+    service.acts = [lambda order, base: stream(service.events(order), after=asyncio.Event().wait)]
+    async with asyncio.timeout(5):
+        assert names(await collect(provider.generate(order())))[-1] == "Output"
+
+
+async def test_there_is_nothing_to_come_back_to(provider: OpenAIImages) -> None:
+    await refused(provider.resume(order(), "anything"), JobLost)
+    await provider.cancel("anything")
+
+
+# --- refusals and failures --------------------------------------------------------------------------------------------
+
+IN_AN_HOUR = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "words", "retry_after"),
+    [
+        (refusal(400, "Rejected by the safety system.", "moderation_blocked"), ContentRejected, "safety", None),
+        (refusal(400, "No.", "content_policy_violation"), ContentRejected, "refuses this content", None),
+        (refusal(403, "Blocked: it may violate our content policy.", "Forbidden"), ContentRejected, "policy", None),
+        (refusal(429, "Exceeded your current quota.", "insufficient_quota"), ProviderError, "no credit", None),
+        (refusal(400, "Hard limit.", "billing_hard_limit_reached"), ProviderError, "no credit", None),
+        (refusal(403, "Your organization must be verified."), ProviderError, "must be verified", None),
+        (refusal(429, "Slow down.", headers={"Retry-After": "7"}), RateLimited, "Slow down", 7),
+        (refusal(429, "Slow.", headers={"retry-after-ms": "1500", "retry-after": "2"}), RateLimited, "Slow", 1.5),
+        (refusal(429, "Slow.", headers={"Retry-After": IN_AN_HOUR}), RateLimited, "Slow", 3600),
+        (refusal(429, "No more.", headers={"x-should-retry": "false"}), ProviderError, "No more", None),
+        (refusal(500, "The server had an error."), ProviderUnavailable, "had an error", None),
+        (refusal(503, "Overloaded.", headers={"Retry-After": "3"}), ProviderUnavailable, "Overloaded", 3),
+        (refusal(500, "Never.", headers={"x-should-retry": "false"}), ProviderError, "Never", None),
+        (refusal(400, "Later.", headers={"x-should-retry": "true"}), ProviderUnavailable, "Later", None),
+        (refusal(409, "Conflict."), ProviderUnavailable, "Conflict", None),
+        (refusal(400, "Bad size.", "invalid_value", param="size"), InvalidParameters, "Bad size", None),
+        (refusal(404, "No model.", "model_not_found"), InvalidParameters, "No model", None),
+        (PlainTextResponse("upstream timed out", 504), UnknownOutcome, "may have been made", None),
+        (PlainTextResponse("<html>oops</html>", 500), ProviderUnavailable, "oops", None),
+        (PlainTextResponse("nothing here", 404), ProviderError, "nothing here", None),
+        (JSONResponse({"error": "plain words"}, 422), InvalidParameters, "plain words", None),
+        (JSONResponse({"detail": "plain detail"}, 422), InvalidParameters, "plain detail", None),
+        (JSONResponse({"data": []}), BadOutput, "without a picture", None),
+        (JSONResponse({"data": [{"revised_prompt": "x"}]}), BadOutput, "neither", None),
+        (JSONResponse({"data": [{"url": "", "respect_moderation": False}]}), ContentRejected, "withholds", None),
+        (JSONResponse({"data": [{"b64_json": "###"}]}), BadOutput, "no base64", None),
+        (JSONResponse({"data": [{"b64_json": base64.b64encode(b"<html>").decode()}]}), BadOutput, "no picture", None),
+        (JSONResponse(["odd"]), BadOutput, "holds no pictures", None),
+        (PlainTextResponse("<html>welcome</html>"), BadOutput, "holds no pictures", None),
+        (
+            stream([{"type": "error", "error": {"code": "moderation_blocked", "message": "No."}}]),
+            ContentRejected,
+            "No",
+            None,
+        ),
+        (
+            stream([{"type": "error", "error": {"code": "server_error", "message": "Oh."}}]),
+            ProviderUnavailable,
+            "Oh",
+            None,
+        ),
+        (stream([]), BadOutput, "without a picture", None),
+    ],
+)
+async def test_a_refusal_says_what_it_is(
+    provider: OpenAIImages,
+    service: OpenAIStandIn,
+    answer: Response,
+    expected: type[ProviderError],
+    words: str,
+    retry_after: float | None,
+) -> None:
+    service.acts = [lambda order, base: answer]
+    problem = await refused(provider.generate(order()), expected)
+    assert words in problem.message
+    assert problem.retry_after == (
+        None if retry_after is None else pytest.approx(retry_after, abs=300 if retry_after == 3600 else 0)
+    )
+    if isinstance(problem, InvalidParameters) and "size" in words:
+        assert problem.field == "width"
+    assert len(service.ledger) == 1
+
+
+def broken_stream(order: dict[str, Any], base: str) -> Response:
+    async def drop() -> None:
+        raise ConnectionError("the other side goes away")
+
+    partial = {"type": "image_generation.partial_image", "b64_json": drawn(order)}
+    return stream([partial], after=drop)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [lambda order, base: Dropped(), lambda order, base: Half(b'{"data": [{"b64_json": ""}]}'), broken_stream],
+    ids=["dropped", "half", "in mid-stream"],
+)
+@pytest.mark.filterwarnings("ignore")
+async def test_a_lost_connection_is_not_repeated(provider: OpenAIImages, service: OpenAIStandIn, act: Act) -> None:
+    service.acts = [act]
+    unknown = await refused(provider.generate(order()), UnknownOutcome)
+    assert (unknown.retryable, unknown.may_have_cost) == (False, True)
+    assert len(service.ledger) == 1
+
+
+async def test_silence_is_not_repeated(
+    provider: OpenAIImages, service: OpenAIStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stall(order: dict[str, Any], base: str) -> None:
+        await asyncio.sleep(1)
+
+    monkeypatch.setattr(module, "TIMEOUT", 0.1)
+    service.acts = [stall]
+    assert "ReadTimeout" in (await refused(provider.generate(order()), UnknownOutcome)).message
+
+
+async def test_a_server_that_is_not_there_made_nothing(make: Make) -> None:
+    gone = OpenAIStandIn()
+    gone.close()
+    provider = make(base_url=gone.url)
+    assert (await refused(provider.generate(order()), ProviderUnavailable)).retryable
+    assert await provider.health() == f"{gone.host} cannot be reached (ConnectError)."
+
+
+async def test_the_key_is_told_to_nobody(make: Make) -> None:
+    wrong = "sk-a-wrong-but-secret-key"
+    provider = make(key=wrong)
+    with pytest.raises(ProviderError, match=r"refuses the API key: Incorrect API key: Bearer \*\*\*") as caught:
+        await collect(provider.generate(order()))
+    told = f"{caught.value!r} {caught.value.details} {caught.value.__cause__!r} {provider!r} {await provider.health()}"
+    assert wrong not in told
+    assert "refuses the API key" in (await provider.health() or "")
+
+
+async def test_health_and_models(make: Make) -> None:
+    assert await make().health() is None
+    assert (await make(models=["a", "b"], model="b").models())["models"] == ("b", "a")
+
+
+# --- checking ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field", "words"),
+    [
+        ({"model": "gpt-image"}, "model", "Did you mean gpt-image-"),
+        ({"width": 512, "height": 512}, "width", "1024x1024, 1536x1024, 1024x1536"),
+        ({"width": 1024, "height": 1025}, "height", "not 1024x1025"),
+        ({"model": "gpt-image-2", "width": 1000, "height": 1024}, "width", "divisible by 16"),
+        ({"model": "gpt-image-2", "width": 3840, "height": 1024}, "width", "3 times the other"),
+        ({"model": "gpt-image-2", "width": 3840, "height": 3840}, "width", "3840x2160"),
+        ({"model": "dall-e-3", "batch_size": 2}, "batch_size", "1 to 1"),
+        ({"batch_size": 11}, "batch_size", "1 to 10"),
+        ({"model": "dall-e-2", "prompt": "x" * 1001}, "prompt", "1000 characters"),
+        ({"model": "dall-e-3", "input_images": ("a",)}, "input_images", "no input images"),
+        ({"input_images": ("a",) * 17}, "input_images", "at most 16"),
+        ({"negative_prompt": "people"}, "negative_prompt", "leave it out"),
+        ({"lora_models": (Lora("x"),)}, "lora_models", "leave it out"),
+        ({"sampler_params": {"steps": 20}}, "sampler_params", "leave it out"),
+        ({"workflow": {"1": {}}}, "workflow", "leave it out"),
+        ({"options": {"quality": "hd"}}, "provider_options.quality", "auto, low, medium, high"),
+        ({"options": {"partial_images": 4}}, "provider_options.partial_images", "0 to 3"),
+        ({"options": {"style": "vivid"}}, "provider_options.style", "it takes background"),
+        ({"options": {"prompt": "x"}}, "provider_options.prompt", "a field of its own"),
+    ],
+)
+async def test_what_a_model_does_not_take_is_refused_by_field(wrong: dict[str, Any], field: str, words: str) -> None:
+    provider = OpenAIImages(KEY)
+    with pytest.raises(InvalidParameters) as caught:
+        provider.check(asked(**wrong))
+    assert caught.value.field == field
+    assert words in caught.value.message
+
+
+async def test_elsewhere_any_model_is_passed_on(make: Make, service: OpenAIStandIn) -> None:
+    provider = make(model="flux.1-dev", key=KEY)
+    assert provider.capabilities.models == ()
+    given = provider.check(asked(model="sd-3.5", width=640, height=480, options={"steps": 20}))
+    assert provider.check(given) == given
+    assert sizes(await collect(provider.generate(order(given)))) == [(640, 480)]
+    assert (service.ledger[0]["model"], service.ledger[0]["steps"]) == ("sd-3.5", 20)
+    assert provider.check(asked()).model == "flux.1-dev"
