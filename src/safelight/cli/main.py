@@ -20,6 +20,7 @@ COMMANDS = {
         "migrate": ("safelight.cli.service", "Bring the database to the newest schema."),
         "storage": ("safelight.cli.storage", "Prove the place for pictures, or move them to another."),
         "keys": ("safelight.cli.keys", "Make, list and revoke API keys."),
+        "templates": ("safelight.cli.templates", "Check a ComfyUI workflow template."),
         "db": ("safelight.cli.database", "Move everything to another database."),
         "cleanup": ("safelight.cli.database", "Delete what was kept long enough, now."),
     },

@@ -28,7 +28,6 @@ FEATURES = orjson.dumps({"type": "feature_flags", "data": {"supports_preview_met
 PREVIEW, PREVIEW_WITH_METADATA = 1, 4
 CONTENT_TYPES = {b"\xff\xd8": "image/jpeg", b"\x89P": "image/png", b"RI": "image/webp"}
 MAX_FRAME_BYTES = 64 << 20
-OPEN_SECONDS = 5.0
 AGAIN_SECONDS = (0.2, 0.5, 1.0, 2.0)
 
 
@@ -114,7 +113,7 @@ class Listener:
                 async with connect(
                     self._server.socket_url(f"safelight-{self._prompt_id}"),
                     additional_headers=self._server.headers,
-                    open_timeout=OPEN_SECONDS,
+                    open_timeout=self._server.pace.socket,
                     close_timeout=1,
                     compression=None,
                     max_size=MAX_FRAME_BYTES,

@@ -1,12 +1,13 @@
 """Which server takes a job, and who waits for a place: at most two jobs of ours inside each."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from safelight.providers.base import ProviderUnavailable
 from safelight.providers.comfyui.catalogue import Catalogue
 from safelight.providers.comfyui.graph import Plan, Problem, refuse
-from safelight.providers.comfyui.server import Server, Unreachable
+from safelight.providers.comfyui.server import Pace, Server, Unreachable
+from safelight.providers.comfyui.template import Template
 
 PLACES = 2  # one that runs, and one that is there when it ends
 FRESH_SECONDS = 2.0  # how old a catalogue may be that refuses a job
@@ -118,6 +119,15 @@ class Pool:
         """Which servers are down, and why."""
         down = [f"{server.name}: {server.trouble}" for server in self.servers if server.is_down]
         return f"No answer from {'; '.join(down)}." if down else "No ComfyUI server answers."
+
+
+async def problems_on(url: str, template: Template, headers: Mapping[str, str]) -> list[Problem]:
+    """Why a server cannot run a template, dotted below the template. Raises `Unreachable`, `ValueError`."""
+    server = Server(url, headers, Pace())
+    try:
+        return (await server.catalogue()).problems(template.bare_plan())
+    finally:
+        await server.close()
 
 
 async def judge(server: Server, plan: Plan) -> list[Problem] | None:

@@ -7,7 +7,8 @@ from safelight.providers.base import Progress
 from safelight.providers.comfyui.graph import Graph, links_of, needed_by, title_of
 
 FIRST_PERCENT, LAST_PERCENT = 2, 97  # what a run spans; before it pictures are sent, after it results are fetched
-MAX_STEPS_WEIGHT = 1000.0
+STEP_WEIGHT = 2.0
+MAX_STEPS = 1000.0
 MAX_TOLD_WEIGHT = 150.0  # of a node that counts something else than steps, such as bytes
 STAGES = (
     ("sampl", "sampling"),
@@ -22,7 +23,7 @@ STAGES = (
 
 
 class Tracker:
-    """What one run's messages say. A node weighs 1 and its steps; cached nodes are done from the start."""
+    """What one run's messages say. A node weighs 1, and 2 for each step; cached nodes are done from the start."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
@@ -110,4 +111,4 @@ def _weight(inputs: Mapping[str, Any]) -> float:
     first, last = inputs.get("start_at_step"), inputs.get("end_at_step")
     if isinstance(steps, int) and isinstance(first, int) and isinstance(last, int):
         steps = min(steps, last) - first
-    return 1.0 + min(MAX_STEPS_WEIGHT, max(0.0, float(steps))) if isinstance(steps, int | float) else 1.0
+    return 1.0 + STEP_WEIGHT * min(MAX_STEPS, max(0.0, float(steps))) if isinstance(steps, int | float) else 1.0

@@ -277,6 +277,7 @@ class ComfyUI(Provider):
         excuses = {"memory", "files"}
         number = 0
         while True:
+            followed = ""
             place = self._pool.hold(run.server) if run else await self._pool.ask(plan, avoid)
             try:
                 if run is None:
@@ -296,7 +297,8 @@ class ComfyUI(Provider):
                         continue
                 else:
                     graph = None
-                self._followed[run.remote_id] = run
+                followed = run.remote_id
+                self._followed[followed] = run
                 async with Listener(run.server, run.prompt_id, run.plan.graph, generation.woken) as listener:
                     if graph is not None and not await self._send(run, graph, generation, avoid):
                         run = None
@@ -328,8 +330,7 @@ class ComfyUI(Provider):
                 run = None
             finally:
                 place.release()
-                if run is not None:
-                    self._followed.pop(run.remote_id, None)
+                self._followed.pop(followed, None)
 
     def _move(self, server: Server, error: Unreachable, avoid: set[Server]) -> None:
         """Nothing is on this server yet: give it up, and go elsewhere if there is an elsewhere."""
@@ -394,7 +395,8 @@ class ComfyUI(Provider):
             await _wait(listener.news, next_look - time.monotonic())
             listener.news.clear()
             progress, preview = listener.take_progress(), listener.take_preview()
-            if progress is not None:
+            if progress is not None and progress != told:
+                told = progress
                 yield progress
             if preview is not None:
                 yield preview

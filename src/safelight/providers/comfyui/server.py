@@ -34,6 +34,7 @@ class Pace:
     submit: float = 30.0  # for a workflow to be taken
     transfer: float = 60.0  # for the next part of a file
     probe: float = 3.0  # for a sign of life
+    socket: float = 5.0  # for a socket to open
     look: float = 1.0  # between two looks while the socket tells nothing
     silence: float = 10.0  # of a working socket before a look all the same
     reopen: float = 30.0  # of silence before the socket is opened anew
@@ -120,7 +121,7 @@ class Server:
         self.name = urlunsplit((parts.scheme, self._netloc, path, "", ""))
         self.headers = dict(headers)
         self.inside = 0
-        self._pace = pace
+        self.pace = pace
         self._memory = _Memory()
         self._refreshing: asyncio.Task[Catalogue] | None = None
         self._probing: asyncio.Task[None] | None = None
@@ -165,7 +166,7 @@ class Server:
 
     def mark_down(self, reason: str) -> None:
         """Give it nothing for a while. When it comes back it may be another version with other models."""
-        self._memory = _Memory(down_until=time.monotonic() + self._pace.down, down_reason=reason)
+        self._memory = _Memory(down_until=time.monotonic() + self.pace.down, down_reason=reason)
 
     async def probe(self) -> None:
         """Make sure that it is there, and count its queue. Raises `Unreachable`, and remembers that."""
@@ -178,7 +179,7 @@ class Server:
 
     async def _probe(self) -> None:
         try:
-            async with asyncio.timeout(self._pace.probe):
+            async with asyncio.timeout(self.pace.probe):
                 if self._memory.version is None:
                     await self._learn_version()
                 inside = self.inside
@@ -218,7 +219,7 @@ class Server:
     async def catalogue(self, max_age: float | None = None) -> Catalogue:
         """Its node types, at most so many seconds old. Raises `Unreachable`."""
         age = time.monotonic() - self._memory.catalogue_at
-        if self._memory.catalogue is not None and age < (self._pace.catalogue if max_age is None else max_age):
+        if self._memory.catalogue is not None and age < (self.pace.catalogue if max_age is None else max_age):
             return self._memory.catalogue
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._read_catalogue())
@@ -226,7 +227,7 @@ class Server:
         return await asyncio.shield(self._refreshing)
 
     async def _read_catalogue(self) -> Catalogue:
-        info = await self._get("/object_info", seconds=self._pace.submit)
+        info = await self._get("/object_info", seconds=self.pace.submit)
         catalogue = Catalogue(info)
         self._memory.catalogue, self._memory.catalogue_at = catalogue, time.monotonic()
         return catalogue
@@ -236,7 +237,7 @@ class Server:
     async def submit(self, plan: Plan, graph: Graph, prompt_id: str, client_id: str, extra: Mapping[str, Any]) -> None:
         """Queue a graph under our own id. Raises `InvalidParameters` if it is refused, wholly or in part."""
         body = {"prompt": graph, "prompt_id": prompt_id, "client_id": client_id, "extra_data": dict(extra)}
-        response = await self._ask("POST", "/prompt", seconds=self._pace.submit, json=body, bad_input=True)
+        response = await self._ask("POST", "/prompt", seconds=self.pace.submit, json=body, bad_input=True)
         if response.status_code == 413:
             raise InvalidParameters("The workflow is larger than the ComfyUI server takes.", field=plan.root)
         if response.status_code == 500:
@@ -303,7 +304,7 @@ class Server:
         response = await self._ask(
             "POST",
             "/upload/image",
-            seconds=self._pace.transfer,
+            seconds=self.pace.transfer,
             files={"image": (filename, data, content_type)},
             data={"subfolder": "safelight", "type": "input"},
         )
@@ -315,7 +316,7 @@ class Server:
     async def download(self, file: File) -> bytes:
         """A whole file. Raises `FileGone`, `Unreachable`, `BadOutput` for an endless one."""
         query = {"filename": file.filename, "subfolder": file.subfolder, "type": file.type}
-        timeout = httpx.Timeout(self._pace.transfer, connect=self._pace.probe)
+        timeout = httpx.Timeout(self.pace.transfer, connect=self.pace.probe)
         try:
             async with self._http.stream("GET", "/view", params=query, timeout=timeout) as response:
                 if response.status_code == 404:
@@ -343,7 +344,7 @@ class Server:
         self, method: str, path: str, *, seconds: float | None = None, bad_input: bool = False, **content: Any
     ) -> httpx.Response:
         """Send a request. `bad_input`: a plain HTTP 500 blames the request and is returned."""
-        timeout = httpx.Timeout(seconds or self._pace.answer, connect=self._pace.probe)
+        timeout = httpx.Timeout(seconds or self.pace.answer, connect=self.pace.probe)
         try:
             response = await self._http.request(method, path, timeout=timeout, **content)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:

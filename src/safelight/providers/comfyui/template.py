@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from importlib.resources import files
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -115,6 +115,19 @@ class Template(BaseModel):
             elif spec.default is not None:
                 graph[spec.node]["inputs"][spec.input] = spec.default
         return Plan(graph, "template", fields, tuple(pictures))
+
+    def bare_plan(self) -> Plan:
+        """The workflow with its own values, to be checked against a server; what callers must give is left open."""
+        graph = copy.deepcopy(self.workflow)
+        fields: dict[tuple[str, str], str] = {}
+        left_open: list[tuple[str, str]] = []
+        for name, spec in self.inputs.items():
+            fields[spec.node, spec.input] = f"inputs.{name}"
+            if spec.default is not None:
+                graph[spec.node]["inputs"][spec.input] = spec.default
+            if spec.required or spec.type == "image":
+                left_open.append((spec.node, spec.input))
+        return Plan(graph, "workflow", fields, tuple(left_open))
 
     def _given(self, parameters: Parameters, default_checkpoint: str | None) -> dict[str, Any]:
         """The values by input name: the fields of the request first, `inputs` over them."""
@@ -245,17 +258,3 @@ def builtin_templates() -> dict[str, Template]:
 def by_name(templates: Iterable[Template]) -> dict[str, Template]:
     """Templates by name; a later one takes the place of an earlier one."""
     return {template.name: template for template in templates}
-
-
-def template_plan(template: Template) -> Plan:
-    """A template with its own values, to be checked against a server: what the caller must give is left out."""
-    graph = cast(dict[str, Any], copy.deepcopy(template.workflow))
-    fields: dict[tuple[str, str], str] = {}
-    pictures: list[tuple[str, str]] = []
-    for name, spec in template.inputs.items():
-        fields[spec.node, spec.input] = f"inputs.{name}"
-        if spec.default is not None:
-            graph[spec.node]["inputs"][spec.input] = spec.default
-        if spec.required or spec.type == "image":
-            pictures.append((spec.node, spec.input))
-    return Plan(graph, "workflow", fields, tuple(pictures))
