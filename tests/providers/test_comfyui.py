@@ -13,15 +13,15 @@ from safelight.providers.base import Accepted, InputImage, InvalidParameters, Pa
 from safelight.providers.comfyui import ComfyUI, Pace
 from stand_ins.comfyui import ComfyStandIn
 from stand_ins.comfyui_lab import (
-    QUICK,
+    Make,
     accepted,
     asks,
     collect,
+    open_providers,
     order,
     outputs,
     percents,
     previews,
-    provider,
     run,
     stages,
     until,
@@ -33,13 +33,19 @@ REAL = "SAFELIGHT_TEST_COMFYUI_URL"
 
 
 @pytest.fixture
+async def provider() -> AsyncIterator[Make]:
+    async with open_providers() as make:
+        yield make
+
+
+@pytest.fixture
 def stand_in() -> Iterator[ComfyStandIn]:
     with ComfyStandIn() as server:
         yield server
 
 
 @pytest.fixture(params=["0.33.0", "0.3.64", pytest.param("real", marks=pytest.mark.comfyui)])
-async def comfy(request: pytest.FixtureRequest) -> AsyncIterator[ComfyUI]:
+async def comfy(request: pytest.FixtureRequest, provider: Make) -> AsyncIterator[ComfyUI]:
     """A provider with one server: the stand-in in two versions, or the real one."""
     with ExitStack() as stack:
         if request.param == "real":
@@ -182,7 +188,7 @@ async def test_models_and_health(comfy: ComfyUI) -> None:
 # --- against the stand-in alone ---------------------------------------------------------------------------------------
 
 
-async def test_every_parameter_stands_in_the_workflow(stand_in: ComfyStandIn) -> None:
+async def test_every_parameter_stands_in_the_workflow(stand_in: ComfyStandIn, provider: Make) -> None:
     comfy = provider(stand_in)
     fields = {
         "negative_prompt": "text",
@@ -208,7 +214,7 @@ async def test_every_parameter_stands_in_the_workflow(stand_in: ComfyStandIn) ->
     assert submit.job_id == "job-7"
 
 
-async def test_headers_go_with_requests_and_sockets(stand_in: ComfyStandIn) -> None:
+async def test_headers_go_with_requests_and_sockets(stand_in: ComfyStandIn, provider: Make) -> None:
     stand_in.required_header = ("authorization", "Bearer key")
     comfy = provider(stand_in, headers={"Authorization": "Bearer key"})
     assert outputs(await run(comfy))
@@ -217,8 +223,8 @@ async def test_headers_go_with_requests_and_sockets(stand_in: ComfyStandIn) -> N
     assert "SAFELIGHT_COMFYUI_HEADERS" in (await stranger.health() or "")
 
 
-async def test_a_server_below_a_path_and_credentials_that_stay_secret(stand_in: ComfyStandIn) -> None:
-    comfy = ComfyUI([stand_in.url.replace("//", "//me:secret@") + "/api/"], pace=QUICK)
+async def test_a_server_below_a_path_and_credentials_that_stay_secret(stand_in: ComfyStandIn, provider: Make) -> None:
+    comfy = provider(stand_in.url.replace("//", "//me:secret@") + "/api/")
     (remote_id,) = accepted(await run(comfy))
     assert remote_id.startswith(f"{stand_in.url}/api#")
     assert stand_in.headers[-1]["authorization"].startswith("Basic ")
@@ -230,14 +236,14 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
         ComfyUI([url])
 
 
-async def test_the_first_checkpoint_serves_when_none_is_named(stand_in: ComfyStandIn) -> None:
+async def test_the_first_checkpoint_serves_when_none_is_named(stand_in: ComfyStandIn, provider: Make) -> None:
     await run(provider(stand_in), checkpoint_model=None)
     assert stand_in.ledger[0].graph["4"]["inputs"]["ckpt_name"] == "tiny.safetensors"
     chosen = provider(stand_in, default_checkpoint="tiny.safetensors")
     assert chosen.check(asks(checkpoint_model=None)).checkpoint_model == "tiny.safetensors"
 
 
-async def test_a_model_that_was_just_added_is_not_refused(stand_in: ComfyStandIn) -> None:
+async def test_a_model_that_was_just_added_is_not_refused(stand_in: ComfyStandIn, provider: Make) -> None:
     comfy = provider(stand_in)
     await comfy.verify(asks())
     stand_in.set_choices("CheckpointLoaderSimple", "ckpt_name", ["tiny.safetensors", "new.safetensors"])
@@ -247,15 +253,15 @@ async def test_a_model_that_was_just_added_is_not_refused(stand_in: ComfyStandIn
         await comfy.verify(wanted)
 
 
-async def test_a_server_that_cannot_be_asked_is_no_reason_to_refuse(stand_in: ComfyStandIn) -> None:
-    comfy = ComfyUI([stand_in.url, "http://127.0.0.1:9"], pace=QUICK)
+async def test_a_server_that_cannot_be_asked_is_no_reason_to_refuse(stand_in: ComfyStandIn, provider: Make) -> None:
+    comfy = provider(stand_in.url, "http://127.0.0.1:9")
     await comfy.verify(asks(checkpoint_model="elsewhere.safetensors"))
     stand_in.hang()
     slow = provider(stand_in)
     await slow.verify(asks(checkpoint_model="elsewhere.safetensors"))
 
 
-async def test_previews_are_those_of_the_job(stand_in: ComfyStandIn) -> None:
+async def test_previews_are_those_of_the_job(stand_in: ComfyStandIn, provider: Make) -> None:
     stand_in.foreign_previews = True
     shown = previews(await run(provider(stand_in)))
     assert shown
@@ -263,12 +269,12 @@ async def test_previews_are_those_of_the_job(stand_in: ComfyStandIn) -> None:
     assert not any(preview.data.endswith(b"foreign") for preview in shown)
 
 
-async def test_previews_without_a_job_id_are_taken_while_it_runs(stand_in: ComfyStandIn) -> None:
+async def test_previews_without_a_job_id_are_taken_while_it_runs(stand_in: ComfyStandIn, provider: Make) -> None:
     stand_in.previews = "plain"
     assert previews(await run(provider(stand_in)))
 
 
-async def test_two_jobs_are_inside_and_the_rest_wait_in_order() -> None:
+async def test_two_jobs_are_inside_and_the_rest_wait_in_order(provider: Make) -> None:
     with ComfyStandIn(step_seconds=0.02) as server:
         comfy = provider(server)
         ended: list[int] = []
@@ -291,7 +297,7 @@ async def test_two_jobs_are_inside_and_the_rest_wait_in_order() -> None:
         assert [entry.job_id for entry in server.ledger] == [f"job-{number}" for number in range(5)]
 
 
-async def test_a_waiting_job_that_is_given_up_leaves_its_place(stand_in: ComfyStandIn) -> None:
+async def test_a_waiting_job_that_is_given_up_leaves_its_place(stand_in: ComfyStandIn, provider: Make) -> None:
     stand_in.hold = "KSampler"
     comfy = provider(stand_in)
     jobs = [asyncio.create_task(run(comfy)) for _ in range(4)]
@@ -303,7 +309,7 @@ async def test_a_waiting_job_that_is_given_up_leaves_its_place(stand_in: ComfySt
     assert outputs(await run(comfy))
 
 
-async def test_the_least_loaded_server_that_has_the_model_is_chosen() -> None:
+async def test_the_least_loaded_server_that_has_the_model_is_chosen(provider: Make) -> None:
     with (
         ComfyStandIn() as busy,
         ComfyStandIn() as idle,
@@ -319,7 +325,7 @@ async def test_the_least_loaded_server_that_has_the_model_is_chosen() -> None:
             await comfy.verify(asks(checkpoint_model="bigg.safetensors"))
 
 
-async def test_a_wake_up_makes_it_look_at_once(stand_in: ComfyStandIn) -> None:
+async def test_a_wake_up_makes_it_look_at_once(stand_in: ComfyStandIn, provider: Make) -> None:
     stand_in.silent_sockets = True
     comfy = provider(stand_in, pace=Pace(silence=30))
     asked = order()
@@ -332,7 +338,7 @@ async def test_a_wake_up_makes_it_look_at_once(stand_in: ComfyStandIn) -> None:
     assert not asked.woken.is_set()
 
 
-async def test_outputs_of_any_node(stand_in: ComfyStandIn) -> None:
+async def test_outputs_of_any_node(stand_in: ComfyStandIn, provider: Make) -> None:
     comfy = provider(stand_in)
     image = ["1", 0]
     mixed = workflow(
@@ -348,7 +354,7 @@ async def test_outputs_of_any_node(stand_in: ComfyStandIn) -> None:
     assert [output.content_type for output in outputs(await run(comfy, workflow=only_shown))] == ["image/png"]
 
 
-async def test_pictures_fill_the_load_image_nodes_in_order(stand_in: ComfyStandIn) -> None:
+async def test_pictures_fill_the_load_image_nodes_in_order(stand_in: ComfyStandIn, provider: Make) -> None:
     own = workflow(
         **{
             "10": {"class_type": "LoadImage", "inputs": {"image": "mine.png"}},
@@ -373,7 +379,7 @@ async def test_nothing_is_asked_before_the_first_use() -> None:
     await comfy.close()
 
 
-async def test_a_preview_never_waits_for_a_slow_reader(stand_in: ComfyStandIn) -> None:
+async def test_a_preview_never_waits_for_a_slow_reader(stand_in: ComfyStandIn, provider: Make) -> None:
     """A reader that pauses gets the latest news, not all of it."""
     updates = provider(stand_in).generate(order(sampler_params={"steps": 30}))
     seen = 0

@@ -153,7 +153,7 @@ def test_a_template_says_what_it_needs() -> None:
     with pytest.raises(InvalidParameters, match=re.escape("needs colour (As a number)")) as refused:
         comfy.check(asks(template="poster"))
     assert refused.value.field == "inputs.colour"
-    with pytest.raises(InvalidParameters, match="one of warm, cold, not 'could'. Did you mean cold"):
+    with pytest.raises(InvalidParameters, match=r"one of warm, cold, not 'could'\. Did you mean cold"):
         comfy.check(asks(template="poster", inputs={"colour": 1, "mood": "could"}))
 
 

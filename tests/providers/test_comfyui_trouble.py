@@ -1,7 +1,7 @@
 """The ComfyUI provider when things go wrong: lost replies, dead servers, races, broken files, failing nodes."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -26,13 +26,14 @@ from safelight.providers.comfyui.provider import (
 from stand_ins.comfyui import ComfyStandIn, recorded
 from stand_ins.comfyui_lab import (
     QUICK,
+    Make,
     accepted,
     asks,
     collect,
+    open_providers,
     order,
     outputs,
     percents,
-    provider,
     run,
     stages,
     until,
@@ -40,12 +41,19 @@ from stand_ins.comfyui_lab import (
 )
 
 pytestmark = pytest.mark.anyio
+Two = tuple[ComfyStandIn, ComfyStandIn]
 VERSIONS = ["0.33.0", "0.3.64"]
 MEMORY = {
     "exception_type": "torch.OutOfMemoryError",
     "exception_message": "Allocation on device 0 would exceed allowed memory. (out of memory)",
 }
 BROKEN = {"exception_type": "ValueError", "exception_message": "shapes cannot be multiplied (77x768 and 1024x320)\n"}
+
+
+@pytest.fixture
+async def provider() -> AsyncIterator[Make]:
+    async with open_providers() as make:
+        yield make
 
 
 @pytest.fixture(params=VERSIONS)
@@ -81,21 +89,21 @@ async def until_sampling(comfy: ComfyUI, **fields: object) -> tuple[asyncio.Task
 # --- the connection ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_lost_reply_is_looked_up_not_repeated(server: ComfyStandIn) -> None:
+async def test_a_lost_reply_is_looked_up_not_repeated(server: ComfyStandIn, provider: Make) -> None:
     server.lost_replies = 1
     updates = await run(provider(server))
     assert outputs(updates)
     assert len(server.ledger) == 1
 
 
-async def test_a_lost_request_is_sent_again_under_the_same_id(server: ComfyStandIn) -> None:
+async def test_a_lost_request_is_sent_again_under_the_same_id(server: ComfyStandIn, provider: Make) -> None:
     server.lost_requests = 1
     updates = await run(provider(server))
     assert outputs(updates)
     assert [entry.prompt_id for entry in server.ledger] == [accepted(updates)[0].rpartition("#")[2]]
 
 
-async def test_the_id_is_told_before_anything_is_sent(server: ComfyStandIn) -> None:
+async def test_the_id_is_told_before_anything_is_sent(server: ComfyStandIn, provider: Make) -> None:
     comfy = provider(server)
     asked = order()
     updates = comfy.generate(asked)
@@ -107,7 +115,7 @@ async def test_the_id_is_told_before_anything_is_sent(server: ComfyStandIn) -> N
     assert not server.ledger
 
 
-async def test_sockets_that_drop_midway_cost_nothing(server: ComfyStandIn) -> None:
+async def test_sockets_that_drop_midway_cost_nothing(server: ComfyStandIn, provider: Make) -> None:
     server.drop_sockets_at_step = 3
     updates = await run(provider(server), sampler_params={"steps": 40})
     assert outputs(updates)
@@ -118,19 +126,19 @@ async def test_sockets_that_drop_midway_cost_nothing(server: ComfyStandIn) -> No
     assert len(server.ledger) == 1
 
 
-async def test_without_sockets_it_polls(server: ComfyStandIn) -> None:
+async def test_without_sockets_it_polls(server: ComfyStandIn, provider: Make) -> None:
     server.refuse_sockets = True
     updates = await run(provider(server))
     assert outputs(updates)
     assert len(server.ledger) == 1
 
 
-async def test_a_socket_that_says_nothing_is_not_believed(server: ComfyStandIn) -> None:
+async def test_a_socket_that_says_nothing_is_not_believed(server: ComfyStandIn, provider: Make) -> None:
     server.silent_sockets = True
     assert outputs(await run(provider(server)))
 
 
-async def test_success_is_told_before_the_record_exists(server: ComfyStandIn) -> None:
+async def test_success_is_told_before_the_record_exists(server: ComfyStandIn, provider: Make) -> None:
     server.late_history = 0.1
     updates = await run(provider(server))
     assert outputs(updates)
@@ -140,7 +148,7 @@ async def test_success_is_told_before_the_record_exists(server: ComfyStandIn) ->
 # --- servers that go away ---------------------------------------------------------------------------------------------
 
 
-async def test_a_restart_is_recognised_as_lost(server: ComfyStandIn) -> None:
+async def test_a_restart_is_recognised_as_lost(server: ComfyStandIn, provider: Make) -> None:
     server.hold = "VAEDecode"
     task, comfy = await until_sampling(provider(server))
     server.hold = None
@@ -150,7 +158,7 @@ async def test_a_restart_is_recognised_as_lost(server: ComfyStandIn) -> None:
     assert outputs(await run(comfy))
 
 
-async def test_a_dead_server_is_given_up_and_the_job_runs_elsewhere(two: tuple[ComfyStandIn, ComfyStandIn]) -> None:
+async def test_a_dead_server_is_given_up_and_the_job_runs_elsewhere(two: Two, provider: Make) -> None:
     first, second = two
     second.foreign_jobs = 3
     first.hold = "VAEDecode"
@@ -163,7 +171,7 @@ async def test_a_dead_server_is_given_up_and_the_job_runs_elsewhere(two: tuple[C
     assert (first.submits("job-1"), second.submits("job-1")) == (1, 1)
 
 
-async def test_a_hung_server_is_drained(two: tuple[ComfyStandIn, ComfyStandIn]) -> None:
+async def test_a_hung_server_is_drained(two: Two, provider: Make) -> None:
     first, second = two
     second.foreign_jobs = 3
     first.hold = "VAEDecode"
@@ -177,7 +185,7 @@ async def test_a_hung_server_is_drained(two: tuple[ComfyStandIn, ComfyStandIn]) 
     assert await comfy.health() is None
 
 
-async def test_a_server_that_comes_back_is_used_again(two: tuple[ComfyStandIn, ComfyStandIn]) -> None:
+async def test_a_server_that_comes_back_is_used_again(two: Two, provider: Make) -> None:
     first, second = two
     second.foreign_jobs = 3
     comfy = provider(first, second)
@@ -190,7 +198,7 @@ async def test_a_server_that_comes_back_is_used_again(two: tuple[ComfyStandIn, C
     assert len(first.ledger) == 1
 
 
-async def test_a_run_left_on_a_server_that_comes_back_is_adopted() -> None:
+async def test_a_run_left_on_a_server_that_comes_back_is_adopted(provider: Make) -> None:
     with ComfyStandIn() as server:
         server.hold = "VAEDecode"
         comfy = provider(server)
@@ -206,7 +214,7 @@ async def test_a_run_left_on_a_server_that_comes_back_is_adopted() -> None:
         assert server.submits("job-1") == 1
 
 
-async def test_no_server_at_all(server: ComfyStandIn) -> None:
+async def test_no_server_at_all(server: ComfyStandIn, provider: Make) -> None:
     comfy = provider(server)
     server.kill()
     with pytest.raises(ProviderUnavailable, match="nobody answers"):
@@ -218,14 +226,14 @@ async def test_no_server_at_all(server: ComfyStandIn) -> None:
         await comfy.cancel(f"{server.url}#{prompt_id_of('x', 1, 0)}")
 
 
-async def test_a_server_that_is_no_longer_configured(server: ComfyStandIn) -> None:
+async def test_a_server_that_is_no_longer_configured(server: ComfyStandIn, provider: Make) -> None:
     comfy = provider(server)
     with pytest.raises(JobLost, match="not among"):
         await collect(comfy.resume(order(), "http://elsewhere:8188#id"))
     await comfy.cancel("http://elsewhere:8188#id")
 
 
-async def test_forty_jobs_and_one_of_two_servers_killed_midway() -> None:
+async def test_forty_jobs_and_one_of_two_servers_killed_midway(provider: Make) -> None:
     with ExitStack() as stack:
         servers = [stack.enter_context(ComfyStandIn(step_seconds=0.002)) for _ in range(2)]
         comfy = provider(*servers)
@@ -256,7 +264,7 @@ async def test_forty_jobs_and_one_of_two_servers_killed_midway() -> None:
 # --- ends that are not well -------------------------------------------------------------------------------------------
 
 
-async def test_a_node_that_fails_says_why_and_where(server: ComfyStandIn) -> None:
+async def test_a_node_that_fails_says_why_and_where(server: ComfyStandIn, provider: Make) -> None:
     server.failures = [BROKEN]
     with pytest.raises(NodeFailed) as failed:
         await run(provider(server))
@@ -267,7 +275,7 @@ async def test_a_node_that_fails_says_why_and_where(server: ComfyStandIn) -> Non
     assert not failed.value.retryable
 
 
-async def test_out_of_memory_frees_the_server_and_tries_elsewhere(two: tuple[ComfyStandIn, ComfyStandIn]) -> None:
+async def test_out_of_memory_frees_the_server_and_tries_elsewhere(two: Two, provider: Make) -> None:
     first, second = two
     second.foreign_jobs = 3
     first.failures = [MEMORY]
@@ -279,7 +287,7 @@ async def test_out_of_memory_frees_the_server_and_tries_elsewhere(two: tuple[Com
     assert percents(updates) == sorted(percents(updates))
 
 
-async def test_out_of_memory_twice_is_told(server: ComfyStandIn) -> None:
+async def test_out_of_memory_twice_is_told(server: ComfyStandIn, provider: Make) -> None:
     server.failures = [MEMORY, MEMORY]
     with pytest.raises(OutOfMemory, match="ran out of memory") as failed:
         await run(provider(server))
@@ -287,7 +295,7 @@ async def test_out_of_memory_twice_is_told(server: ComfyStandIn) -> None:
     assert (server.frees, len(server.ledger)) == (2, 2)
 
 
-async def test_stopped_by_somebody_is_told_apart(server: ComfyStandIn) -> None:
+async def test_stopped_by_somebody_is_told_apart(server: ComfyStandIn, provider: Make) -> None:
     server.hold = "KSampler"
     task = asyncio.create_task(run(provider(server)))
     await until(lambda: bool(server.ledger))
@@ -297,7 +305,7 @@ async def test_stopped_by_somebody_is_told_apart(server: ComfyStandIn) -> None:
         await task
 
 
-async def test_removed_from_the_queue_is_told_apart_from_lost(server: ComfyStandIn) -> None:
+async def test_removed_from_the_queue_is_told_apart_from_lost(server: ComfyStandIn, provider: Make) -> None:
     server.hold = "KSampler"
     comfy = provider(server)
     first = asyncio.create_task(run(comfy))
@@ -311,7 +319,7 @@ async def test_removed_from_the_queue_is_told_apart_from_lost(server: ComfyStand
     assert outputs(await first)
 
 
-async def test_a_queued_job_is_cancelled(server: ComfyStandIn) -> None:
+async def test_a_queued_job_is_cancelled(server: ComfyStandIn, provider: Make) -> None:
     server.hold = "KSampler"
     comfy = provider(server)
     first = asyncio.create_task(run(comfy))
@@ -328,7 +336,7 @@ async def test_a_queued_job_is_cancelled(server: ComfyStandIn) -> None:
     assert not server.interrupted
 
 
-async def test_a_workflow_that_saves_nothing() -> None:
+async def test_a_workflow_that_saves_nothing(provider: Make) -> None:
     with ComfyStandIn() as server:
         text = workflow(**{"2": {"class_type": "SaveText", "inputs": {"images": ["1", 0]}}})
         with pytest.raises(NothingMade, match="no picture, video or sound"):
@@ -338,14 +346,14 @@ async def test_a_workflow_that_saves_nothing() -> None:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-async def test_half_a_file_is_fetched_again(server: ComfyStandIn) -> None:
+async def test_half_a_file_is_fetched_again(server: ComfyStandIn, provider: Make) -> None:
     server.half_files = 2
     updates = await run(provider(server))
     assert outputs(updates)[0].data.endswith(b"IEND\xaeB`\x82")
     assert len(server.ledger) == 1
 
 
-async def test_a_stale_cached_result_is_made_anew(server: ComfyStandIn) -> None:
+async def test_a_stale_cached_result_is_made_anew(server: ComfyStandIn, provider: Make) -> None:
     comfy = provider(server)
     fixed = workflow(**{"2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}})
     await run(comfy, workflow=fixed)
@@ -357,7 +365,7 @@ async def test_a_stale_cached_result_is_made_anew(server: ComfyStandIn) -> None:
     assert len(set(accepted(updates))) == 2
 
 
-async def test_a_result_that_is_never_there(server: ComfyStandIn) -> None:
+async def test_a_result_that_is_never_there(server: ComfyStandIn, provider: Make) -> None:
     server.delete_files = True
     with pytest.raises(BadOutput, match="does not have"):
         await run(provider(server))
@@ -383,7 +391,7 @@ async def test_a_result_that_is_never_there(server: ComfyStandIn) -> None:
         ("error_partial_ok_one_output_invalid.json", "", "Required input is missing: images"),
     ],
 )
-async def test_what_the_server_refuses_becomes_a_clear_error(name: str, field: str, said: str) -> None:
+async def test_what_the_server_refuses_becomes_a_clear_error(name: str, field: str, said: str, provider: Make) -> None:
     with ComfyStandIn() as server:
         server.answers = [recorded(name)]
         comfy = provider(server)
@@ -394,7 +402,7 @@ async def test_what_the_server_refuses_becomes_a_clear_error(name: str, field: s
         await until(lambda: not server.url or "GET /view" not in server.seen)
 
 
-async def test_a_half_accepted_workflow_is_taken_back() -> None:
+async def test_a_half_accepted_workflow_is_taken_back(provider: Make) -> None:
     with ComfyStandIn() as server:
         server.hold = "KSampler"
         comfy = provider(server)
@@ -410,7 +418,7 @@ async def test_a_half_accepted_workflow_is_taken_back() -> None:
 
 
 @pytest.mark.parametrize("status", [502, 503])
-async def test_a_failing_proxy_is_an_outage_not_bad_input(status: int) -> None:
+async def test_a_failing_proxy_is_an_outage_not_bad_input(status: int, provider: Make) -> None:
     with ComfyStandIn() as server:
         down = {"status": status, "body": "<html>", "content_type": "text/html"}
         server.answers = [down, down]
@@ -420,7 +428,7 @@ async def test_a_failing_proxy_is_an_outage_not_bad_input(status: int) -> None:
         assert asks().prompt  # the order itself is well
 
 
-async def test_a_job_waits_while_its_server_is_full_and_says_so(server: ComfyStandIn) -> None:
+async def test_a_job_waits_while_its_server_is_full_and_says_so(server: ComfyStandIn, provider: Make) -> None:
     server.hold = "KSampler"
     comfy = provider(server)
     inside = [asyncio.create_task(run(comfy)) for _ in range(2)]

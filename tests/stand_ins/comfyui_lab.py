@@ -2,8 +2,9 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
 
 from safelight.providers.base import Accepted, Generation, InputImage, Output, Parameters, Preview, Progress, Update
 from safelight.providers.comfyui import ComfyUI, Pace
@@ -28,8 +29,26 @@ QUICK = Pace(
 STEPS = {"steps": 4}
 
 
-def provider(*servers: ComfyStandIn, **options: Any) -> ComfyUI:
-    return ComfyUI([server.url for server in servers], **{"pace": QUICK, **options})
+class Make(Protocol):
+    """Makes a provider of stand-ins or URLs, with a quick pace; it is closed after the test."""
+
+    def __call__(self, *servers: ComfyStandIn | str, **options: Any) -> ComfyUI: ...
+
+
+@asynccontextmanager
+async def open_providers() -> AsyncIterator[Make]:
+    made: list[ComfyUI] = []
+
+    def make(*servers: ComfyStandIn | str, **options: Any) -> ComfyUI:
+        urls = [server if isinstance(server, str) else server.url for server in servers]
+        made.append(ComfyUI(urls, **{"pace": QUICK, **options}))
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for comfy in made:
+            await comfy.close()
 
 
 def asks(**fields: Any) -> Parameters:

@@ -1,7 +1,7 @@
 """What a server can do: its nodes, and the models behind their choices, read from `/object_info`."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, cast
 
@@ -47,8 +47,23 @@ class NodeType:
 class Catalogue:
     """The node types of one server at one moment."""
 
-    def __init__(self, object_info: Mapping[str, Any]) -> None:
-        self.nodes = {name: _node_type(info) for name, info in object_info.items() if isinstance(info, Mapping)}
+    def __init__(self, nodes: Mapping[str, NodeType]) -> None:
+        self.nodes = nodes
+
+    @classmethod
+    def read(cls, object_info: Mapping[str, Any]) -> "Catalogue":
+        """A server's answer to `/object_info`."""
+        return cls({name: _node_type(info) for name, info in object_info.items() if isinstance(info, Mapping)})
+
+    @classmethod
+    def union(cls, catalogues: Iterable["Catalogue"]) -> "Catalogue":
+        """All the nodes and choices that some server has."""
+        nodes: dict[str, NodeType] = {}
+        for catalogue in catalogues:
+            for name, node in catalogue.nodes.items():
+                known = nodes.get(name)
+                nodes[name] = node if known is None else replace(known, inputs=_both(known.inputs, node.inputs))
+        return cls(nodes)
 
     def names(self, kind: str) -> Sequence[str]:
         """The names of a kind of `MODEL_INPUTS`."""
@@ -107,6 +122,17 @@ class Catalogue:
         if spec.kind == "COMBO" or "COMBO" in made or "*" in wanted | made or wanted & made:
             return None
         return f"takes {spec.kind}, but the node {link[0]} makes {outputs[slot]}."
+
+
+def _both(inputs: Mapping[str, Input], others: Mapping[str, Input]) -> Mapping[str, Input]:
+    """The inputs of a node type with the choices of another server added."""
+    merged = dict(inputs)
+    for name, theirs in others.items():
+        ours = merged.get(name)
+        if ours is not None and ours.choices is not None and theirs.choices is not None:
+            more = (choice for choice in theirs.choices if choice not in (ours.choices or ()))
+            merged[name] = replace(ours, choices=(*ours.choices, *more))
+    return merged
 
 
 def _node_type(info: Mapping[str, Any]) -> NodeType:

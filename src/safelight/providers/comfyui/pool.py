@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from safelight.providers.base import ProviderUnavailable
 from safelight.providers.comfyui.catalogue import Catalogue
@@ -103,14 +104,14 @@ class Pool:
         if not alive:
             raise ProviderUnavailable(self.trouble())
         able: list[Server] = []
-        problems: list[list[Problem]] = []
+        refusals = 0
         for server, found in zip(alive, await asyncio.gather(*(judge(server, plan) for server in alive)), strict=True):
             if found:
-                problems.append(found)
+                refusals += 1
             elif found is not None:
                 able.append(server)
-        if not able and len(problems) == len(self.servers):
-            refuse(min(problems, key=len))
+        if not able and refusals == len(self.servers):
+            refuse_everywhere(self.servers, plan)
         if not able:
             raise ProviderUnavailable(f"No ComfyUI server that answers can run this. {self.trouble()}")
         return [server for server in able if server not in avoid] or able
@@ -128,6 +129,15 @@ async def problems_on(url: str, template: Template, headers: Mapping[str, str]) 
         return (await server.catalogue()).problems(template.bare_plan())
     finally:
         await server.close()
+
+
+def refuse_everywhere(servers: Sequence[Server], plan: Plan) -> None:
+    """Raise `InvalidParameters` for a plan that no server can run: for what none has, else for what the best lacks."""
+    known = [server.known for server in servers if server.known is not None]
+    if len(known) > 1:
+        refuse(Catalogue.union(known).problems(plan))
+    fewest = min((catalogue.problems(plan) for catalogue in known), key=len, default=[])
+    refuse(fewest if len(known) < 2 else [replace(p, message=f"No server has everything. {p.message}") for p in fewest])
 
 
 async def judge(server: Server, plan: Plan) -> list[Problem] | None:

@@ -61,7 +61,7 @@ from safelight.providers.comfyui.graph import (
     title_of,
 )
 from safelight.providers.comfyui.listener import Listener
-from safelight.providers.comfyui.pool import Place, Pool, judge
+from safelight.providers.comfyui.pool import Place, Pool, judge, refuse_everywhere
 from safelight.providers.comfyui.progress import Meter
 from safelight.providers.comfyui.result import is_whole, type_of
 from safelight.providers.comfyui.server import Ended, File, FileGone, Pace, Queued, Running, Server, Unreachable
@@ -194,7 +194,6 @@ class ComfyUI(Provider):
         servers = self._pool.servers
         judging = [asyncio.create_task(judge(server, plan)) for server in servers]
         await asyncio.wait(judging, timeout=self._pace.verify)
-        problems: list[list[Problem]] = []
         for server, task in zip(servers, judging, strict=True):
             found = task.result() if task.done() else None
             task.cancel()
@@ -202,8 +201,7 @@ class ComfyUI(Provider):
                 found = server.known.problems(plan)
             if not found:  # it can, or nobody knows
                 return
-            problems.append(found)
-        refuse(min(problems, key=len))
+        refuse_everywhere(servers, plan)
 
     def _template(self, name: str) -> Template:
         template = self.templates.get(name)

@@ -228,7 +228,7 @@ class Server:
 
     async def _read_catalogue(self) -> Catalogue:
         info = await self._get("/object_info", seconds=self.pace.submit)
-        catalogue = Catalogue(info)
+        catalogue = Catalogue.read(info)
         self._memory.catalogue, self._memory.catalogue_at = catalogue, time.monotonic()
         return catalogue
 
