@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from io import BytesIO
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -135,7 +136,7 @@ async def test_the_callers_own_workflow(comfy: ComfyUI) -> None:
 
 async def test_a_template(comfy: ComfyUI) -> None:
     checkpoint = await checkpoint_of(comfy)
-    fields = {
+    fields: dict[str, Any] = {
         "template": "hires",
         "inputs": {"width": 64, "height": 64, "steps": 2, "second_steps": 2},
         "checkpoint_model": checkpoint,
@@ -164,7 +165,7 @@ async def test_a_template(comfy: ComfyUI) -> None:
     ],
 )
 async def test_what_no_server_has_is_refused_with_what_is_near(
-    comfy: ComfyUI, fields: dict[str, object], field: str, said: str
+    comfy: ComfyUI, fields: dict[str, Any], field: str, said: str
 ) -> None:
     checkpoint = {} if "workflow" in fields else {"checkpoint_model": await checkpoint_of(comfy)}
     parameters = comfy.check(asks(**{**checkpoint, **fields}))
@@ -190,7 +191,7 @@ async def test_models_and_health(comfy: ComfyUI) -> None:
 
 async def test_every_parameter_stands_in_the_workflow(stand_in: ComfyStandIn, provider: Make) -> None:
     comfy = provider(stand_in)
-    fields = {
+    fields: dict[str, Any] = {
         "negative_prompt": "text",
         "lora_models": (),
         "width": 128,

@@ -13,8 +13,8 @@ from safelight.cli.templates import templates
 from safelight.providers.base import InvalidParameters, Lora
 from safelight.providers.comfyui import ComfyUI, InvalidTemplate, builtin_templates, check_template
 from safelight.providers.comfyui.graph import plan_parameters
+from safelight.providers.comfyui.outcome import type_of
 from safelight.providers.comfyui.progress import Meter, Tracker
-from safelight.providers.comfyui.result import type_of
 from stand_ins.comfyui import ComfyStandIn, recorded, recorded_frames
 from stand_ins.comfyui_lab import asks, workflow
 

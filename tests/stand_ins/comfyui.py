@@ -385,7 +385,7 @@ class ComfyStandIn:
     def _queue(self, number: int, body: Mapping[str, Any]) -> None:
         extra = dict(body.get("extra_data") or {}) | {"client_id": body.get("client_id")}
         prompt = Prompt(number, str(body["prompt_id"]), body["prompt"], extra)
-        job_id = extra.get("safelight", {}).get("job_id")
+        job_id = dict(extra.get("safelight") or {}).get("job_id")
         self.ledger.append(Submit(prompt.id, job_id, prompt.graph, self.life))
         self._pending.append(prompt)
         self._arrived.set()
@@ -583,7 +583,11 @@ class ComfyStandIn:
                     if self.drop_sockets_at_step == step:
                         self.drop_sockets_at_step = None
                         await self._drop()
-                        await asyncio.sleep(0)
+                        async with asyncio.timeout(5):  # the run goes on when somebody listens again
+                            while client in self._sockets:  # noqa: ASYNC110
+                                await asyncio.sleep(0.001)
+                            while client not in self._sockets:  # noqa: ASYNC110
+                                await asyncio.sleep(0.001)
             output = self._output(node)
             advance(steps, "finished")
             if output is not None:

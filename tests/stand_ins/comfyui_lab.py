@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -36,12 +36,13 @@ class Make(Protocol):
 
 
 @asynccontextmanager
-async def open_providers() -> AsyncIterator[Make]:
+async def open_providers() -> AsyncGenerator[Make]:
     made: list[ComfyUI] = []
 
     def make(*servers: ComfyStandIn | str, **options: Any) -> ComfyUI:
         urls = [server if isinstance(server, str) else server.url for server in servers]
-        made.append(ComfyUI(urls, **{"pace": QUICK, **options}))
+        options.setdefault("pace", QUICK)
+        made.append(ComfyUI(urls, **options))
         return made[-1]
 
     try:
@@ -53,9 +54,10 @@ async def open_providers() -> AsyncIterator[Make]:
 
 def asks(**fields: Any) -> Parameters:
     """An order with few steps, or with those given."""
+    values: dict[str, Any] = {"kind": "image.generate", "prompt": "a red cube"}
     if "workflow" not in fields and "template" not in fields:
-        fields = {"checkpoint_model": "tiny.safetensors", "sampler_params": STEPS, **fields}
-    return Parameters(**{"kind": "image.generate", "prompt": "a red cube", **fields})
+        values |= {"checkpoint_model": "tiny.safetensors", "sampler_params": STEPS}
+    return Parameters(**values | fields)
 
 
 def order(

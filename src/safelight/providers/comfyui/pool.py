@@ -105,7 +105,9 @@ class Pool:
             raise ProviderUnavailable(self.trouble())
         able: list[Server] = []
         refusals = 0
-        for server, found in zip(alive, await asyncio.gather(*(judge(server, plan) for server in alive)), strict=True):
+        for server, found in zip(
+            alive, await asyncio.gather(*(problems_of(server, plan) for server in alive)), strict=True
+        ):
             if found:
                 refusals += 1
             elif found is not None:
@@ -140,7 +142,7 @@ def refuse_everywhere(servers: Sequence[Server], plan: Plan) -> None:
     refuse(fewest if len(known) < 2 else [replace(p, message=f"No server has everything. {p.message}") for p in fewest])
 
 
-async def judge(server: Server, plan: Plan) -> list[Problem] | None:
+async def problems_of(server: Server, plan: Plan) -> list[Problem] | None:
     """Why a server cannot run a plan, by a catalogue young enough to say so; None if it does not tell."""
     try:
         catalogue: Catalogue = await server.catalogue()

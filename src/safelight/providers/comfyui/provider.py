@@ -27,7 +27,7 @@ import uuid
 from collections import ChainMap
 from collections.abc import AsyncGenerator, Mapping, MutableMapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import cast
 
@@ -39,11 +39,9 @@ from safelight.providers.base import (
     InvalidParameters,
     JobLost,
     Limits,
-    Output,
     Parameters,
     Progress,
     Provider,
-    ProviderError,
     ProviderUnavailable,
     Update,
 )
@@ -58,61 +56,25 @@ from safelight.providers.comfyui.graph import (
     plan_parameters,
     plan_workflow,
     refuse,
-    title_of,
 )
 from safelight.providers.comfyui.listener import Listener
-from safelight.providers.comfyui.pool import Place, Pool, judge, refuse_everywhere
+from safelight.providers.comfyui.outcome import (
+    OutOfMemory,
+    Run,
+    fetch,
+    judge,
+    node_error,
+)
+from safelight.providers.comfyui.pool import Place, Pool, problems_of, refuse_everywhere
 from safelight.providers.comfyui.progress import Meter
-from safelight.providers.comfyui.result import is_whole, type_of
-from safelight.providers.comfyui.server import Ended, File, FileGone, Pace, Queued, Running, Server, Unreachable
+from safelight.providers.comfyui.server import Ended, Pace, Queued, Running, Server, Unreachable
 from safelight.providers.comfyui.template import Template, builtin_templates
 
 SOFT_SECONDS, HARD_SECONDS = 1500.0, 1800.0
 MAX_PICTURES = 8
 OPTIONS = ("vae",)
 EARLIER_ATTEMPTS, EARLIER_RUNS = 5, 2
-DOWNLOAD_TRIES = 4
 EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "image/gif": "gif"}
-OUT_OF_MEMORY = ("out of memory", "outofmemory", "allocation on device")
-
-
-class NodeFailed(ProviderError):
-    """A node of the workflow failed."""
-
-    code = "node_failed"
-
-
-class OutOfMemory(ProviderError):
-    """The ComfyUI server has too little memory for this."""
-
-    code = "out_of_memory"
-
-
-class Interrupted(ProviderError):
-    """Somebody stopped the job on the ComfyUI server."""
-
-    code = "interrupted"
-
-
-class NothingMade(ProviderError):
-    """The workflow ended without a file."""
-
-    code = "bad_output"
-
-
-@dataclass(slots=True)
-class Run:
-    """One prompt inside one server."""
-
-    server: Server
-    prompt_id: str
-    plan: Plan
-    is_cancelled: bool = False  # on our own request
-    end: Ended | None = None
-
-    @property
-    def remote_id(self) -> str:
-        return f"{self.server.name}#{self.prompt_id}"
 
 
 def prompt_id_of(job_id: str, attempt: int, number: int) -> str:
@@ -192,7 +154,7 @@ class ComfyUI(Provider):
         """Check nodes, models and ranges against every server. One that does not answer might have them all."""
         plan = self._plan(parameters, 0)
         servers = self._pool.servers
-        judging = [asyncio.create_task(judge(server, plan)) for server in servers]
+        judging = [asyncio.create_task(problems_of(server, plan)) for server in servers]
         await asyncio.wait(judging, timeout=self._pace.verify)
         for server, task in zip(servers, judging, strict=True):
             found = task.result() if task.done() else None
@@ -304,18 +266,18 @@ class ComfyUI(Provider):
                     async with aclosing(self._follow(run, listener, looks_at_once=graph is None)) as updates:
                         async for update in updates:
                             yield meter.read(update) if isinstance(update, Progress) else update
-                end = self._judge(run)
+                end = judge(run)
                 if end.error is not None:  # memory: all other errors were raised
                     await self._free(run.server, unload_models=True)
                     if "memory" not in excuses:
-                        raise _node_error(OutOfMemory, run, end.error)
+                        raise node_error(OutOfMemory, run, end.error)
                     excuses.discard("memory")
                     avoid.add(run.server)
                     yield meter.read(Progress(None, "waiting", "Out of memory; trying once more"))
                     run = None
                     continue
                 yield meter.read(Progress(98, "downloading", "Fetching the result"))
-                outputs = await self._fetch(run, end.files)
+                outputs = await fetch(run, end.files)
                 if outputs is not None:
                     for output in outputs:
                         yield output
@@ -447,62 +409,12 @@ class ComfyUI(Provider):
             return Ended(is_interrupted=True)  # the server went on all the time
         raise JobLost(f"{run.server.name} was restarted and no longer knows the job.")
 
-    def _judge(self, run: Run) -> Ended:
-        """The end if it is a good one or worth another run; anything else is raised."""
-        end = run.end or Ended()
-        if end.is_interrupted:
-            if run.is_cancelled:
-                raise Interrupted("The job was cancelled on the ComfyUI server.")
-            raise Interrupted(f"Somebody stopped the job on the ComfyUI server {run.server.name}.")
-        if end.error is not None and not _is_memory(end.error):
-            raise _node_error(NodeFailed, run, end.error)
-        if end.error is None and not end.files:
-            message = "The workflow ended without a file. Pictures must be saved, as by SaveImage, not only shown."
-            raise NothingMade(message)
-        return end
-
     async def _free(self, server: Server, *, unload_models: bool) -> None:
         try:
             await server.free(unload_models=unload_models)
         except Unreachable:
             return
         await asyncio.sleep(self._pace.settle)  # it acts between jobs; one sent at once would still meet the cache
-
-    async def _fetch(self, run: Run, files: Sequence[File]) -> list[Output] | None:
-        """The files as outputs, in order; None if one of them is gone or stays broken."""
-        outputs: list[Output] = []
-        strange: list[str] = []
-        for file in files:
-            data = await self._download(run.server, file)
-            if data is None:
-                return None
-            content_type = type_of(data)
-            if content_type is None:
-                strange.append(file.filename)
-            else:
-                outputs.append(Output(data, content_type, run.plan.seed))
-        if not outputs:
-            raise NothingMade(f"The workflow made no picture, video or sound, but {', '.join(strange)[:200]}.")
-        return outputs
-
-    async def _download(self, server: Server, file: File) -> bytes | None:
-        problem = ""
-        for number in range(DOWNLOAD_TRIES):
-            if number:
-                await asyncio.sleep(self._pace.retry * 2 ** (number - 1))
-            try:
-                data = await server.download(file)
-            except FileGone:
-                return None
-            except Unreachable as error:
-                problem = error.reason
-                continue
-            if data and is_whole(data, type_of(data) or ""):
-                return data
-            problem = ""
-        if problem:
-            raise ProviderUnavailable(f"The result {file.filename} cannot be fetched from {server.name}: {problem}.")
-        return None  # whole by its length, but not a whole file
 
     # --- beside the run ----------------------------------------------------------------------------------------------
 
@@ -580,25 +492,3 @@ def _waiting(place: Place) -> Progress:
     ahead = place.ahead
     behind = f", behind {ahead} others" if ahead else ""
     return Progress(None, "waiting", f"Waiting for a place on a ComfyUI server{behind}")
-
-
-def _is_memory(error: Mapping[str, object]) -> bool:
-    said = f"{error.get('exception_type')} {error.get('exception_message')}".lower()
-    return any(words in said for words in OUT_OF_MEMORY)
-
-
-def _node_error(kind: type[ProviderError], run: Run, error: Mapping[str, object]) -> ProviderError:
-    """What a node's exception says to people, and what it says to those who look closer."""
-    node_id, node_type = str(error.get("node_id") or ""), str(error.get("node_type") or "")
-    said = str(error.get("exception_message") or "").strip() or str(error.get("exception_type") or "no reason was told")
-    name = title_of(run.plan.graph, node_id) if node_id in run.plan.graph else node_type or "A node"
-    failed = "ran out of memory" if kind is OutOfMemory else "failed"
-    of_type = f", {node_type}" if node_type and node_type != name else ""
-    where = f" (node {node_id}{of_type})" if node_id else ""
-    details = {
-        "node_id": node_id,
-        "node_type": node_type,
-        "exception_type": error.get("exception_type"),
-        "server": run.server.name,
-    }
-    return kind(f"{name}{where} {failed}: {said[:500]}", details=details)

@@ -62,9 +62,10 @@ class TemplateInput(BaseModel):
         )
         if not is_right or (isinstance(value, float) and not math.isfinite(value)):
             return f"must be {WORDS.get(self.type, 'a picture')}, not {str(value)[:60]!r}."
-        if self.type == "string" and len(value) > MAX_TEXT:
-            return f"must be at most {MAX_TEXT} characters."
-        if self.type in ("integer", "number"):
+        if isinstance(value, str):
+            if len(value) > MAX_TEXT:
+                return f"must be at most {MAX_TEXT} characters."
+        elif self.type != "boolean":
             too_small = self.minimum is not None and value < self.minimum
             if too_small or (self.maximum is not None and value > self.maximum):
                 least = "" if self.minimum is None else f" at least {self.minimum:.15g}"
