@@ -300,3 +300,13 @@ def test_a_node_that_turns_out_to_be_long_weighs_more() -> None:
 )
 def test_results_are_known_by_their_bytes(data: bytes, kind: str | None) -> None:
     assert type_of(data) == kind
+
+
+def test_the_template_of_the_how_to_works(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/comfyui.md").read_text()
+    shown = re.search(r"<!-- tested -->\n```json\n(.*?)```\n```sh\n\$ (.*?)\n(.*?)```", page, re.DOTALL)
+    assert shown is not None
+    with ComfyStandIn() as server:
+        told = check(tmp_path, shown[1], "--server", server.url)
+    assert told.exit_code == 0
+    assert told.output.replace(server.url, "http://127.0.0.1:8188") == shown[3]
