@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
@@ -14,6 +15,7 @@ from safelight.providers.base import Accepted, InputImage, InvalidParameters, Pa
 from safelight.providers.comfyui import ComfyUI, Pace
 from stand_ins.comfyui import ComfyStandIn
 from stand_ins.comfyui_lab import (
+    QUICK,
     Make,
     accepted,
     asks,
@@ -228,7 +230,8 @@ async def test_a_server_below_a_path_and_credentials_that_stay_secret(stand_in: 
     comfy = provider(stand_in.url.replace("//", "//me:secret@") + "/api/")
     (remote_id,) = accepted(await run(comfy))
     assert remote_id.startswith(f"{stand_in.url}/api#")
-    assert stand_in.headers[-1]["authorization"].startswith("Basic ")
+    for headers in (stand_in.headers[-1], stand_in.socket_headers[-1]):
+        assert headers["authorization"].startswith("Basic ")
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8188", "ftp://host", "http://"])
@@ -257,9 +260,25 @@ async def test_a_model_that_was_just_added_is_not_refused(stand_in: ComfyStandIn
 async def test_a_server_that_cannot_be_asked_is_no_reason_to_refuse(stand_in: ComfyStandIn, provider: Make) -> None:
     comfy = provider(stand_in.url, "http://127.0.0.1:9")
     await comfy.verify(asks(checkpoint_model="elsewhere.safetensors"))
+    known = provider(stand_in)
+    await known.verify(asks())
+    stand_in.kill()
+    with pytest.raises(InvalidParameters, match="elsewhere"):  # it said so while it was there
+        await known.verify(asks(checkpoint_model="elsewhere.safetensors"))
+    stand_in.revive()
     stand_in.hang()
     slow = provider(stand_in)
     await slow.verify(asks(checkpoint_model="elsewhere.safetensors"))
+
+
+async def test_old_node_types_serve_while_new_ones_are_fetched(stand_in: ComfyStandIn, provider: Make) -> None:
+    comfy = provider(stand_in, pace=replace(QUICK, catalogue=0.0))
+    await comfy.verify(asks())
+    stand_in.hang()
+    for _ in range(3):
+        async with asyncio.timeout(0.2):
+            await comfy.verify(asks())
+    await until(lambda: stand_in.seen.count("GET /object_info") == 2)
 
 
 async def test_previews_are_those_of_the_job(stand_in: ComfyStandIn, provider: Make) -> None:

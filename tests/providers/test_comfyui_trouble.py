@@ -113,6 +113,29 @@ async def test_the_id_is_told_before_anything_is_sent(server: ComfyStandIn, prov
     assert not server.ledger
 
 
+async def test_a_process_that_dies_at_any_step_never_makes_it_run_twice(server: ComfyStandIn, provider: Make) -> None:
+    """Whatever the last update was that became state: the next attempt, in another process, ends with one submit."""
+    whole = await run(provider(server))
+    for steps in range(len(whole)):
+        job_id = f"job-{steps}"
+        remote_id = None
+        dying = provider(server).generate(order(job_id=job_id))
+        for _ in range(steps + 1):
+            update = await anext(dying, None)
+            remote_id = update.remote_id if isinstance(update, Accepted) else remote_id
+        await dying.aclose()
+        survivor, attempt = provider(server), 2
+        try:
+            if remote_id is None:
+                updates = await collect(survivor.generate(order(job_id=job_id, attempt=attempt)))
+            else:
+                updates = await collect(survivor.resume(order(job_id=job_id, attempt=attempt), remote_id))
+        except JobLost:
+            updates = await collect(survivor.generate(order(job_id=job_id, attempt=attempt + 1)))
+        assert outputs(updates)
+        assert server.submits(job_id) == 1, steps
+
+
 async def test_sockets_that_drop_midway_cost_nothing(server: ComfyStandIn, provider: Make) -> None:
     server.drop_sockets_at_step = 3
     updates = await run(provider(server), sampler_params={"steps": 40})

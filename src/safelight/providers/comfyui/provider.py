@@ -31,6 +31,8 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import cast
 
+import structlog
+
 from safelight.providers.base import (
     Accepted,
     BadOutput,
@@ -69,6 +71,8 @@ from safelight.providers.comfyui.pool import Place, Pool, problems_of, refuse_ev
 from safelight.providers.comfyui.progress import Meter
 from safelight.providers.comfyui.server import Ended, Pace, Queued, Running, Server, Unreachable
 from safelight.providers.comfyui.template import Template, builtin_templates
+
+log = structlog.get_logger()
 
 SOFT_SECONDS, HARD_SECONDS = 1500.0, 1800.0
 MAX_PICTURES = 8
@@ -154,11 +158,14 @@ class ComfyUI(Provider):
         """Check nodes, models and ranges against every server. One that does not answer might have them all."""
         plan = self._plan(parameters, 0)
         servers = self._pool.servers
-        judging = [asyncio.create_task(problems_of(server, plan)) for server in servers]
-        await asyncio.wait(judging, timeout=self._pace.verify)
-        for server, task in zip(servers, judging, strict=True):
-            found = task.result() if task.done() else None
-            task.cancel()
+        asking = {server: asyncio.create_task(problems_of(server, plan)) for server in servers if not server.is_down}
+        if asking:
+            await asyncio.wait(asking.values(), timeout=self._pace.verify)
+        for server in servers:
+            task = asking.get(server)
+            found = task.result() if task is not None and task.done() else None
+            if task is not None:
+                task.cancel()
             if found is None and server.known is not None:
                 found = server.known.problems(plan)
             if not found:  # it can, or nobody knows
@@ -266,8 +273,10 @@ class ComfyUI(Provider):
                     async with aclosing(self._follow(run, listener, looks_at_once=graph is None)) as updates:
                         async for update in updates:
                             yield meter.read(update) if isinstance(update, Progress) else update
+                place.release()  # fetching and storing are no work for the server
                 end = judge(run)
                 if end.error is not None:  # memory: all other errors were raised
+                    log.warning("comfyui.out_of_memory", server=run.server.name, prompt_id=run.prompt_id)
                     await self._free(run.server, unload_models=True)
                     if "memory" not in excuses:
                         raise node_error(OutOfMemory, run, end.error)
@@ -285,6 +294,7 @@ class ComfyUI(Provider):
                 if "files" not in excuses:
                     raise BadOutput("The ComfyUI server names a result it does not have, again and again.")
                 excuses.discard("files")
+                log.warning("comfyui.result_gone", server=run.server.name, prompt_id=run.prompt_id)
                 await self._free(run.server, unload_models=False)
                 yield meter.read(Progress(None, "waiting", "The result is gone from the server; making it anew"))
                 run = None
@@ -323,6 +333,7 @@ class ComfyUI(Provider):
                 if not error.was_sent:
                     self._move(run.server, error, avoid)
                     return False
+                log.warning("comfyui.reply_lost", server=run.server.name, prompt_id=run.prompt_id, reason=error.reason)
             if await self._is_there(run):
                 return True
         raise ProviderUnavailable(f"{run.server.name} breaks the connection off whenever a workflow is sent.")
@@ -348,6 +359,7 @@ class ComfyUI(Provider):
         pace = self._pace
         given_up = _Patience(run.server, pace)
         absent = 0
+        was_here = not looks_at_once  # while this socket was open
         told: Progress | None = None
         pause = 0.05  # after the end was announced, for the record to appear
         next_look = time.monotonic() + (0 if looks_at_once else pace.silence)
@@ -378,7 +390,7 @@ class ComfyUI(Provider):
                     run.end = standing
                     return
                 case None if absent == 2:
-                    run.end = self._end_of_the_unknown(run, listener)
+                    run.end = self._end_of_the_unknown(run, listener, was_here=was_here)
                     return
                 case None:
                     next_look = now + pace.look
@@ -387,9 +399,11 @@ class ComfyUI(Provider):
                     behind = f" behind {ahead} others" if ahead else ""
                     progress = Progress(1, "queued", f"In the queue of the server{behind}")
                 case Running():
-                    progress = None if told is not None else Progress(1, "starting", "Starting")
+                    is_news = told is None or told.stage == "queued"
+                    progress = Progress(1, "starting", "Starting") if is_news else None
                     if listener.is_connected and now - listener.heard_at > pace.reopen:
                         await listener.reopen()
+            was_here = True
             if progress is not None and progress != told:
                 told = progress
                 yield progress
@@ -401,11 +415,11 @@ class ComfyUI(Provider):
             else:
                 next_look = now + pace.look
 
-    def _end_of_the_unknown(self, run: Run, listener: Listener) -> Ended:
+    def _end_of_the_unknown(self, run: Run, listener: Listener, *, was_here: bool) -> Ended:
         """What happened to a run that was there and is nowhere: it ended and its record was deleted, or was removed."""
         if listener.end is not None:
             return listener.end
-        if run.is_cancelled or not listener.was_broken:
+        if run.is_cancelled or (was_here and not listener.was_broken):
             return Ended(is_interrupted=True)  # the server went on all the time
         raise JobLost(f"{run.server.name} was restarted and no longer knows the job.")
 

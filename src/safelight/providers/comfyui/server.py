@@ -16,10 +16,13 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import orjson
+import structlog
 
 from safelight.providers.base import BadOutput, InvalidParameters
 from safelight.providers.comfyui.catalogue import Catalogue
 from safelight.providers.comfyui.graph import Graph, Plan, Problem, refuse, title_of
+
+log = structlog.get_logger()
 
 MAX_RESULT_BYTES = 1 << 30
 JOBS_SINCE, JOB_CANCEL_SINCE = (0, 6), (0, 26)
@@ -104,6 +107,7 @@ class _Memory:
     counted_at: float = -1e9
     catalogue: Catalogue | None = None
     catalogue_at: float = -1e9
+    old_catalogue: Catalogue | None = None  # of before it was given up
     down_until: float = 0.0
     down_reason: str = ""
 
@@ -166,7 +170,9 @@ class Server:
 
     def mark_down(self, reason: str) -> None:
         """Give it nothing for a while. When it comes back it may be another version with other models."""
-        self._memory = _Memory(down_until=time.monotonic() + self.pace.down, down_reason=reason)
+        log.warning("comfyui.server_down", server=self.name, reason=reason)
+        until = time.monotonic() + self.pace.down
+        self._memory = _Memory(down_until=until, down_reason=reason, old_catalogue=self.known)
 
     async def probe(self) -> None:
         """Make sure that it is there, and count its queue. Raises `Unreachable`, and remembers that."""
@@ -213,17 +219,22 @@ class Server:
 
     @property
     def known(self) -> Catalogue | None:
-        """Its node types as far as they were ever told since it came up."""
-        return self._memory.catalogue
+        """Its node types as they were last told."""
+        return self._memory.catalogue or self._memory.old_catalogue
 
     async def catalogue(self, max_age: float | None = None) -> Catalogue:
-        """Its node types, at most so many seconds old. Raises `Unreachable`."""
-        age = time.monotonic() - self._memory.catalogue_at
-        if self._memory.catalogue is not None and age < (self.pace.catalogue if max_age is None else max_age):
-            return self._memory.catalogue
+        """Its node types, at most so many seconds old; without a bound old ones serve while new ones are fetched.
+
+        Raises `Unreachable`.
+        """
+        known, age = self._memory.catalogue, time.monotonic() - self._memory.catalogue_at
+        if known is not None and age < (self.pace.catalogue if max_age is None else max_age):
+            return known
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._read_catalogue())
             self._refreshing.add_done_callback(_forget)
+        if known is not None and max_age is None:
+            return known
         return await asyncio.shield(self._refreshing)
 
     async def _read_catalogue(self) -> Catalogue:
