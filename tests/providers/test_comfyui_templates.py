@@ -12,11 +12,12 @@ from click.testing import CliRunner, Result
 from safelight.cli.templates import templates
 from safelight.providers.base import InvalidParameters, Lora
 from safelight.providers.comfyui import ComfyUI, InvalidTemplate, builtin_templates, check_template
-from safelight.providers.comfyui.graph import plan_parameters
+from safelight.providers.comfyui.catalogue import Catalogue
+from safelight.providers.comfyui.graph import plan_parameters, plan_workflow
 from safelight.providers.comfyui.outcome import type_of
 from safelight.providers.comfyui.progress import Meter, Tracker
-from stand_ins.comfyui import ComfyStandIn, recorded, recorded_frames
-from stand_ins.comfyui_lab import asks, workflow
+from stand_ins.comfyui import NODES, ComfyStandIn, recorded, recorded_frames
+from stand_ins.comfyui_lab import asks, open_providers, workflow
 
 COMFY = ComfyUI(["http://127.0.0.1:9"], default_checkpoint="tiny.safetensors")
 IMAGE = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0}}
@@ -210,6 +211,68 @@ def test_a_template_that_cannot_be_used(changes: dict[str, Any], field: str, sai
     (problem,) = refused.value.problems
     assert problem.field == field
     assert said in problem.message
+
+
+# --- what a server has, read leniently -------------------------------------------------------------------------------
+
+
+def test_custom_nodes_are_not_judged_by_their_choices() -> None:
+    info = {
+        "Odd": {
+            "input": {"required": {"mode": [["a", "b"]], "size": ["INT", {"max": 4}], "must": ["STRING"]}},
+            "output": ["IMAGE"],
+            "python_module": "custom_nodes.odd",
+        },
+        "SaveImage": NODES["SaveImage"],
+    }
+    graph = workflow(**{"1": {"class_type": "Odd", "inputs": {"mode": "zzz", "size": 9, "must": "x"}}})
+    plan = plan_workflow(asks(workflow=graph))
+    assert not Catalogue.read(info).problems(plan)
+    del plan.graph["1"]["inputs"]["must"]
+    (problem,) = Catalogue.read(info).problems(plan)
+    assert problem.field == "workflow.1.inputs.must"
+    info["Odd"]["python_module"] = "comfy_extras.odd"
+    assert len(Catalogue.read(info).problems(plan)) == 3
+
+
+def test_strange_node_types_are_read() -> None:
+    strange = {
+        "A": {"input": None, "output": None},
+        "B": {"input": {"required": [], "optional": {"x": "*", "y": [], "z": [["p", 1, True], None]}}},
+        "C": {"input": {"required": {"in": ["COMFY_AUTOGROW_V3", {}]}}, "output": [["p", "q"]], "output_node": True},
+        "D": 5,
+    }
+    catalogue = Catalogue.read(strange)
+    graph = {"1": {"class_type": "C", "inputs": {"in.0": ["2", 0]}}, "2": {"class_type": "B", "inputs": {"z": True}}}
+    assert not catalogue.problems(plan_workflow(asks(workflow=graph)))
+    assert catalogue.nodes["C"].outputs == ("COMBO",)
+
+
+def test_links_must_fit() -> None:
+    catalogue = Catalogue.read(NODES)
+    graph = workflow(**{"3": {"class_type": "VAEDecode", "inputs": {"samples": ["1", 0], "vae": ["1", 4]}}})
+    graph["2"]["inputs"]["images"] = ["3", 0]
+    problems = catalogue.problems(plan_workflow(asks(workflow=graph)))
+    assert [problem.field for problem in problems] == ["workflow.3.inputs.samples", "workflow.3.inputs.vae"]
+    assert "takes LATENT, but the node 1 makes IMAGE" in problems[0].message
+    assert "links to output 4 of the node 1, which has 1" in problems[1].message
+
+
+def test_what_some_server_has_is_near() -> None:
+    first, second = (json.loads(json.dumps(NODES)) for _ in range(2))
+    second["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0] = ["big.safetensors"]
+    both = Catalogue.union([Catalogue.read(first), Catalogue.read(second)])
+    assert both.names("checkpoints") == ["tiny.safetensors", "big.safetensors"]
+    (problem,) = both.problems(plan_parameters(asks(checkpoint_model="bigg"), 1))
+    assert "Did you mean big.safetensors" in problem.message
+
+
+@pytest.mark.anyio
+async def test_infinity_is_no_reason_to_give_a_server_up() -> None:
+    with ComfyStandIn() as server:
+        server.nodes["EmptyImage"]["input"]["required"]["width"][1]["max"] = float("inf")
+        async with open_providers() as make:
+            assert (await make(server).models())["checkpoints"] == ["tiny.safetensors"]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from pathlib import PurePath
 from typing import Any, cast
 
 from safelight.providers.comfyui.graph import Plan, Problem, is_link, needed_by
@@ -22,6 +23,7 @@ NOUNS = {
     "scheduler": "scheduler",
 }
 SHOWN_CHOICES = 6
+GROWING = "COMFY_"  # how the kinds of inputs begin that grow, match or depend on others
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +39,16 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class NodeType:
-    """A node type. `is_output` nodes are what a run is made for."""
+    """A node type. `is_output` nodes are what a run is made for.
+
+    Those of others (custom nodes) may take values of their own accord that their choices and bounds do not show, so
+    only ComfyUI's own are judged by them.
+    """
 
     inputs: Mapping[str, Input]
     outputs: tuple[str, ...]
     is_output: bool
+    is_custom: bool
 
 
 class Catalogue:
@@ -96,11 +103,14 @@ class Catalogue:
     def _check(self, plan: Plan, node_id: str) -> Iterator[Problem]:
         node = plan.graph[node_id]
         class_type, given = node["class_type"], node["inputs"]
-        for name, spec in self.nodes[class_type].inputs.items():
+        kind = self.nodes[class_type]
+        for name, spec in kind.inputs.items():
             where = plan.field_of(node_id, name)
             if name not in given:
                 if spec.is_required:
                     yield Problem(where, f"The node {node_id} ({class_type}) needs its input {name}.")
+            elif kind.is_custom:
+                continue
             elif is_link(given[name]):
                 message = self._check_link(plan, given[name], spec)
                 if message:
@@ -119,7 +129,8 @@ class Catalogue:
         if not 0 <= slot < len(outputs):
             return f"links to output {slot} of the node {link[0]}, which has {len(outputs)}."
         wanted, made = set(spec.kind.split(",")), set(outputs[slot].split(","))
-        if spec.kind == "COMBO" or "COMBO" in made or "*" in wanted | made or wanted & made:
+        is_open = any(kind in ("*", "COMBO") or kind.startswith(GROWING) for kind in wanted | made)
+        if is_open or wanted & made:
             return None
         return f"takes {spec.kind}, but the node {link[0]} makes {outputs[slot]}."
 
@@ -136,14 +147,16 @@ def _both(inputs: Mapping[str, Input], others: Mapping[str, Input]) -> Mapping[s
 
 
 def _node_type(info: Mapping[str, Any]) -> NodeType:
-    given = info.get("input") or {}
-    inputs = {
-        name: _input(spec, is_required=group == "required")
-        for group in ("required", "optional")
-        for name, spec in (given.get(group) or {}).items()
-    }
+    groups: Any = info.get("input")
+    inputs: dict[str, Input] = {}
+    for group in ("required", "optional"):
+        specs: Any = cast(Mapping[str, Any], groups).get(group) if isinstance(groups, Mapping) else None
+        if isinstance(specs, Mapping):
+            for name, spec in cast(Mapping[str, Any], specs).items():
+                inputs[name] = _input(spec, is_required=group == "required")
     outputs = tuple("COMBO" if isinstance(kind, list) else str(kind) for kind in info.get("output") or ())
-    return NodeType(inputs, outputs, bool(info.get("output_node")))
+    is_custom = str(info.get("python_module") or "").startswith("custom_nodes")
+    return NodeType(inputs, outputs, bool(info.get("output_node")), is_custom)
 
 
 def _input(spec: Any, *, is_required: bool) -> Input:
@@ -157,7 +170,7 @@ def _input(spec: Any, *, is_required: bool) -> Input:
     return Input(
         kind="COMBO" if isinstance(kind, list) else str(kind),
         # Inputs that grow or depend on others are named differently in a graph.
-        is_required=is_required and not str(kind).startswith("COMFY_"),
+        is_required=is_required and not str(kind).startswith(GROWING),
         choices=tuple(cast(list[Any], choices)) if isinstance(choices, list) else None,
         minimum=_number(settings.get("min")),
         maximum=_number(settings.get("max")),
@@ -169,6 +182,8 @@ def _number(value: Any) -> float | None:
 
 
 def _check_value(name: str, value: Any, spec: Input, node: str) -> str | None:
+    if isinstance(value, list | dict):  # many at once, or wrapped
+        return None
     if spec.choices is not None:
         return None if value in spec.choices else _unknown(name, value, spec.choices, node)
     if spec.kind not in ("INT", "FLOAT"):
@@ -190,11 +205,13 @@ def _unknown(name: str, value: Any, choices: tuple[Any, ...], node: str) -> str:
     what = f"no {noun}" if noun else f"no {name} for {node} called"
     if not choices:
         return f"The ComfyUI server has {what} {str(value)[:100]!r}; it has none at all."
-    known = {str(choice).lower(): str(choice) for choice in choices}
-    near = get_close_matches(str(value).lower(), known, n=3, cutoff=0.4)
+    # People leave the folder and the ending of a file out.
+    known = {PurePath(str(choice).lower()).stem: str(choice) for choice in choices}
+    known |= {str(choice).lower(): str(choice) for choice in choices}
+    near = dict.fromkeys(known[name] for name in get_close_matches(str(value).lower(), known, n=3, cutoff=0.5))
     if near:
-        hint = f"Did you mean {' or '.join(known[name] for name in near)}?"
+        hint = f"Did you mean {' or '.join(near)}?"
     else:
-        shown = ", ".join(list(known.values())[:SHOWN_CHOICES])
-        hint = f"It has {shown}{', ...' if len(known) > SHOWN_CHOICES else ''}."
+        shown = ", ".join(str(choice) for choice in choices[:SHOWN_CHOICES])
+        hint = f"It has {shown}{', ...' if len(choices) > SHOWN_CHOICES else ''}."
     return f"The ComfyUI server has {what} {str(value)[:100]!r}. {hint}"

@@ -22,7 +22,7 @@ from websockets.exceptions import InvalidURI, WebSocketException
 from safelight.providers.base import Preview, Progress
 from safelight.providers.comfyui.graph import Graph
 from safelight.providers.comfyui.progress import Tracker
-from safelight.providers.comfyui.server import Ended, Server, files_of
+from safelight.providers.comfyui.server import Ended, Server, files_of, read_json
 
 FEATURES = orjson.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}).decode()
 PREVIEW, PREVIEW_WITH_METADATA = 1, 4
@@ -144,9 +144,9 @@ class Listener:
 
     def _take_message(self, frame: str) -> None:
         try:
-            message: Any = orjson.loads(frame)
+            message: Any = read_json(frame)
             kind, data = str(message["type"]), message["data"]
-        except (orjson.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             return
         if not isinstance(data, Mapping):
             return

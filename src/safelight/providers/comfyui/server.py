@@ -6,6 +6,7 @@ answers like ComfyUI) and `InvalidParameters` (it will not take the workflow). V
 """
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -371,12 +372,20 @@ class Server:
 
     def _json(self, response: httpx.Response) -> dict[str, Any]:
         try:
-            answer = orjson.loads(response.content)
-        except orjson.JSONDecodeError:
+            answer = read_json(response.content)
+        except ValueError:
             answer = None
         if not isinstance(answer, dict):
             raise Unreachable("it does not answer like ComfyUI")
         return cast(dict[str, Any], answer)
+
+
+def read_json(data: bytes | str) -> Any:
+    """JSON as ComfyUI writes it, which may hold NaN and Infinity. Raises `ValueError`."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return json.loads(data)
 
 
 def _forget(task: asyncio.Task[Any]) -> None:
