@@ -23,6 +23,7 @@ from safelight.providers.comfyui.outcome import Interrupted, NodeFailed, Nothing
 from safelight.providers.comfyui.provider import prompt_id_of
 from stand_ins.comfyui import ComfyStandIn, recorded
 from stand_ins.comfyui_lab import (
+    HASTY,
     QUICK,
     Make,
     accepted,
@@ -196,7 +197,7 @@ async def test_a_hung_server_is_drained(two: Two, provider: Make) -> None:
     first, second = two
     second.foreign_jobs = 3
     first.hold = "VAEDecode"
-    comfy = provider(first, second)
+    comfy = provider(first, second, pace=HASTY)
     task, _ = await until_sampling(comfy)
     first.hang()
     with pytest.raises(JobLost, match="does not answer in time"):
@@ -222,7 +223,7 @@ async def test_a_server_that_comes_back_is_used_again(two: Two, provider: Make) 
 async def test_a_run_left_on_a_server_that_comes_back_is_adopted(provider: Make) -> None:
     with ComfyStandIn() as server:
         server.hold = "VAEDecode"
-        comfy = provider(server)
+        comfy = provider(server, pace=HASTY)
         task, _ = await until_sampling(comfy, job_id="job-1")
         server.hang()
         with pytest.raises(JobLost):

@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 from safelight.providers.base import Accepted, Generation, InputImage, Output, Parameters, Preview, Progress, Update
@@ -11,21 +12,16 @@ from safelight.providers.comfyui import ComfyUI, Pace
 from stand_ins.comfyui import ComfyStandIn
 
 QUICK = Pace(
-    answer=0.3,
-    submit=0.3,
-    transfer=0.5,
-    probe=0.3,
-    socket=0.3,
     look=0.03,
     silence=0.15,
     reopen=0.3,
     refused=0.15,
-    hung=0.3,
     down=0.3,
     waiting=0.1,
     settle=0.01,
     retry=0.01,
 )
+HASTY = replace(QUICK, answer=0.3, submit=0.3, probe=0.3, socket=0.3, hung=0.3)  # for servers that hang
 STEPS = {"steps": 4}
 
 
