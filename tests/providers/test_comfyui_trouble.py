@@ -148,6 +148,12 @@ async def test_sockets_that_drop_midway_cost_nothing(server: ComfyStandIn, provi
     assert len(server.ledger) == 1
 
 
+async def test_a_slow_server_is_not_a_dead_one(server: ComfyStandIn, provider: Make) -> None:
+    server.late_seconds = 0.1
+    assert outputs(await run(provider(server)))
+    assert len(server.ledger) == 1
+
+
 async def test_without_sockets_it_polls(server: ComfyStandIn, provider: Make) -> None:
     server.refuse_sockets = True
     updates = await run(provider(server))
@@ -422,6 +428,14 @@ async def test_what_the_server_refuses_becomes_a_clear_error(name: str, field: s
         assert said in refused.value.message
         assert refused.value.field == field
         await until(lambda: not server.url or "GET /view" not in server.seen)
+
+
+async def test_an_error_in_few_words_is_passed_on(provider: Make) -> None:
+    with ComfyStandIn() as server:
+        body = {"error": "no prompt", "node_errors": []}
+        server.answers = [{"status": 400, "body": body, "content_type": "application/json"}]
+        with pytest.raises(InvalidParameters, match="no prompt"):
+            await run(provider(server))
 
 
 async def test_a_half_accepted_workflow_is_taken_back(provider: Make) -> None:

@@ -129,6 +129,7 @@ class ComfyStandIn:
         self.frees = 0
         # --- misbehaviour
         self.foreign_jobs = 0  # of others, in the queue
+        self.late_seconds = 0.0  # before every answer
         self.answers: list[dict[str, Any]] = []  # recorded answers for the next submits
         self.lost_replies = 0  # submits that are taken, and the connection closed
         self.lost_requests = 0  # submits that are not taken, and the connection closed
@@ -276,6 +277,7 @@ class ComfyStandIn:
                     path = url.path.removeprefix("/api") if not url.path.startswith("/api/jobs") else url.path
                     self.seen.append(f"{method} {path}")
                     await self._answering.wait()
+                    await asyncio.sleep(self.late_seconds)
                     if self.required_header and headers.get(self.required_header[0]) != self.required_header[1]:
                         self._answer(writer, 401, {})
                     elif path == "/ws":

@@ -90,7 +90,9 @@ class Plan:
 
 def is_link(value: Any) -> bool:
     """Whether an input is a link, by ComfyUI's own rule."""
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and type(value[1]) in (int, float)
+    if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], str):
+        return False
+    return type(value[1]) is int or (type(value[1]) is float and value[1].is_integer())
 
 
 def links_of(node: Node) -> Iterator[tuple[str, str, int]]:

@@ -17,7 +17,7 @@ from typing import Any, Self, cast
 
 import orjson
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidURI, WebSocketException
+from websockets.exceptions import WebSocketException
 
 from safelight.providers.base import Preview, Progress
 from safelight.providers.comfyui.graph import Graph
@@ -109,7 +109,7 @@ class Listener:
     async def _listen(self) -> None:
         pauses = itertools.chain(AGAIN_SECONDS, itertools.repeat(AGAIN_SECONDS[-1]))
         while True:
-            with contextlib.suppress(OSError, TimeoutError, WebSocketException, InvalidURI):
+            with contextlib.suppress(OSError, TimeoutError, WebSocketException):
                 async with connect(
                     self._server.socket_url(f"safelight-{self._prompt_id}"),
                     additional_headers=self._server.headers,

@@ -258,13 +258,13 @@ class Server:
         answer = self._json(response)
         node_errors = answer.get("node_errors") or {}
         if response.status_code == 400 or "error" in answer:
-            _reject(plan, answer.get("error") or {}, node_errors)
+            _reject(plan, answer.get("error"), node_errors)
         if response.status_code != 200:
             raise Unreachable(f"it answers POST /prompt with HTTP {response.status_code}")
         if node_errors:  # the rest of the graph would run all the same
             with suppress(Unreachable):
                 await self.cancel(prompt_id)
-            _reject(plan, {}, node_errors)
+            _reject(plan, None, node_errors)
 
     async def look(self, prompt_id: str) -> Standing:
         """How a job stands, and None if it is nowhere. Raises `Unreachable`."""
@@ -440,14 +440,15 @@ def files_of(outputs: Any) -> tuple[File, ...]:
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def _reject(plan: Plan, error: Mapping[str, Any], node_errors: Mapping[str, Any]) -> NoReturn:
+def _reject(plan: Plan, told: Any, node_errors: Any) -> NoReturn:
     """Raise `InvalidParameters` with what is useful in ComfyUI's answer, which is mostly below the nodes."""
     problems = [
         _problem(plan, node_id, found)
-        for node_id, errors in node_errors.items()
+        for node_id, errors in (node_errors.items() if isinstance(node_errors, dict) else ())
         for found in (errors.get("errors") or ())
     ]
     if not problems:
+        error: Mapping[str, Any] = told if isinstance(told, dict) else {"message": told}
         extra: Mapping[str, Any] = error.get("extra_info") or {}
         said = " ".join(str(error.get(name) or "") for name in ("message", "details")).strip()
         if error.get("type") == "missing_node_type":
