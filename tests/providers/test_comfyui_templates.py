@@ -287,7 +287,7 @@ def check(folder: Path, template: Mapping[str, Any] | str, *options: str) -> Res
 def test_the_command_tells_what_a_template_takes(tmp_path: Path) -> None:
     told = check(tmp_path, poster())
     assert told.exit_code == 0
-    assert "poster: A poster\n  width (integer, from 16, to 512, default 64)\n" in told.stdout
+    assert "poster: A poster\n  width (integer, from 16 to 512, default 64)\n" in told.stdout
     assert "  colour (integer, required): As a number\n" in told.stdout
 
 

@@ -52,8 +52,7 @@ def check(file: Path, server: str | None, headers: tuple[str, ...]) -> None:
             for part in (
                 spec.type,
                 "required" if spec.required else "",
-                "" if spec.minimum is None else f"from {spec.minimum:.15g}",
-                "" if spec.maximum is None else f"to {spec.maximum:.15g}",
+                _range(spec.minimum, spec.maximum),
                 f"one of {', '.join(spec.choices)}" if spec.choices else "",
                 "" if spec.default is None else f"default {spec.default}",
             )
@@ -61,6 +60,11 @@ def check(file: Path, server: str | None, headers: tuple[str, ...]) -> None:
         )
         click.echo(f"  {name} ({bounds}){': ' + spec.description if spec.description else ''}")
     click.echo("It can be used" + (f", and {server} has all it needs." if server else "."), err=True)
+
+
+def _range(minimum: float | None, maximum: float | None) -> str:
+    ends = (("from", minimum), ("to", maximum))
+    return " ".join(f"{word} {value:.15g}" for word, value in ends if value is not None)
 
 
 def _told(file: Path, problems: "list[Problem]") -> str:
