@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -240,6 +241,27 @@ async def test_a_run_left_on_a_server_that_comes_back_is_adopted(provider: Make)
         assert outputs(updates)
         assert accepted(updates) == [f"{server.url}#{prompt_id_of('job-1', 1, 0)}"]
         assert server.submits("job-1") == 1
+
+
+async def test_who_waits_bears_a_restart_and_is_told_of_an_outage(server: ComfyStandIn, provider: Make) -> None:
+    server.hold = "KSampler"
+    comfy = provider(server, pace=replace(QUICK, hung=0.6))
+    inside = [asyncio.create_task(run(comfy)) for _ in range(2)]
+    await until(lambda: len(server.ledger) == 2)
+    waiting = [asyncio.create_task(run(comfy)) for _ in range(3)]
+    await until(lambda: len(comfy._pool.waiting) == 3)
+    server.kill()
+    lost = await asyncio.gather(*inside, return_exceptions=True)
+    assert {type(error) for error in lost} == {JobLost}
+    server.hold = None
+    server.revive()
+    assert all(outputs(updates) for updates in await asyncio.gather(*waiting))
+    server.hold = "KSampler"
+    inside = [asyncio.create_task(run(comfy)) for _ in range(3)]
+    await until(lambda: len(server.ledger) == 7 and len(comfy._pool.waiting) == 1)
+    server.kill()
+    ends = await asyncio.gather(*inside, return_exceptions=True)
+    assert {type(error) for error in ends} == {JobLost, ProviderUnavailable}
 
 
 async def test_no_server_at_all(server: ComfyStandIn, provider: Make) -> None:

@@ -1,6 +1,7 @@
 """Which server takes a job, and who waits for a place: at most two jobs of ours inside each."""
 
 import asyncio
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -24,6 +25,7 @@ class Place:
         self._plan = plan
         self._avoid = avoid
         self._given = asyncio.Event()
+        self._troubled_since: float | None = None
 
     @property
     def ahead(self) -> int:
@@ -35,14 +37,24 @@ class Place:
         self.able = await self._pool.able(self._plan, self._avoid)
         self._pool.serve()
 
-    async def wait(self, seconds: float) -> None:
-        """Wait for a place, at most so long."""
+    async def wait(self, pace: Pace) -> None:
+        """Wait for a place for a while, then look at the servers again. An outage is borne for as long as a hung one.
+
+        Raises `ProviderError`.
+        """
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(pace.waiting):
                 await self._given.wait()
         except TimeoutError:
-            if self.server is None:
+            if self.server is not None:
+                return
+            try:
                 await self.look()
+                self._troubled_since = None
+            except ProviderUnavailable:
+                self._troubled_since = self._troubled_since or time.monotonic()
+                if time.monotonic() - self._troubled_since >= pace.hung:
+                    raise
 
     def take(self, server: Server) -> None:
         """It is given this place."""

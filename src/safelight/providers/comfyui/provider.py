@@ -250,7 +250,7 @@ class ComfyUI(Provider):
                 if run is None:
                     while place.server is None:
                         yield meter.read(_waiting(place))
-                        await place.wait(self._pace.waiting)
+                        await place.wait(self._pace)
                     run = Run(place.server, prompt_id_of(generation.job_id, generation.attempt, number), plan)
                     number += 1
                     try:

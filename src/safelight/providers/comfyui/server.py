@@ -6,6 +6,7 @@ answers like ComfyUI) and `InvalidParameters` (it will not take the workflow). V
 """
 
 import asyncio
+import hashlib
 import json
 import re
 import time
@@ -37,7 +38,7 @@ class Pace:
     answer: float = 10.0  # for an ordinary request
     submit: float = 30.0  # for a workflow to be taken
     transfer: float = 60.0  # for the next part of a file
-    probe: float = 3.0  # for a sign of life
+    probe: float = 5.0  # for a sign of life
     socket: float = 5.0  # for a socket to open
     look: float = 1.0  # between two looks while the socket tells nothing
     silence: float = 10.0  # of a working socket before a look all the same
@@ -108,6 +109,7 @@ class _Memory:
     counted_at: float = -1e9
     catalogue: Catalogue | None = None
     catalogue_at: float = -1e9
+    catalogue_digest: bytes = b""
     old_catalogue: Catalogue | None = None  # of before it was given up
     down_until: float = 0.0
     down_reason: str = ""
@@ -239,9 +241,15 @@ class Server:
         return await asyncio.shield(self._refreshing)
 
     async def _read_catalogue(self) -> Catalogue:
-        info = await self._get("/object_info", seconds=self.pace.submit)
-        catalogue = Catalogue.read(info)
-        self._memory.catalogue, self._memory.catalogue_at = catalogue, time.monotonic()
+        response = await self._ask("GET", "/object_info", seconds=self.pace.submit)
+        if response.status_code != 200:
+            raise Unreachable(f"it answers /object_info with HTTP {response.status_code}")
+        digest = hashlib.sha256(response.content).digest()
+        catalogue = self._memory.catalogue
+        if catalogue is None or digest != self._memory.catalogue_digest:  # near a megabyte, so not on the loop
+            catalogue = await asyncio.to_thread(lambda: Catalogue.read(self._json(response)))
+        self._memory.catalogue, self._memory.catalogue_digest = catalogue, digest
+        self._memory.catalogue_at = time.monotonic()
         return catalogue
 
     # --- a job -------------------------------------------------------------------------------------------------------
@@ -346,8 +354,8 @@ class Server:
 
     # --- asking ------------------------------------------------------------------------------------------------------
 
-    async def _get(self, path: str, *, seconds: float | None = None) -> dict[str, Any]:
-        response = await self._ask("GET", path, seconds=seconds)
+    async def _get(self, path: str) -> dict[str, Any]:
+        response = await self._ask("GET", path)
         if response.status_code != 200:
             raise Unreachable(f"it answers {path} with HTTP {response.status_code}")
         return self._json(response)
