@@ -180,7 +180,7 @@ class ComfyStandIn:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._call(self._close())
+        self._call(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
         self._loop.close()
@@ -238,6 +238,13 @@ class ComfyStandIn:
             writer.transport.abort()
         self._forget()
         await asyncio.sleep(0.01)
+
+    async def _end(self) -> None:
+        await self._close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _drop(self) -> None:
         for writer, _ in list(self._sockets.values()):
