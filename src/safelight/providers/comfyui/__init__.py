@@ -1,0 +1,27 @@
+"""ComfyUI: one or many servers of one's own, by parameters, by template, or with the caller's own workflow."""
+
+from safelight.providers.comfyui.graph import Problem
+from safelight.providers.comfyui.pool import problems_on
+from safelight.providers.comfyui.provider import ComfyUI
+from safelight.providers.comfyui.server import Pace
+from safelight.providers.comfyui.template import (
+    InvalidTemplate,
+    Template,
+    TemplateInput,
+    builtin_templates,
+    by_name,
+    check_template,
+)
+
+__all__ = [
+    "ComfyUI",
+    "InvalidTemplate",
+    "Pace",
+    "Problem",
+    "Template",
+    "TemplateInput",
+    "builtin_templates",
+    "by_name",
+    "check_template",
+    "problems_on",
+]

@@ -1,0 +1,162 @@
+"""What a run came to: its files, checked to be what they are, or the error that says why there are none."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from safelight.providers.base import Output, ProviderError, ProviderUnavailable
+from safelight.providers.comfyui.graph import Plan, title_of
+from safelight.providers.comfyui.server import Ended, File, FileGone, Server, Unreachable
+
+DOWNLOAD_TRIES = 4
+OUT_OF_MEMORY = ("out of memory", "outofmemory", "allocation on device")
+WEBM, MP4 = "video/webm", "video/mp4"
+MAGICS: Sequence[tuple[int, bytes, str]] = (
+    (0, b"\x89PNG\r\n\x1a\n", "image/png"),
+    (0, b"\xff\xd8\xff", "image/jpeg"),
+    (0, b"GIF8", "image/gif"),
+    (8, b"WEBP", "image/webp"),
+    (4, b"ftypavif", "image/avif"),
+    (4, b"ftypqt", "video/quicktime"),
+    (4, b"ftypM4A", "audio/mp4"),
+    (4, b"ftyp", MP4),
+    (0, b"\x1a\x45\xdf\xa3", WEBM),
+    (8, b"WAVE", "audio/wav"),
+    (0, b"fLaC", "audio/flac"),
+    (0, b"OggS", "audio/ogg"),
+    (0, b"ID3", "audio/mpeg"),
+    (0, b"\xff\xfb", "audio/mpeg"),
+    (0, b"\xff\xf3", "audio/mpeg"),
+)
+ENDS = {"image/png": b"IEND\xaeB`\x82", "image/jpeg": b"\xff\xd9"}
+
+
+class NodeFailed(ProviderError):
+    """A node of the workflow failed."""
+
+    code = "node_failed"
+
+
+class OutOfMemory(ProviderError):
+    """The ComfyUI server has too little memory for this."""
+
+    code = "out_of_memory"
+
+
+class Interrupted(ProviderError):
+    """Somebody stopped the job on the ComfyUI server."""
+
+    code = "interrupted"
+
+
+class NothingMade(ProviderError):
+    """The workflow ended without a file."""
+
+    code = "bad_output"
+
+
+@dataclass(slots=True)
+class Run:
+    """One prompt inside one server."""
+
+    server: Server
+    prompt_id: str
+    plan: Plan
+    is_cancelled: bool = False  # on our own request
+    end: Ended | None = None
+
+    @property
+    def remote_id(self) -> str:
+        return f"{self.server.name}#{self.prompt_id}"
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+def judge(run: Run) -> Ended:
+    """The end if it is a good one or worth another run; anything else is raised."""
+    end = run.end or Ended()
+    if end.is_interrupted:
+        if run.is_cancelled:
+            raise Interrupted("The job was cancelled on the ComfyUI server.")
+        raise Interrupted(f"Somebody stopped the job on the ComfyUI server {run.server.name}.")
+    if end.error is not None and not _is_memory(end.error):
+        raise node_error(NodeFailed, run, end.error)
+    if end.error is None and not end.files:
+        message = "The workflow ended without a file. Pictures must be saved, as by SaveImage, not only shown."
+        raise NothingMade(message)
+    return end
+
+
+def _is_memory(error: Mapping[str, object]) -> bool:
+    said = f"{error.get('exception_type')} {error.get('exception_message')}".lower()
+    return any(words in said for words in OUT_OF_MEMORY)
+
+
+def node_error(kind: type[ProviderError], run: Run, error: Mapping[str, object]) -> ProviderError:
+    """What a node's exception says to people, and what it says to those who look closer."""
+    node_id, node_type = str(error.get("node_id") or ""), str(error.get("node_type") or "")
+    said = str(error.get("exception_message") or "").strip() or str(error.get("exception_type") or "no reason was told")
+    name = title_of(run.plan.graph, node_id) if node_id in run.plan.graph else node_type or "A node"
+    failed = "ran out of memory" if kind is OutOfMemory else "failed"
+    of_type = f", {node_type}" if node_type and node_type != name else ""
+    where = f" (node {node_id}{of_type})" if node_id else ""
+    details = {
+        "node_id": node_id,
+        "node_type": node_type,
+        "exception_type": error.get("exception_type"),
+        "server": run.server.name,
+    }
+    return kind(f"{name}{where} {failed}: {said[:500]}", details=details)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+async def fetch(run: Run, files: Sequence[File]) -> list[Output] | None:
+    """The files as outputs, in order; None if one of them is gone or stays broken."""
+    outputs: list[Output] = []
+    strange: list[str] = []
+    for file in files:
+        data = await _download(run.server, file)
+        if data is None:
+            return None
+        content_type = type_of(data)
+        if content_type is None:
+            strange.append(file.filename)
+        else:
+            outputs.append(Output(data, content_type, run.plan.seed))
+    if not outputs:
+        raise NothingMade(f"The workflow made no picture, video or sound, but {', '.join(strange)[:200]}.")
+    return outputs
+
+
+async def _download(server: Server, file: File) -> bytes | None:
+    problem = ""
+    for number in range(DOWNLOAD_TRIES):
+        if number:
+            await asyncio.sleep(server.pace.retry * 2 ** (number - 1))
+        try:
+            data = await server.download(file)
+        except FileGone:
+            return None
+        except Unreachable as error:
+            problem = error.reason
+            continue
+        if data and is_whole(data, type_of(data) or ""):
+            return data
+        problem = ""
+    if problem:
+        raise ProviderUnavailable(f"The result {file.filename} cannot be fetched from {server.name}: {problem}.")
+    return None  # whole by its length, but not a whole file
+
+
+def type_of(data: bytes) -> str | None:
+    """The content type of a picture, video or sound; None for anything else."""
+    return next((kind for at, magic, kind in MAGICS if data[at : at + len(magic)] == magic), None)
+
+
+def is_whole(data: bytes, content_type: str) -> bool:
+    """Whether a file ends as its type must, for types that say so."""
+    end = ENDS.get(content_type, b"")
+    return end in data[-64:]

@@ -1,0 +1,261 @@
+"""Templates: workflows as data, with typed, bounded and documented inputs.
+
+A template is JSON: `name`, `title`, `description`, `workflow` (API format) and `inputs`, which maps a name to the node
+and input it sets, its type and its bounds. An input that is not required and not given keeps the workflow's own value.
+Inputs named like a field of the request (`prompt`, `width`, `steps`, ...) take that field where `inputs` has none.
+"""
+
+import copy
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from importlib.resources import files
+from typing import Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from safelight.providers.base import Parameters
+from safelight.providers.comfyui.graph import SAMPLER_PARAMS, Plan, Problem, check_graph, is_link, refuse, title_of
+
+MAX_TEXT = 20_000
+REQUEST_FIELDS = ("prompt", "negative_prompt", "checkpoint_model", "width", "height", "batch_size", "seed")
+WORDS = {
+    "string": "a text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "choice": "a text",
+}
+
+InputType = Literal["string", "integer", "number", "boolean", "image", "choice"]
+
+
+class InvalidTemplate(ValueError):
+    """A template that cannot be used. `problems` name each wrong part, dotted below the template."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        super().__init__("; ".join(f"{problem.field or 'template'}: {problem.message}" for problem in problems))
+
+
+class TemplateInput(BaseModel):
+    """What a caller may set. A `choice` without `choices` offers what the server has there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    node: str
+    input: str
+    type: InputType
+    minimum: float | None = Field(None, allow_inf_nan=False)
+    maximum: float | None = Field(None, allow_inf_nan=False)
+    choices: list[str] | None = Field(None, min_length=1)
+    default: Any = None
+    description: str = ""
+    required: bool = False
+
+    def check(self, value: Any) -> str | None:
+        """Why `value` cannot be taken."""
+        kinds: dict[str, type | tuple[type, ...]] = {"integer": int, "number": (int, float), "boolean": bool}
+        is_right = isinstance(value, kinds.get(self.type, str)) and (
+            self.type == "boolean" or not isinstance(value, bool)
+        )
+        if not is_right or (isinstance(value, float) and not math.isfinite(value)):
+            return f"must be {WORDS.get(self.type, 'a picture')}, not {str(value)[:60]!r}."
+        if isinstance(value, str):
+            if len(value) > MAX_TEXT:
+                return f"must be at most {MAX_TEXT} characters."
+        elif self.type != "boolean":
+            too_small = self.minimum is not None and value < self.minimum
+            if too_small or (self.maximum is not None and value > self.maximum):
+                least = "" if self.minimum is None else f" at least {self.minimum:.15g}"
+                most = "" if self.maximum is None else f" at most {self.maximum:.15g}"
+                return f"must be{least}{' and' if least and most else ''}{most}, not {value}."
+        if self.choices is not None and value not in self.choices:
+            near = get_close_matches(str(value), self.choices, n=2, cutoff=0.4)
+            meant = f" Did you mean {' or '.join(near)}?" if near else ""
+            return f"must be one of {', '.join(self.choices[:20])}, not {str(value)[:60]!r}.{meant}"
+        return None
+
+
+class Template(BaseModel):
+    """A checked template; make one with `check_template`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
+    title: str = Field(min_length=1, max_length=200)
+    description: str = Field("", max_length=4000)
+    workflow: dict[str, Any]
+    inputs: dict[str, TemplateInput] = Field(default_factory=dict[str, TemplateInput])
+
+    @property
+    def pictures(self) -> list[str]:
+        """The names of the inputs that take pictures, in order."""
+        return [name for name, spec in self.inputs.items() if spec.type == "image"]
+
+    def check(self, parameters: Parameters, default_checkpoint: str | None = None) -> list[Problem]:
+        """What is wrong with the values given for it."""
+        return [*self._strangers(parameters), *self._values(self._given(parameters, default_checkpoint), parameters)]
+
+    def plan(self, parameters: Parameters, seed: int, default_checkpoint: str | None = None) -> Plan:
+        """The workflow with the values in their places."""
+        refuse(self.check(parameters, default_checkpoint))
+        graph = copy.deepcopy(self.workflow)
+        given = {"seed": seed} | self._given(parameters, default_checkpoint)
+        fields: dict[tuple[str, str], str] = {}
+        pictures: list[tuple[str, str]] = []
+        for name, spec in self.inputs.items():
+            fields[spec.node, spec.input] = _field_of(name, parameters)
+            if spec.type == "image":
+                fields[spec.node, spec.input] = "input_images"
+                if len(pictures) < len(parameters.input_images):
+                    pictures.append((spec.node, spec.input))
+            elif name in given:
+                graph[spec.node]["inputs"][spec.input] = given[name]
+            elif spec.default is not None:
+                graph[spec.node]["inputs"][spec.input] = spec.default
+        return Plan(graph, "template", fields, tuple(pictures))
+
+    def bare_plan(self) -> Plan:
+        """The workflow with its own values, to be checked against a server; what callers must give is left open."""
+        graph = copy.deepcopy(self.workflow)
+        fields: dict[tuple[str, str], str] = {}
+        left_open: list[tuple[str, str]] = []
+        for name, spec in self.inputs.items():
+            fields[spec.node, spec.input] = f"inputs.{name}"
+            if spec.default is not None:
+                graph[spec.node]["inputs"][spec.input] = spec.default
+            if spec.required or spec.type == "image":
+                left_open.append((spec.node, spec.input))
+        return Plan(graph, "workflow", fields, tuple(left_open))
+
+    def _given(self, parameters: Parameters, default_checkpoint: str | None) -> dict[str, Any]:
+        """The values by input name: the fields of the request first, `inputs` over them."""
+        values: dict[str, Any] = {name: getattr(parameters, name) for name in REQUEST_FIELDS}
+        if parameters.batch_size == 1:  # the request's own default, which is no wish
+            del values["batch_size"]
+        values |= parameters.sampler_params
+        if parameters.seed is not None:
+            values["seed"] = parameters.seed
+        values["checkpoint_model"] = parameters.checkpoint_model or parameters.model or default_checkpoint
+        taken = {name: value for name, value in values.items() if value is not None and name in self.inputs}
+        return taken | {name: value for name, value in parameters.inputs.items() if name in self.inputs}
+
+    def _strangers(self, parameters: Parameters) -> Iterator[Problem]:
+        """Values for which it has no input."""
+        named = f"The template {self.name} has no input"
+        offered = f"it has {', '.join(self.inputs) or 'none'}"
+        for name in parameters.inputs:
+            if name not in self.inputs:
+                near = get_close_matches(name, self.inputs, n=1, cutoff=0.5)
+                meant = f" Did you mean {near[0]}?" if near else ""
+                yield Problem(f"inputs.{name[:60]}", f"{named} {name[:60]!r}; {offered}.{meant}")
+            elif self.inputs[name].type == "image":
+                yield Problem(f"inputs.{name}", "Pictures are given in input_images, in the order of the inputs.")
+        wishes: dict[str, Any] = {
+            "negative_prompt": parameters.negative_prompt,
+            "checkpoint_model": parameters.checkpoint_model,
+            "width": parameters.width,
+            "height": parameters.height,
+            "batch_size": None if parameters.batch_size == 1 else parameters.batch_size,
+            **{f"sampler_params.{name}": parameters.sampler_params.get(name) for name in SAMPLER_PARAMS[:-1]},
+            "lora_models": parameters.lora_models or None,
+        }
+        for where, value in wishes.items():
+            name = where.rpartition(".")[2]
+            if value is not None and name not in self.inputs:
+                yield Problem(where, f"{named} {name}; {offered}.")
+        if len(parameters.input_images) > len(self.pictures):
+            yield Problem("input_images", f"The template {self.name} takes {len(self.pictures)} pictures at most.")
+
+    def _values(self, given: Mapping[str, Any], parameters: Parameters) -> Iterator[Problem]:
+        wanted = sum(self.inputs[name].required for name in self.pictures)
+        if len(parameters.input_images) < wanted:
+            yield Problem("input_images", f"The template {self.name} needs {wanted} pictures.")
+        for name, spec in self.inputs.items():
+            if spec.type == "image":
+                continue
+            where = _field_of(name, parameters)
+            if name in given:
+                reason = spec.check(given[name])
+                if reason:
+                    yield Problem(where, f"{name} {reason}")
+            elif spec.required and name != "seed":
+                meaning = f" ({spec.description})" if spec.description else ""
+                yield Problem(where, f"The template {self.name} needs {name}{meaning}.")
+
+
+def _field_of(name: str, parameters: Parameters) -> str:
+    """Where the request says, or would say, the value of an input."""
+    if name in parameters.inputs:
+        return f"inputs.{name}"
+    if name in parameters.sampler_params:
+        return f"sampler_params.{name}"
+    return name if name in REQUEST_FIELDS else f"inputs.{name}"
+
+
+def check_template(data: Any) -> Template:
+    """A template out of parsed JSON. Raises `InvalidTemplate` with everything that is wrong."""
+    try:
+        template = Template.model_validate(data)
+    except ValidationError as error:
+        problems = [Problem(".".join(map(str, found["loc"])), f"{found['msg']}.") for found in error.errors()]
+        raise InvalidTemplate(problems) from None
+    problems = check_graph(template.workflow)
+    if not problems:
+        problems = [problem for name in template.inputs for problem in _check_input(template, name)]
+    if problems:
+        raise InvalidTemplate(problems)
+    return template
+
+
+def _check_input(template: Template, name: str) -> Iterator[Problem]:
+    spec, where = template.inputs[name], f"inputs.{name}"
+    node: Any = template.workflow.get(spec.node)
+    if node is None:
+        known = ", ".join(f"{key} ({title_of(template.workflow, key)})" for key in list(template.workflow)[:20])
+        yield Problem(f"{where}.node", f"The workflow has no node {spec.node!r}; it has {known}.")
+    elif spec.input not in node["inputs"]:
+        values = [key for key, value in node["inputs"].items() if not is_link(value)]
+        near = ", ".join(values) or "no values"
+        yield Problem(f"{where}.input", f"The node {spec.node} has no input {spec.input!r}; it has {near}.")
+    elif is_link(node["inputs"][spec.input]):
+        yield Problem(f"{where}.input", "It is linked to another node; only a value can be set.")
+    if (spec.minimum is not None or spec.maximum is not None) and spec.type not in ("integer", "number"):
+        yield Problem(where, f"minimum and maximum are for numbers; the type is {spec.type}.")
+    if spec.minimum is not None and spec.maximum is not None and spec.minimum > spec.maximum:
+        yield Problem(f"{where}.minimum", f"It is above the maximum {spec.maximum:g}.")
+    if spec.choices is not None and spec.type != "choice":
+        yield Problem(f"{where}.choices", f"choices are for the type choice; the type is {spec.type}.")
+    if spec.default is not None:
+        if spec.type == "image":
+            yield Problem(f"{where}.default", "A picture has no default.")
+        elif reason := spec.check(spec.default):
+            yield Problem(f"{where}.default", f"The default {reason}")
+        elif spec.required:
+            yield Problem(f"{where}.required", "An input with a default is not required; drop one of the two.")
+    twin = next(
+        (
+            other
+            for other, theirs in template.inputs.items()
+            if other < name and (theirs.node, theirs.input) == (spec.node, spec.input)
+        ),
+        None,
+    )
+    if twin is not None:
+        yield Problem(where, f"It sets the same input of the same node as {twin}.")
+
+
+def builtin_templates() -> dict[str, Template]:
+    """The templates that come with Safelight, by name."""
+    return by_name(
+        check_template(orjson.loads(file.read_bytes()))
+        for file in sorted(files("safelight.providers.comfyui").joinpath("templates").iterdir(), key=lambda f: f.name)
+        if file.name.endswith(".json")
+    )
+
+
+def by_name(templates: Iterable[Template]) -> dict[str, Template]:
+    """Templates by name; a later one takes the place of an earlier one."""
+    return {template.name: template for template in templates}
