@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from safelight import testing
-from safelight.providers import modelslab
 from safelight.providers.base import (
     Accepted,
     Capabilities,
@@ -27,6 +26,7 @@ from safelight.providers.base import (
 )
 from safelight.providers.mock import MockProvider
 from safelight.providers.modelslab import ModelsLab
+from safelight.providers.modelslab import provider as modelslab
 from safelight.providers.openai_images import OpenAIImages
 from safelight.testing import ProviderCheckFailed, check_provider
 from stand_ins.modelslab import KEY as MODELSLAB_KEY

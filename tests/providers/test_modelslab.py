@@ -15,7 +15,6 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from structlog.testing import LogCapture
 
 from safelight.providers import fetch as fetch_module
-from safelight.providers import modelslab as module
 from safelight.providers.base import (
     Accepted,
     BadOutput,
@@ -23,7 +22,6 @@ from safelight.providers.base import (
     Generation,
     InvalidParameters,
     JobLost,
-    Lora,
     Output,
     Parameters,
     Progress,
@@ -37,6 +35,7 @@ from safelight.providers.base import (
 )
 from safelight.providers.fetch import FetchRefused
 from safelight.providers.modelslab import GenerationFailed, ModelsLab, job_of_webhook
+from safelight.providers.modelslab import provider as module
 from stand_ins.modelslab import KEY, Job, ModelsLabStandIn, says
 from stand_ins.serve import Dropped, Half, picture
 
@@ -422,6 +421,7 @@ def error(message: Any, http_status: int = 200, name: str = "message", **more: A
         (error("Something odd", status="failed"), ProviderError, "Something odd"),
         (lambda job, base: PlainTextResponse("Internal Server Error", 500), ProviderUnavailable, "Internal"),
         (lambda job, base: PlainTextResponse("", 503), ProviderUnavailable, "503"),
+        (lambda job, base: PlainTextResponse("load balancer error", 502), ProviderUnavailable, "balancer"),
         (lambda job, base: PlainTextResponse("no such page", 404), ProviderError, "no such page"),
         (lambda job, base: RedirectResponse("http://127.0.0.1:1/"), ProviderError, "307"),
         (lambda job, base: says(status="processing", id=None, fetch_result=None), UnknownOutcome, "under which id"),
@@ -537,117 +537,3 @@ async def test_health(make: Make) -> None:
     gone = ModelsLabStandIn()
     gone.close()
     assert await make(base_url=gone.url).health() == "ModelsLab cannot be reached (ConnectError)."
-
-
-# --- checking ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("wrong", "field", "words"),
-    [
-        ({"model": "imagen-4-ultra"}, "model", "Did you mean imagen-4.0-ultra"),
-        ({"model": "zzz"}, "model", "flux, sdxl"),
-        ({"width": 2000}, "width", "256 to 1024 pixels, divisible by 8"),
-        ({"height": 250}, "height", "divisible by 8"),
-        ({"batch_size": 5}, "batch_size", "1 to 4"),
-        ({"model": "imagen-4", "batch_size": 2}, "batch_size", "one picture at a time"),
-        ({"model": "imagen-4", "width": 1000, "height": 300}, "width", "the nearest is 16:9"),
-        ({"model": "imagen-4", "width": 5000, "height": 5000}, "width", "at most 2048"),
-        ({"model": "imagen-3"}, "width", "leave width and height out"),
-        ({"model": "imagen-4.0-ultra", "prompt": "x" * 1921}, "prompt", "480 tokens"),
-        ({"negative_prompt": "people"}, "negative_prompt", "leave it out"),
-        ({"lora_models": (Lora("x"),)}, "lora_models", "leave them out"),
-        ({"checkpoint_model": "x"}, "checkpoint_model", "name the model in model"),
-        ({"input_images": ("x",)}, "input_images", "takes no input_images"),
-        ({"workflow": {"1": {}}}, "workflow", "takes no workflow"),
-        ({"template": "x"}, "template", "takes no template"),
-        ({"sampler_params": {"steps": 51}}, "sampler_params.steps", "1 to 50"),
-        ({"sampler_params": {"sampler": "euler"}}, "sampler_params.sampler", "takes no sampler"),
-        (
-            {"model": "sdxl", "sampler_params": {"scheduler": "EulerScheduler"}},
-            "sampler_params.scheduler",
-            "EulerDiscreteScheduler",
-        ),
-        ({"options": {"key": "x"}}, "provider_options.key", "no option 'key'"),
-        ({"model": "sdxl", "options": {"webhook": "x"}}, "provider_options.webhook", "it takes algorithm_type"),
-        ({"model": "imagen-4", "options": {"aspect_ratio": "2:1"}}, "provider_options.aspect_ratio", "1:1, 3:4"),
-        ({"model": "imagen-4", "options": {"aspect_ratio": "16:9"}}, "width", "256x256"),
-    ],
-)
-async def test_what_a_model_does_not_take_is_refused_by_field(
-    provider: ModelsLab, wrong: dict[str, Any], field: str, words: str
-) -> None:
-    with pytest.raises(InvalidParameters) as caught:
-        provider.check(asked(**wrong))
-    assert caught.value.field == field
-    assert words in caught.value.message
-
-
-@pytest.mark.parametrize(
-    ("given", "sent"),
-    [
-        ({"model": "imagen-4", "width": 1024, "height": 768}, {"aspect_ratio": "4:3"}),
-        ({"model": "imagen-4", "width": 1344, "height": 768}, {"aspect_ratio": "16:9"}),
-        ({"model": "imagen-4", "width": None, "height": None}, {"aspect_ratio": "1:1"}),
-        (
-            {"model": "imagen-4", "width": None, "height": None, "options": {"aspect_ratio": "9:16"}},
-            {"aspect_ratio": "9:16"},
-        ),
-        ({"model": "imagen-4.0-ultra", "batch_size": 3}, {"aspect_ratio": "1:1", "samples": 3}),
-        ({"model": "imagen-3", "width": None, "height": None}, {}),
-        ({"width": None, "height": None}, {"width": 1024, "height": 1024, "samples": 1, "seed": 7}),
-        ({"width": 512, "height": None}, {"width": 512, "height": 512, "samples": 1, "seed": 7}),
-        ({"model": "seedream-t2i", "width": 512, "height": 768}, {"width": 512, "height": 768}),
-        (
-            {
-                "model": "sdxl",
-                "negative_prompt": "people",
-                "lora_models": (Lora("a", 0.8), Lora("b")),
-                "sampler_params": {"steps": 20, "cfg": 7.5, "scheduler": "DDIMScheduler"},
-                "options": {"clip_skip": 2},
-            },
-            {
-                "width": 256,
-                "height": 256,
-                "samples": 1,
-                "seed": 7,
-                "negative_prompt": "people",
-                "lora_model": "a,b",
-                "lora_strength": "0.8,1",
-                "num_inference_steps": 20,
-                "guidance_scale": 7.5,
-                "scheduler": "DDIMScheduler",
-                "clip_skip": 2,
-            },
-        ),
-    ],
-)
-async def test_each_model_is_sent_what_it_takes(
-    provider: ModelsLab, service: ModelsLabStandIn, given: dict[str, Any], sent: dict[str, Any]
-) -> None:
-    parameters = provider.check(asked(**given))
-    assert provider.check(parameters) == parameters
-    await collect(provider.generate(order(parameters)))
-    always = {"key": KEY, "track_id": "job-1", "prompt": "a harbour", "model_id": given.get("model", "flux")}
-    assert service.ledger == [always | sent]
-
-
-async def test_the_model_follows_the_tier(make: Make) -> None:
-    provider = make(models={"free": "seedream-t2i", "pro": "somebodys-own-model"})
-    given = asked(width=512, height=512)
-    models = {tier: provider.check(replace(given, tier=tier)).model for tier in ("free", "pro", "other", None)}
-    assert models == {
-        "free": "seedream-t2i",
-        "pro": "somebodys-own-model",
-        "other": "seedream-t2i",
-        None: "seedream-t2i",
-    }
-    assert provider.check(replace(given, tier="free", model="sdxl")).model == "sdxl"
-    assert provider.check(replace(given, model="somebodys-own-model", negative_prompt="x")).negative_prompt == "x"
-    assert provider.capabilities.models[0] == "seedream-t2i"
-    assert (await provider.models())["models"] == provider.capabilities.models
-
-
-def test_there_must_be_a_key() -> None:
-    with pytest.raises(ValueError, match="needs an API key"):
-        ModelsLab("")
