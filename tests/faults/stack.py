@@ -1,6 +1,7 @@
 """A whole Safelight of real processes that an experiment may kill, freeze and cut off, with short leases."""
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -302,6 +303,18 @@ class Stack:
 
     def job(self, job_id: str) -> dict[str, Any]:
         return self.http.get(f"/generation-jobs/{job_id}").json()
+
+    def is_write_locked(self) -> bool:
+        """Whether a process holds the lock for writing to SQLite's file at this moment."""
+        if not self.database_url.startswith("sqlite"):
+            return False
+        with Path(self.database_url.removeprefix("sqlite:///") + ".lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            fcntl.flock(lock, fcntl.LOCK_UN)
+        return False
 
     def submits(self) -> dict[str, list[int]]:
         """For each job, the attempts that asked the provider: the mock's own book-keeping."""

@@ -24,9 +24,10 @@ def at_point(point: str, trial: Trial) -> None:
 def _submit_until_dead(trial: Trial, victims: list[Process], name: str) -> None:
     random = trial.random
     fault = trial.fault(f"die {name}", *victims)
+    most = len(trial.promises) + 150
 
     def all_dead() -> bool:
-        if len(trial.promises) < 150:
+        if len(trial.promises) < most:
             paid = random.random() < 0.5
             trial.submit(
                 random.uniform(0.0, 0.3),

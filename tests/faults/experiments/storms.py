@@ -137,6 +137,10 @@ def frozen_worker(trial: Trial) -> None:
         running = stack.rows.count(trial.project, "processing")
         trial.fault("freeze a worker", worker)
         worker.freeze()
+        while stack.is_write_locked():  # frozen in the middle of a write it would lock everybody out of SQLite's file
+            worker.thaw()
+            trial.pause(0.0, 0.05)
+            worker.freeze()
         trial.wait_ended()
         versions = {job_id: stack.rows.job(job_id).version for job_id in ids}
         worker.thaw()
