@@ -74,9 +74,9 @@ class Load:
             self.finished.set()
 
 
-def request_bytes(method: str, path: str, port: int, body: bytes, headers: Mapping[str, str]) -> bytes:
+def request_bytes(method: str, path: str, port: int, body: bytes, headers: Mapping[str, str] | None = None) -> bytes:
     head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
-    head += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    head += "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
     if body:
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     return f"{head}\r\n".encode() + body
@@ -91,7 +91,7 @@ async def load(
     seconds: float,
     headers: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    requests = [request_bytes(method, path, port, body.encode(), headers or {}) for path in paths]
+    requests = [request_bytes(method, path, port, body.encode(), headers) for path in paths]
     made = Load(requests, connections)
     loop = asyncio.get_running_loop()
     began = time.perf_counter()

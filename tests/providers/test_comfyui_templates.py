@@ -16,6 +16,7 @@ from safelight.providers.comfyui.catalogue import Catalogue
 from safelight.providers.comfyui.graph import plan_parameters, plan_workflow
 from safelight.providers.comfyui.outcome import type_of
 from safelight.providers.comfyui.progress import Meter, Tracker
+from safelight.providers.comfyui.server import Ended, File, end_of
 from stand_ins.comfyui import NODES, ComfyStandIn, recorded, recorded_frames
 from stand_ins.comfyui_lab import asks, open_providers, workflow
 
@@ -327,6 +328,41 @@ def test_recorded_progress_rises_to_the_end(name: str) -> None:
     assert percents[-1] == 97
     assert "KSampler, step 3 of 4" in {progress.message for progress in told}
     assert {"sampling", "saving"} <= {progress.stage for progress in told}
+
+
+@pytest.mark.parametrize("how", ["execution_error", "interrupted", "reconnect"])
+def test_recorded_progress_of_runs_that_end_otherwise(how: str) -> None:
+    tracker, meter = Tracker({}), Meter()  # a graph that is not known does no harm
+    percents: list[int | None] = []
+    for frame in recorded_frames(f"ws_messages_{how}.jsonl"):
+        tracker.take(frame["type"], frame["data"])
+        percents.append(meter.read(tracker.progress).percent)
+    assert percents == sorted(percents, key=lambda percent: percent or 0)
+    assert not tracker.is_executing
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("history.json", Ended((File("t_00001_.png", "", "output"),))),
+        ("v0.3.64/history.json", Ended((File("t_00001_.png", "", "output"),))),
+        ("job_completed.json", Ended((File("i2i_00001_.png", "", "output"),))),
+        ("history_interrupted.json", Ended(is_interrupted=True)),
+        ("job_interrupted.json", Ended(is_interrupted=True)),
+        ("history_execution_error.json", "LoadImage"),
+        ("job_execution_error.json", "LoadImage"),
+    ],
+)
+def test_recorded_ends_are_told_apart(name: str, end: Ended | str) -> None:
+    body = recorded(name)["body"]
+    entry = body if name.startswith("job") else body.popitem()[1]
+    read = end_of(entry["outputs"], entry["execution_status" if name.startswith("job") else "status"])
+    if isinstance(end, Ended):
+        assert read == end
+    else:
+        assert read.error is not None
+        assert read.error["node_type"] == end
+        assert "cannot identify image file" in read.error["exception_message"]
 
 
 def test_cached_nodes_are_done_from_the_start() -> None:

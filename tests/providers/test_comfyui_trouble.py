@@ -264,6 +264,24 @@ async def test_who_waits_bears_a_restart_and_is_told_of_an_outage(server: ComfyS
     assert {type(error) for error in ends} == {JobLost, ProviderUnavailable}
 
 
+async def test_a_job_cancelled_while_its_socket_opens_leaves_nothing_behind(provider: Make) -> None:
+    with ComfyStandIn() as server:
+        comfy = provider(server)
+        await run(comfy)
+        before = asyncio.all_tasks()
+        updates = comfy.generate(order())
+        async for update in updates:
+            if isinstance(update, Accepted):
+                server.hang()
+                break
+        opening = asyncio.create_task(anext(updates, None))
+        await until(lambda: server.seen[-1] == "GET /ws" and server.seen.count("GET /ws") == 2)
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        await updates.aclose()
+        assert asyncio.all_tasks() == before
+
+
 async def test_no_server_at_all(server: ComfyStandIn, provider: Make) -> None:
     comfy = provider(server)
     server.kill()

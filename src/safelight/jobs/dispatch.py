@@ -27,7 +27,6 @@ from safelight.jobs.waiting import (
     Caps,
     explain_waiting,
     misexplained,
-    misjudged,
     open_gates,
     rehint,
     release,
@@ -326,8 +325,7 @@ def read_pulse(tx: Tx, alive_seconds: float, rehint_seconds: float) -> Pulse:
         select(jobs.c.id).where(PROCESSING, jobs.c.deadline_at < db_now()),
         select(jobs.c.id).where(is_unstarted()),
         select(jobs.c.id).where(stale_hint(rehint_seconds)),
-        *misexplained([queue for queue, load in loads.items() if load.slots]),
-        *misjudged(closures_of(states)),
+        *misexplained([queue for queue, load in loads.items() if load.slots], closures_of(states)),
     )
     must_act = (
         any(load.waiting and load.room for load in loads.values())

@@ -214,27 +214,28 @@ def explain_waiting(tx: Tx, served: Sequence[str], gates: Gates) -> bool:
     True: there may be more to explain.
     """
     no_worker = case((jobs.c.queue.in_(served), None), else_="no_worker")
-    for wrong in misexplained(served):
-        some = jobs.c.id.in_(wrong.limit(EXPLAINED))
-        tx.execute(update(jobs).where(some).values(blocked_reason=no_worker, blocked_until=None, updated_at=db_now()))
-    provider_is = {provider: jobs.c.provider == provider for provider in gates.shut}
-    reasons: list[tuple[ColumnElement[bool], Any]] = []
-    ends: list[tuple[ColumnElement[bool], Any]] = []
+    tx.execute(
+        update(jobs)
+        .where(RELEASED, _without_worker(served))
+        .values(blocked_reason=no_worker, blocked_until=None, updated_at=db_now())
+    )
+    unserved = jobs.c.queue.not_in(served)
+    reasons: list[tuple[ColumnElement[bool], Any]] = [(unserved, "no_worker")]
+    ends: list[tuple[ColumnElement[bool], Any]] = [(unserved, literal(None, Instant))]
     for provider in gates.closures:
-        reason, until = gates.why(provider)
-        reasons.append((provider_is[provider], reason))
-        if until is not None:
-            ends.append((provider_is[provider], literal(until, Instant)))
+        code, until = gates.why(provider)
+        reasons.append((jobs.c.provider == provider, code))
+        ends.append((jobs.c.provider == provider, literal(until, Instant)))
     waiting = jobs
-    due = and_(WAITING, jobs.c.run_at <= db_now(), jobs.c.queue.in_(served))
     if gates.has_owner_caps:
         taken = _taken(jobs.c.owner_id)
         waiting = jobs.outerjoin(taken, taken.c.holder == jobs.c.owner_id)
         reasons.append((_free_of_owner(gates.owner_cap, taken) <= 0, "owner_limit"))
-    full = [provider for provider in provider_is if provider not in gates.closures]
-    reasons += [(provider_is[provider], gates.why(provider)[0]) for provider in full]
-    reason = case(*reasons, else_=None) if reasons else null()
-    until = case(*ends, else_=None) if ends else null()
+    full = [provider for provider in gates.shut if provider not in gates.closures]
+    reasons += [(jobs.c.provider == provider, gates.why(provider)[0]) for provider in full]
+    reason = case(*reasons, else_=None)
+    until = case(*ends, else_=None)
+    due = and_(WAITING, jobs.c.run_at <= db_now())
     found = (
         select(jobs.c.id, reason.label("reason"), until.label("until"))
         .select_from(waiting)
@@ -252,26 +253,31 @@ def explain_waiting(tx: Tx, served: Sequence[str], gates: Gates) -> bool:
     return sum(map(len, groups.values())) == EXPLAINED
 
 
-def misexplained(served: Sequence[str]) -> list[Select[str]]:
-    """Due jobs that lack the reason `no_worker`, or have it although a worker is back."""
-    wrong = or_(
+def misexplained(served: Sequence[str], closures: Mapping[str, Closure]) -> list[Select[str]]:
+    """Due jobs of which something is to be said or taken back: that no worker serves them, that a provider is closed.
+
+    What caps hold back is not among them: that is found out when there is room.
+    """
+    closed = list(closures)
+    silent = or_(jobs.c.blocked_reason.is_(None), jobs.c.blocked_reason.not_in((*CLOSED, "no_worker")))
+    of_provider = or_(
+        and_(jobs.c.provider.in_(closed), silent),
+        and_(jobs.c.provider.not_in(closed), jobs.c.blocked_reason.in_(CLOSED)),
+    )
+    due = jobs.c.run_at <= db_now()
+    return [
+        select(jobs.c.id).where(WAITING, due, or_(_without_worker(served), of_provider)),
+        select(jobs.c.id).where(RELEASED, due, _without_worker(served)),
+        select(jobs.c.id).where(RELEASED, jobs.c.provider.in_(closed), availability.is_closed()),
+    ]
+
+
+def _without_worker(served: Sequence[str]) -> ColumnElement[bool]:
+    """Jobs that lack the reason `no_worker`, or have it although a worker is back."""
+    return or_(
         and_(jobs.c.queue.not_in(served), jobs.c.blocked_reason.is_distinct_from("no_worker")),
         and_(jobs.c.queue.in_(served), jobs.c.blocked_reason == "no_worker"),
     )
-    return [select(jobs.c.id).where(state, jobs.c.run_at <= db_now(), wrong) for state in (WAITING, RELEASED)]
-
-
-def misjudged(closures: Mapping[str, Closure]) -> list[Select[str]]:
-    """Jobs released to a closed provider; jobs that do not say that theirs is closed, or do say so and it is not."""
-    closed = list(closures)
-    wrong = [select(jobs.c.id).where(WAITING, jobs.c.blocked_reason.in_(CLOSED), jobs.c.provider.not_in(closed))]
-    if closed:
-        silent = or_(jobs.c.blocked_reason.is_(None), jobs.c.blocked_reason.not_in((*CLOSED, "no_worker")))
-        wrong += [
-            select(jobs.c.id).where(RELEASED, jobs.c.provider.in_(closed), availability.is_closed()),
-            select(jobs.c.id).where(WAITING, jobs.c.run_at <= db_now(), jobs.c.provider.in_(closed), silent),
-        ]
-    return wrong
 
 
 def stale_hint(rehint_seconds: float) -> ColumnElement[bool]:

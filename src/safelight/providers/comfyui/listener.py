@@ -55,12 +55,19 @@ class Listener:
 
     async def __aenter__(self) -> Self:
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._relay())]
-        await self._tried.wait()
+        try:
+            await self._tried.wait()
+        except BaseException:
+            await self._stop()
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._stop()
+
+    async def _stop(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

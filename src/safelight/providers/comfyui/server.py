@@ -286,7 +286,7 @@ class Server:
             if _id_of(item) == prompt_id:
                 return Queued(place + len(queue.get("queue_running") or ()))
         entry = (await self._get(f"/history/{prompt_id}")).get(prompt_id)
-        return None if entry is None else _ended(entry.get("outputs"), entry.get("status"))
+        return None if entry is None else end_of(entry.get("outputs"), entry.get("status"))
 
     async def _look_at_job(self, prompt_id: str) -> Standing:
         response = await self._ask("GET", f"/api/jobs/{prompt_id}")
@@ -303,7 +303,7 @@ class Server:
             case "cancelled":
                 return Ended(is_interrupted=True)
             case _:
-                return _ended(job.get("outputs"), job.get("execution_status"))
+                return end_of(job.get("outputs"), job.get("execution_status"))
 
     async def cancel(self, prompt_id: str) -> None:
         """Take a job out of the queue, or interrupt it; unknown and finished ones are left alone."""
@@ -413,7 +413,7 @@ def _id_of(item: Any) -> str:
     return str(item[1]) if isinstance(item, list) and len(cast(list[Any], item)) > 1 else ""
 
 
-def _ended(outputs: Any, status: Any) -> Ended:
+def end_of(outputs: Any, status: Any) -> Ended:
     """The end as a history entry or a job record tells it."""
     messages = (cast(Mapping[str, Any], status).get("messages") if isinstance(status, Mapping) else None) or []
     last = {str(name): data for name, data in messages}
