@@ -78,7 +78,7 @@ def test_the_command_line_shows_them_too(make_service: Callable[..., Service]) -
     rows = {line.split()[0]: line for line in table.stdout.splitlines()}
     assert {"NAME", "mock", "comfyui"} <= rows.keys()
     assert "paused, " in rows["comfyui"] and "5/10" in rows["comfyui"]
-    assert "open" in rows["mock"]
+    assert "ready" in rows["mock"]
     listed = json.loads(CliRunner().invoke(command, ["ls", "--json", "--url", service.api.url]).stdout)
     with Client(service.api.url) as client:
         assert [each["name"] for each in client.providers()] == [each["name"] for each in listed]

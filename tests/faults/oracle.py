@@ -24,6 +24,7 @@ from safelight.jobs import kept_attempts
 from safelight.jobs.job import TERMINAL, Attempt, Job
 from safelight.storage import Storage
 
+FAILED_THERE = ("retry", "deferred", "moved")
 ENDED_BY_ATTEMPT = ("completed", "failed", "cancelled")
 
 
@@ -149,7 +150,9 @@ def _judge_submits(job: Job, attempts: list[Attempt], submitted: list[int], find
         if attempt is None:
             continue
         unknown = attempt.outcome in ("lost", "handed_back") and attempt.provider_job_id is None
-        provider_failed = attempt.outcome == "retry" and (attempt.error or {}).get("code", "").startswith("provider_")
+        provider_failed = attempt.outcome in FAILED_THERE and (attempt.error or {}).get("code", "").startswith(
+            "provider_"
+        )
         if provider_failed or (unknown and not paid):
             continue
         findings.add("double_submits", f"{_told(job, attempts)}: submitted by attempts {submitted}")

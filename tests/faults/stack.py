@@ -191,6 +191,7 @@ class Stack:
             "SAFELIGHT_LEASE_SECONDS": str(LEASE_SECONDS),
             "SAFELIGHT_REHINT_SECONDS": "0.5",
             "SAFELIGHT_RETRY_SECONDS": "0.3",
+            "SAFELIGHT_BREAKER_SECONDS": "0.5",
             "SAFELIGHT_DRAIN_SECONDS": "0.5",
             "SAFELIGHT_HARD_LIMIT_SECONDS": "301.5",
             "SAFELIGHT_STUCK_LOOP_SECONDS": "90",

@@ -65,7 +65,7 @@ def state_of(provider: dict[str, Any]) -> str:
         return f"paused, {_left_until(provider['paused_until'])}"
     if provider["breaker"] == "open":
         return f"failing, {_left_until(provider['retry_at'])}"
-    return "failing, being tried" if provider["breaker"] == "half_open" else "open"
+    return "failing, being tried" if provider["breaker"] == "half_open" else "ready"
 
 
 def _left_until(moment: str) -> str:

@@ -223,7 +223,8 @@ def _make_row(tx: Tx, provider: str) -> None:
 
 def skip(provider: str, code: str, reason: str, at: datetime, retry_count: int = 0) -> dict[str, Any]:
     """Why a provider of a route was passed over, as `jobs.skips` keeps it; `retry_count` as it stood then."""
-    return {"provider": provider, "code": code, "reason": reason, "at": at.isoformat(), "retry_count": retry_count}
+    moment = at.isoformat().replace("+00:00", "Z")
+    return {"provider": provider, "code": code, "reason": reason, "at": moment, "retry_count": retry_count}
 
 
 def next_open(route: Sequence[Mapping[str, Any]], closures: Mapping[str, Closure]) -> int | None:

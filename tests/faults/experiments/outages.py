@@ -161,9 +161,9 @@ def hints_replayed(trial: Trial) -> None:
     rows = stack.rows.attempts(trial.project)
     for attempts in rows.values():
         for first, second in itertools.pairwise(attempts):
-            if first.outcome == "retry" and first.finished_at is not None:
+            if first.outcome == "deferred" and first.finished_at is not None:
                 waited = (second.started_at - first.finished_at).total_seconds()
-                trial.expect(waited >= 0.99, f"a replayed hint began a retry after {waited:.2f} s instead of 1 s")
+                trial.expect(waited >= 0.99, f"a replayed hint began a job again after {waited:.2f} s instead of 1 s")
 
 
 def _hint(trial: Trial, job_ids: list[str], queue: str) -> None:
