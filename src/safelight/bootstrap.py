@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import structlog
+from pydantic import SecretStr
 
 from safelight.accounts import LOCAL_OWNER, Doorkeeper, Tokens, purge_sessions, tier_of
 from safelight.artifacts import ArtifactStore, Links, load_signing_key
@@ -96,12 +97,44 @@ def _token_verifier(settings: Settings) -> Tokens | None:
 
 
 def _own_providers(settings: Settings) -> dict[str, Callable[[], Provider]]:
-    """How the house's own providers are made of the settings, when they are first asked for."""
+    """How the house's own providers are made of the settings. Imported when one is first asked for."""
 
-    def missing() -> Provider:
-        raise ProviderError("It is not in this version.")
+    def comfyui() -> Provider:
+        from safelight.providers.comfyui import ComfyUI  # noqa: PLC0415
 
-    return {"comfyui": missing, "modelslab": missing, "openai_images": missing}
+        headers = {name: value.get_secret_value() for name, value in settings.comfyui_headers.items()}
+        return ComfyUI(settings.comfyui_urls, headers=headers, default_checkpoint=settings.comfyui_checkpoint or None)
+
+    def modelslab() -> Provider:
+        from safelight.providers.modelslab import ModelsLab  # noqa: PLC0415
+
+        return ModelsLab(
+            _needed(settings.modelslab_key, "SAFELIGHT_MODELSLAB_KEY"),
+            base_url=settings.modelslab_base_url,
+            models=settings.modelslab_models,
+            resubmit_unknown=settings.modelslab_resubmit_unknown,
+            webhook_url=settings.modelslab_webhook_url or None,
+        )
+
+    def openai_images() -> Provider:
+        from safelight.providers.openai_images import BASE_URL, OpenAIImages  # noqa: PLC0415
+
+        key = settings.openai_key
+        return OpenAIImages(
+            _needed(key, "SAFELIGHT_OPENAI_KEY") if settings.openai_base_url == BASE_URL else key.get_secret_value(),
+            base_url=settings.openai_base_url,
+            model=settings.openai_model,
+            models=settings.openai_models,
+            streams=settings.openai_streams,
+        )
+
+    return {"comfyui": comfyui, "modelslab": modelslab, "openai_images": openai_images}
+
+
+def _needed(secret: SecretStr, variable: str) -> str:
+    if not secret.get_secret_value():
+        raise ProviderError(f"{variable} is not set.")
+    return secret.get_secret_value()
 
 
 @contextlib.asynccontextmanager

@@ -5,11 +5,11 @@ every value can be set on its own. `AI_MOCK_MODE` is read without the prefix.
 """
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Environment = Literal["dev", "demo", "test", "production"]
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
@@ -87,6 +87,21 @@ class Settings(BaseSettings):
     }
     default_tier: str = "free"
 
+    comfyui_urls: Annotated[list[str], NoDecode] = ["http://127.0.0.1:8188"]  # comma-separated
+    comfyui_headers: dict[str, SecretStr] = {}  # sent with every request and socket
+    comfyui_checkpoint: str = ""  # for requests that name none
+    modelslab_key: SecretStr = SecretStr("")
+    modelslab_base_url: str = "https://modelslab.com/api"
+    modelslab_models: dict[str, str] = {}  # by tier; the first is the default
+    modelslab_resubmit_unknown: bool = False  # submit again where nobody knows whether the first was taken
+    modelslab_webhook_url: str = ""  # of this service, as ModelsLab reaches it, with the webhook secret at its end
+    openai_key: SecretStr = SecretStr("")
+    openai_base_url: str = "https://api.openai.com/v1"
+    openai_model: str = "gpt-image-1"
+    openai_models: list[str] | None = None  # None: OpenAI's own there, any elsewhere
+    openai_streams: bool = True  # False for servers that refuse to stream
+    webhook_secret: SecretStr = SecretStr("")  # in the address of inbound webhooks; none: they are not taken
+
     default_provider: str = "mock"
     routes: dict[str, list[str]] = {}  # names for lists of providers to try in turn
     provider_limits: dict[str, int] = {}  # jobs at once per provider, counted from processing rows
@@ -113,6 +128,11 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
 
+    @field_validator("comfyui_urls", mode="before")
+    @classmethod
+    def split(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def fill_in(self) -> Self:
         """Values that follow from others, and combinations that cannot work."""
@@ -132,6 +152,13 @@ class Settings(BaseSettings):
             raise ValueError("storage_delivery=public needs storage_public_url, as in https://pictures.example.com")
         if 0 < len(self.signing_key.get_secret_value()) < 32:
             raise ValueError("signing_key must have at least 32 characters")
+        if 0 < len(self.webhook_secret.get_secret_value()) < 16:
+            raise ValueError("webhook_secret must have at least 16 characters")
+        if not self.comfyui_urls or not all(urlsplit(url).scheme in ("http", "https") for url in self.comfyui_urls):
+            raise ValueError("comfyui_urls must name servers, as in http://gpu-1:8188,http://gpu-2:8188")
+        # ComfyUI: at most two jobs inside one server, the rest wait here. ModelsLab refuses more than its queue holds.
+        if not self.mock_mode:
+            self.provider_limits = {"comfyui": 2 * len(self.comfyui_urls), "modelslab": 5} | self.provider_limits
         if self.hard_limit_seconds <= self.soft_limit_seconds:
             raise ValueError("hard_limit_seconds must be greater than soft_limit_seconds")
         if self.lease_seconds < 3 * self.beat_seconds:
@@ -143,6 +170,11 @@ class Settings(BaseSettings):
         return self
 
     def _check_accounts(self) -> None:
+        for tier, model in self.modelslab_models.items():
+            if tier not in self.tiers:
+                raise ValueError(f"modelslab_models: there is no tier {tier!r}; there are {', '.join(self.tiers)}")
+            models = {"modelslab": model} | self.tiers[tier].models
+            self.tiers = self.tiers | {tier: self.tiers[tier].model_copy(update={"models": models})}
         if self.default_tier not in self.tiers:
             raise ValueError(f"default_tier: there is no tier {self.default_tier!r}; there are {', '.join(self.tiers)}")
         if self.auth == "local" and "*" in self.allowed_hosts:

@@ -17,6 +17,7 @@ from safelight.jobs.job import jobs
 from safelight.providers.base import Accepted, Generation, Update
 from safelight.storage import StorageUnavailable
 from safelight.worker import runner as runner_module
+from safelight.worker.inputs import InputImages
 from safelight.worker.runner import Runner
 
 pytestmark = pytest.mark.anyio
@@ -33,6 +34,7 @@ class Bench:
             stream=world.stream,
             artifacts=world.artifacts,
             providers=world.providers,
+            inputs=InputImages(world.database, world.storage, 1 << 20),
             worker_id=new_id(),
             worker_name="bench",
             lease_seconds=30,

@@ -11,11 +11,11 @@ from sqlalchemy import select, update
 from safelight.artifacts import Artifact, Thumbnail
 from safelight.artifacts import of_jobs as artifacts_of_jobs
 from safelight.db import Database, Tx, db_now, new_id
+from safelight.errors import SafelightError
 from safelight.jobs import (
     Attempt,
     Completed,
     Failed,
-    IdempotencyKeyReused,
     Job,
     JobDeleted,
     JobEnded,
@@ -183,7 +183,7 @@ class Desk:
         assert isinstance(accepted, Submitted), accepted
         return accepted.job
 
-    async def offer(self, **values: Any) -> Submitted | IdempotencyKeyReused | JobDeleted:
+    async def offer(self, **values: Any) -> Submitted | SafelightError:
         return await self.database.write_one(self.jobs.submit, new_job(**values))
 
     async def release(self, job_id: str) -> None:

@@ -33,6 +33,7 @@ from safelight.providers.base import (
     UnknownOutcome,
     Update,
 )
+from safelight.worker.inputs import InputImages
 from safelight.worker.runner import Runner
 
 pytestmark = pytest.mark.anyio
@@ -96,6 +97,7 @@ class Workshop:
             stream=world.stream,
             artifacts=world.artifacts,
             providers=world.providers,
+            inputs=InputImages(world.database, world.storage, 1 << 20),
             worker_id=new_id(),
             worker_name="workshop",
             lease_seconds=30,

@@ -25,6 +25,7 @@ from safelight.api import (
     problems,
     providers,
     session,
+    webhooks,
 )
 from safelight.api.authentication import Authentication
 from safelight.api.job_view import Estimator
@@ -81,7 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     problems.install(app)
     authentication.describe(app)
-    for module in (jobs, events, artifacts, files, session, keys, providers, health):
+    for module in (jobs, events, artifacts, files, session, keys, providers, webhooks, health):
         app.include_router(module.router)
     plain.install(app)
     app.add_middleware(Authentication, has_accounts=settings.has_accounts)
@@ -147,7 +148,7 @@ class Entrance:
             log.debug(
                 "request.answered",
                 method=scope["method"],
-                path=re.sub(r"(/files/).+", r"\1***", scope["path"]),  # a link is a key
+                path=re.sub(r"(/files/|/webhooks/\w+/).+", r"\1***", scope["path"]),  # a link is a key
                 status=status,
                 milliseconds=round((time.monotonic() - began) * 1000, 1),
             )

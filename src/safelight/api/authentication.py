@@ -1,9 +1,9 @@
 """Who asks: found out before any route, so that no route can forget to.
 
 Every path needs an identity, also one that does not exist, except those that are open: health, the API's description,
-and signed links, which are keys themselves. It comes from a key or token in the `Authorization` header or, in browsers,
-from the session cookie; then whatever changes something needs the CSRF header too. Reading needs the scope `read`,
-changing something `write`; a route may ask for more.
+and signed links and webhooks, whose address is a key itself. It comes from a key or token in the `Authorization` header
+or, in browsers, from the session cookie; then whatever changes something needs the CSRF header too. Reading needs the
+scope `read`, changing something `write`; a route may ask for more.
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,6 +29,7 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 HEALTH = frozenset(f"{prefix}/health/{name}" for prefix in ("", "/api/v1") for name in ("live", "ready"))
 OPEN = HEALTH | {"/api/v1/docs", "/api/v1/openapi.json"}
 SIGNED_LINKS = "/api/v1/files/"
+WEBHOOKS = "/webhooks/"  # their secret stands in the address
 
 
 class Authentication:
@@ -97,7 +98,7 @@ async def may_stay(request: Request) -> bool:
 
 def is_open(path: str) -> bool:
     """Whether nobody has to say who they are there."""
-    return path in OPEN or path.startswith(SIGNED_LINKS)
+    return path in OPEN or path.startswith((SIGNED_LINKS, WEBHOOKS))
 
 
 async def by_header(doorkeeper: Doorkeeper, value: str) -> Identity:

@@ -2,7 +2,10 @@
 
 import hashlib
 import random
+import re
+import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
@@ -20,6 +23,7 @@ KIND = "image.generate"
 PAST_TOLERANCE = timedelta(seconds=5)
 FURTHEST_START = timedelta(days=366)
 MAX_OPTIONS_BYTES = 64 * 1024
+MAX_WORKFLOW_BYTES = 512 * 1024
 MAX_SEED = 2**63 - 8  # the last of eight pictures has a seed higher by seven, which must fit into 64 bits
 RANDOM_SEEDS = 2**32
 MAX_ROUTE = 8
@@ -27,6 +31,7 @@ MAX_ROUTE = 8
 Int = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=300)]
+Reference = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
 OpaqueId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
@@ -60,6 +65,18 @@ class SamplerParams(Body):
     scheduler: Name | None = None
     denoise: Number | None = Field(None, ge=0, le=1)
     seed: Int | None = Field(None, ge=0, le=MAX_SEED, description="The same as `seed` beside it")
+
+
+def _storable(value: dict[str, Any], most_bytes: int) -> dict[str, Any]:
+    try:
+        encoded = orjson.dumps(value)
+    except orjson.JSONEncodeError as error:
+        raise ValueError(f"cannot be stored as JSON: {error}") from None
+    if len(encoded) > most_bytes:
+        raise ValueError(f"must be at most {most_bytes // 1024} KiB as JSON")
+    if b"\\u0000" in encoded:
+        raise ValueError("must not contain the character NUL")
+    return value
 
 
 class GenerationRequest(Body):
@@ -100,6 +117,12 @@ class GenerationRequest(Body):
     seed: Int | None = Field(None, ge=0, le=MAX_SEED, description="Default: chosen at random and told in the view")
     sampler_params: SamplerParams = Field(default_factory=lambda: SamplerParams.model_validate({}))
     provider_options: dict[str, Any] = Field({}, description="Checked by the provider; carries the mock's script")
+    template: Name | None = Field(None, description="A workflow template of the provider's, filled with `inputs`")
+    inputs: dict[Name, Any] = Field({}, description="What the template takes, by name: see `GET /api/v1/templates`")
+    workflow: dict[str, Any] | None = Field(None, description="A workflow of your own, as ComfyUI's `Export (API)`")
+    input_images: list[Reference] = Field(
+        [], max_length=16, description="Pictures to start from: ids of your artifacts, or http(s) addresses"
+    )
     image_type: Annotated[str, StringConstraints(min_length=1, max_length=80)] | None = Field(
         None, description="Default `scene` when scene fields are given"
     )
@@ -152,18 +175,26 @@ class GenerationRequest(Body):
             raise ValueError("must be within a year")
         return value.astimezone(UTC)
 
-    @field_validator("provider_options", "metadata")
+    @field_validator("input_images")
+    @classmethod
+    def ids_or_addresses(cls, value: list[str]) -> list[str]:
+        for reference in value:
+            if re.fullmatch(r"https?://[^\s/]+(/\S*)?", reference) is None:
+                try:
+                    uuid.UUID(reference)
+                except ValueError:
+                    raise ValueError("each must be the id of an artifact, or begin with http:// or https://") from None
+        return [reference if "://" in reference else str(uuid.UUID(reference)) for reference in value]
+
+    @field_validator("workflow")
+    @classmethod
+    def storable(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if value is None else _storable(value, MAX_WORKFLOW_BYTES)
+
+    @field_validator("provider_options", "metadata", "inputs")
     @classmethod
     def small(cls, value: dict[str, Any]) -> dict[str, Any]:
-        try:
-            encoded = orjson.dumps(value)
-        except orjson.JSONEncodeError as error:
-            raise ValueError(f"cannot be stored as JSON: {error}") from None
-        if len(encoded) > MAX_OPTIONS_BYTES:
-            raise ValueError(f"must be at most {MAX_OPTIONS_BYTES // 1024} KiB as JSON")
-        if b"\\u0000" in encoded:
-            raise ValueError("must not contain the character NUL")
-        return value
+        return _storable(value, MAX_OPTIONS_BYTES)
 
     @model_validator(mode="after")
     def one_seed(self) -> "GenerationRequest":
@@ -279,6 +310,10 @@ def _as_taken_by(
         "seed": seed if checked.seed is None else checked.seed,
         "sampler_params": dict(checked.sampler_params),
         "provider_options": dict(checked.options),
+        "template": checked.template,
+        "inputs": dict(checked.inputs) or None,
+        "workflow": None if checked.workflow is None else dict(checked.workflow),
+        "input_images": list(checked.input_images) or None,
         "soft_limit_seconds": soft,
         "hard_limit_seconds": hard,
     }
@@ -304,6 +339,49 @@ def _parameters(request: GenerationRequest, model: str | None) -> Parameters:
         seed=request.seed if request.seed is not None else request.sampler_params.seed,
         sampler_params=request.sampler_params.model_dump(exclude_none=True, exclude={"seed"}),
         options=request.provider_options,
+        template=request.template,
+        inputs=request.inputs,
+        workflow=request.workflow,
+        input_images=tuple(request.input_images),
+    )
+
+
+async def verified(new: NewJob, providers: Registry) -> NewJob:
+    """The job with the first provider of its route whose servers have what it asks for. Raises `Invalid`."""
+    values: dict[str, Any] = dict(new.values)
+    refusals: list[InvalidParameters] = []
+    while True:
+        provider = providers.resolve(values["provider"])[1]
+        try:
+            await provider.verify(_parameters_of(new.kind, values))
+            return replace(new, values=values) if refusals else new
+        except InvalidParameters as error:
+            refusals.append(error)
+            if not values["route"]:
+                raise _invalid(*refusals) from None
+            passed = skip(values["provider"], error.code, error.message, datetime.now(UTC))
+            following, *rest = values["route"]
+            values |= {**following, "route": rest or None, "skips": [*(values["skips"] or []), passed]}
+
+
+def _parameters_of(kind: str, values: Mapping[str, Any]) -> Parameters:
+    return Parameters(
+        kind=kind,
+        prompt=values["prompt"],
+        negative_prompt=values["negative_prompt"],
+        model=values["model"],
+        checkpoint_model=values["checkpoint_model"],
+        lora_models=tuple(Lora(**lora) for lora in values["lora_models"]),
+        width=values["width"],
+        height=values["height"],
+        batch_size=values["batch_size"],
+        seed=values["seed"],
+        sampler_params=values["sampler_params"],
+        options=values["provider_options"],
+        template=values["template"],
+        inputs=values["inputs"] or {},
+        workflow=values["workflow"],
+        input_images=tuple(values["input_images"] or ()),
     )
 
 
@@ -322,6 +400,10 @@ def request_of(job: Job) -> dict[str, Any]:
         "seed": job.seed,
         "sampler_params": job.sampler_params,
         "provider_options": job.provider_options,
+        "template": job.template,
+        "inputs": job.inputs or {},
+        "workflow": job.workflow,
+        "input_images": job.input_images or [],
         "image_type": job.image_type,
         "project_id": job.project_id,
         "chapter_id": job.chapter_id,

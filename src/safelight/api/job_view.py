@@ -109,6 +109,10 @@ EXAMPLE: dict[str, Any] = {
     "seed": 7,
     "sampler_params": {},
     "provider_options": {},
+    "template": None,
+    "inputs": {},
+    "workflow": None,
+    "input_images": [],
     "image_type": "scene",
     "project_id": None,
     "chapter_id": "chapter-1",
@@ -175,6 +179,10 @@ class JobView(BaseModel):
     seed: int | None
     sampler_params: dict[str, Any]
     provider_options: dict[str, Any]
+    template: str | None
+    inputs: dict[str, Any]
+    workflow: dict[str, Any] | None
+    input_images: list[str]
     image_type: str | None
     project_id: str | None
     chapter_id: str | None
@@ -254,7 +262,9 @@ def view_of(job: Job, artifacts: Sequence[Artifact], eta: EtaView) -> dict[str, 
         "route": [stop["provider"] for stop in job.route or ()],
         "skipped": [{name: skip[name] for name in ("provider", "code", "reason", "at")} for skip in job.skips or ()],
         "provider_job_id": job.provider_job_id,
-        "comfyui_prompt_id": job.provider_job_id if job.provider == "comfyui" else None,
+        "comfyui_prompt_id": (job.provider_job_id or "").rpartition("#")[2] or None
+        if job.provider == "comfyui"
+        else None,
         "mocked": job.mocked,
         "prompt": job.prompt,
         "negative_prompt": job.negative_prompt,
@@ -267,6 +277,10 @@ def view_of(job: Job, artifacts: Sequence[Artifact], eta: EtaView) -> dict[str, 
         "seed": job.seed,
         "sampler_params": job.sampler_params,
         "provider_options": job.provider_options,
+        "template": job.template,
+        "inputs": job.inputs or {},
+        "workflow": job.workflow,
+        "input_images": job.input_images or [],
         "image_type": job.image_type,
         "project_id": job.project_id,
         "chapter_id": job.chapter_id,

@@ -28,7 +28,7 @@ from safelight.api.deps import (
     preferred_wait,
 )
 from safelight.api.events import with_latest
-from safelight.api.job_request import GenerationRequest, new_job, request_of
+from safelight.api.job_request import GenerationRequest, new_job, request_of, verified
 from safelight.api.job_view import PREFIX, AttemptList, Estimator, JobList, JobView, attempt_view_of, view_of
 from safelight.api.problems import PROBLEMS, Problem, invalid_body, problem
 from safelight.artifacts import Artifact
@@ -259,6 +259,7 @@ class PreviewGone(SafelightError):
 
 
 async def _accept(request: Request, world: Safelight, asker: Identity, new: NewJob, wait: int | None) -> Response:
+    new = await verified(new, world.providers)
     verdict = await _take_token(world, asker)
     if verdict is not None and not verdict.is_allowed:
         detail = f"You may submit {verdict.policy.quota} jobs a minute; the next one in {verdict.wait_seconds} s."

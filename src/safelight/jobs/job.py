@@ -115,6 +115,10 @@ class Job:
     route: list[dict[str, Any]] | None = None
     skips: list[dict[str, Any]] | None = None
     blocked_until: datetime | None = None
+    template: str | None = None
+    inputs: dict[str, Any] | None = None
+    workflow: dict[str, Any] | None = None
+    input_images: list[str] | None = None
 
     @property
     def is_terminal(self) -> bool:

@@ -123,6 +123,14 @@ def artifacts_of(tx: Tx, job: Job) -> Sequence[Artifact]:
     return results.of_jobs(tx, [job.id]).get(job.id, []) if job.status == "completed" else []
 
 
+def jobs_at_provider(tx: Tx, provider: str, remote_ids: Sequence[str]) -> list[str]:
+    """The running jobs that a provider has under these ids."""
+    query = select(jobs.c.id).where(
+        jobs.c.provider == provider, jobs.c.provider_job_id.in_(list(remote_ids)), jobs.c.status == "processing"
+    )
+    return list(tx.execute(query).scalars())
+
+
 def attempts_of(tx: Tx, job_id: str) -> list[Attempt]:
     """Every attempt of a job, first to last."""
     query = select(*attempts.c).where(attempts.c.job_id == job_id).order_by(attempts.c.number)

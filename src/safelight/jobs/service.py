@@ -27,7 +27,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from safelight import artifacts as results
 from safelight.artifacts import Artifact
 from safelight.db import Tx, db_now
-from safelight.errors import SafelightError
+from safelight.errors import FieldError, SafelightError
 from safelight.jobs import availability, events, step
 from safelight.jobs.availability import BreakerPolicy, Verdict
 from safelight.jobs.events import JobEvent
@@ -64,6 +64,13 @@ class JobEnded(SafelightError):
 
     kind = "conflict"
     code = "job_ended"
+
+
+class InputImageMissing(SafelightError):
+    """There is no such artifact."""
+
+    kind = "invalid"
+    code = "invalid_request"
 
 
 class IdempotencyKeyReused(SafelightError):
@@ -130,9 +137,9 @@ class Jobs:
 
     # --- by request ---------------------------------------------------------------------------------------------------
 
-    def submit(self, tx: Tx, new: Sequence[NewJob]) -> list[Submitted | IdempotencyKeyReused | JobDeleted]:
+    def submit(self, tx: Tx, new: Sequence[NewJob]) -> list[Submitted | SafelightError]:
         """Accept each of these jobs, or find the one its idempotency key stands for."""
-        outcomes: dict[str, Submitted | IdempotencyKeyReused | JobDeleted] = {}
+        outcomes: dict[str, Submitted | SafelightError] = {}
         accepted: list[NewJob] = []
         keys: set[tuple[str, str]] = set()
         for each in new:
@@ -146,6 +153,10 @@ class Jobs:
                 if earlier is not None:
                     outcomes[each.id] = earlier
                     continue
+            missing = _take_inputs(tx, each)
+            if missing is not None:
+                outcomes[each.id] = missing
+                continue
             accepted.append(each)
         outcomes |= self._insert(tx, accepted)
         return [outcomes[each.id] for each in new]
@@ -525,6 +536,22 @@ def _first_with_key(tx: Tx, new: NewJob) -> Submitted | IdempotencyKeyReused | J
     if job is not None and job.deleted_at is not None:
         return JobDeleted("The job that this Idempotency-Key stands for was deleted.")
     return None if job is None else Submitted(job, replayed=True)
+
+
+def _take_inputs(tx: Tx, new: NewJob) -> InputImageMissing | None:
+    """Note the artifacts it starts from, which are kept as long as it needs them."""
+    given: list[str] = new.values.get("input_images") or []
+    ids = [reference for reference in given if "://" not in reference]
+    missing = results.give_inputs(tx, new.id, new.owner_id, ids) if ids else set[str]()
+    if not missing:
+        return None
+    results.forget_inputs(tx, [new.id])
+    errors = [
+        FieldError(f"#/input_images/{place}", f"There is no artifact {reference}.")
+        for place, reference in enumerate(given)
+        if reference in missing
+    ]
+    return InputImageMissing(" ".join(error.detail for error in errors), errors=errors)
 
 
 def purge_idempotency_keys(tx: Tx) -> int:

@@ -22,6 +22,7 @@ from safelight.db import new_id
 from safelight.errors import Unavailable
 from safelight.jobs import unregister_worker
 from safelight.worker.heartbeat import Heartbeat
+from safelight.worker.inputs import InputImages
 from safelight.worker.runner import Runner
 
 MAX_ABANDONED = 20
@@ -100,12 +101,14 @@ class Engine:
             self._worker_id = worker_id
             self._database = safelight.database
             self._dispatcher = safelight.dispatcher
+            inputs = InputImages(safelight.database, safelight.storage, settings.max_upload_bytes)
             self._runner = Runner(
                 database=safelight.database,
                 jobs=safelight.jobs,
                 stream=safelight.stream,
                 artifacts=safelight.artifacts,
                 providers=safelight.providers,
+                inputs=inputs,
                 worker_id=worker_id,
                 worker_name=self._name,
                 lease_seconds=settings.lease_seconds,
@@ -133,6 +136,7 @@ class Engine:
             for task in background:
                 task.cancel()
             await asyncio.wait(background)
+            await inputs.close()
 
     async def _drain(self) -> None:
         if self._runner.is_draining:

@@ -43,7 +43,9 @@ class Heartbeat:
 
     def nudge(self, job_id: str) -> None:
         """Look after this job now, if it is one of ours."""
-        if job_id in self._runner.attempts:
+        attempt = self._runner.attempts.get(job_id)
+        if attempt is not None:
+            attempt.woken.set()
             self._nudged.add(job_id)
             self._wake.set()
 

@@ -56,6 +56,7 @@ from safelight.providers.base import (
 )
 from safelight.providers.registry import Registry
 from safelight.stream import Stream
+from safelight.worker.inputs import InputImages
 
 PROGRESS_SECONDS = 0.25
 PREVIEW_SECONDS = 0.5
@@ -88,6 +89,7 @@ class Attempt:
         self.stage = job.stage
         self.message = job.message
         self.remote_id = job.provider_job_id
+        self.woken = asyncio.Event()  # somebody says that the provider has news
         self.verdict: Verdict | None = None  # what it tells of its provider
         self.interrupted: asyncio.Future[Interruption] = asyncio.get_running_loop().create_future()
         self.started = time.monotonic()
@@ -125,6 +127,7 @@ class Runner:
         stream: Stream,
         artifacts: ArtifactStore,
         providers: Registry,
+        inputs: InputImages,
         worker_id: str,
         worker_name: str,
         lease_seconds: float,
@@ -135,6 +138,7 @@ class Runner:
         self._stream = stream
         self._artifacts = artifacts
         self._providers = providers
+        self._inputs = inputs
         self._worker_id = worker_id
         self._worker_name = worker_name
         self._lease_seconds = lease_seconds
@@ -242,7 +246,7 @@ class Runner:
         job = attempt.job
         made: list[Artifact] = []
         try:
-            async with contextlib.aclosing(self._updates(attempt)) as updates:
+            async with contextlib.aclosing(await self._updates(attempt)) as updates:
                 async for update in updates:
                     await self._take(attempt, update, made)
             if not made:
@@ -267,15 +271,16 @@ class Runner:
             problem = f"The provider failed in an unexpected way ({type(error).__name__})."
             return self._try_again(job, job_error("provider_error", problem, job, True), None)
 
-    def _updates(self, attempt: Attempt) -> AsyncGenerator[Update]:
+    async def _updates(self, attempt: Attempt) -> AsyncGenerator[Update]:
         job = attempt.job
         provider = self._providers.resolve(job.provider)[1]
-        generation = Generation(job.id, job.attempt, parameters_of(job), job.soft_limit_seconds)
+        if job.provider_job_id is None and job.submitting_at is not None:
+            raise UnknownOutcome("An earlier attempt died while it submitted the job; it may have been charged.")
+        images = await self._inputs.load(job.input_images or (), job.owner_id)
+        generation = Generation(job.id, job.attempt, parameters_of(job), job.soft_limit_seconds, images, attempt.woken)
         if job.provider_job_id is not None:
             log.info("provider.adopted", provider_job_id=job.provider_job_id)
             return provider.resume(generation, job.provider_job_id)
-        if job.submitting_at is not None:
-            raise UnknownOutcome("An earlier attempt died while it submitted the job; it may have been charged.")
         return provider.generate(generation)
 
     async def _take(self, attempt: Attempt, update: Update, made: list[Artifact]) -> None:
@@ -487,6 +492,10 @@ def parameters_of(job: Job) -> Parameters:
         seed=job.seed,
         sampler_params=job.sampler_params,
         options=job.provider_options,
+        template=job.template,
+        inputs=job.inputs or {},
+        workflow=job.workflow,
+        input_images=tuple(job.input_images or ()),
     )
 
 

@@ -1,0 +1,75 @@
+"""The pictures an attempt starts from: artifacts of the owner's, or addresses anywhere.
+
+An address is somebody's word: it is fetched without credentials, never from a private network, and what comes must be
+a picture.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import httpx
+
+from safelight.artifacts import BadPicture, get, inspect
+from safelight.db import Database
+from safelight.providers.base import BadOutput, InputImage, InvalidParameters, ProviderError, ProviderUnavailable
+from safelight.providers.fetch import FetchRefused, fetch, shared_tls
+from safelight.storage import FileMissing, Storage
+
+FETCH_SECONDS = 60.0
+
+
+class InputUnavailable(ProviderError):
+    """An input picture cannot be fetched at the moment."""
+
+    code = "input_unavailable"
+    retryable = True
+
+
+class InputImages:
+    """Loads them for one process's attempts."""
+
+    def __init__(self, database: Database, storage: Storage, max_bytes: int) -> None:
+        self._database = database
+        self._storage = storage
+        self._max_bytes = max_bytes
+        self._client: httpx.AsyncClient | None = None
+
+    async def load(self, references: Sequence[str], owner_id: str) -> tuple[InputImage, ...]:
+        """Each as a whole picture, in order. Raises `InvalidParameters` that names the one that is none."""
+        return tuple([await self._load(n, reference, owner_id) for n, reference in enumerate(references)])
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+
+    async def _load(self, number: int, reference: str, owner_id: str) -> InputImage:
+        field = f"input_images.{number}"
+        try:
+            if "://" in reference:
+                data = await self._fetched(reference)
+            else:
+                data = await self._stored(reference, owner_id, field)
+            picture = await asyncio.get_running_loop().run_in_executor(None, inspect, data)
+        except (BadPicture, BadOutput, FetchRefused) as error:
+            raise InvalidParameters(f"The input picture {number + 1} cannot be used: {error}", field=field) from error
+        return InputImage(data, picture.content_type)
+
+    async def _fetched(self, url: str) -> bytes:
+        if self._client is None:
+            self._client = httpx.AsyncClient(verify=shared_tls(), timeout=30)
+        try:
+            async with asyncio.timeout(FETCH_SECONDS):
+                return (await fetch(self._client, url, max_bytes=self._max_bytes)).data
+        except (TimeoutError, ProviderUnavailable) as error:
+            raise InputUnavailable(
+                f"An input picture cannot be fetched at the moment: {error or 'no answer'}"
+            ) from error
+
+    async def _stored(self, artifact_id: str, owner_id: str, field: str) -> bytes:
+        artifact = await self._database.read(get, artifact_id)
+        if artifact is None or artifact.owner_id != owner_id or artifact.deleted_at is not None:
+            raise InvalidParameters(f"There is no artifact {artifact_id} any more.", field=field)
+        try:
+            return await self._storage.get(artifact.storage_key)
+        except FileMissing as error:
+            raise InvalidParameters(f"The file of artifact {artifact_id} is gone.", field=field) from error
