@@ -71,6 +71,9 @@ def test_running_and_waiting_are_counted(make_service: Callable[..., Service]) -
 def test_the_command_line_shows_them_too(make_service: Callable[..., Service]) -> None:
     service = make_service(provider_rates={"comfyui": "5/10"})
     service.make()
+    listed = json.loads(CliRunner().invoke(command, ["ls", "--json", "--url", service.api.url]).stdout)
+    with Client(service.api.url) as client:
+        assert [each["name"] for each in client.providers()] == [each["name"] for each in listed]
     service.submit(provider="comfyui", mock={"rate_limit": {"times": 1, "retry_after": 60}})
     eventually(lambda: provider(service, "comfyui")["paused_until"], "it is paused")
     table = CliRunner().invoke(command, ["ls", "--url", service.api.url])
@@ -79,9 +82,6 @@ def test_the_command_line_shows_them_too(make_service: Callable[..., Service]) -
     assert {"NAME", "mock", "comfyui"} <= rows.keys()
     assert "paused, " in rows["comfyui"] and "5/10" in rows["comfyui"]
     assert "ready" in rows["mock"]
-    listed = json.loads(CliRunner().invoke(command, ["ls", "--json", "--url", service.api.url]).stdout)
-    with Client(service.api.url) as client:
-        assert [each["name"] for each in client.providers()] == [each["name"] for each in listed]
 
 
 # Pauses

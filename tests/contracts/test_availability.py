@@ -133,6 +133,15 @@ async def test_a_submit_hears_of_a_pause_with_the_next_look(office: Counter) -> 
     assert not office.dispatcher.take_room(QUEUE, "mock")
 
 
+async def test_jobs_that_wait_for_a_provider_hold_up_no_submit_to_another(office: Counter) -> None:
+    await office.defer(await office.running(), 30.0)
+    await office.submit()
+    await office.round()
+    await office.round()
+    assert office.dispatcher.take_room(QUEUE, "other")
+    assert not office.dispatcher.take_room(QUEUE, "mock")
+
+
 async def test_a_later_and_shorter_pause_shortens_nothing(office: Counter) -> None:
     first, second = await office.running(), await office.running()
     await office.defer(first, 30.0)

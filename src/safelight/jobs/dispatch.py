@@ -46,13 +46,17 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class QueueLoad:
-    """One queue as the rows tell it: slots of living workers, jobs in them, hints under way, due jobs waiting."""
+    """One queue as the rows tell it: slots of living workers, jobs in them, hints under way, due jobs waiting.
+
+    Of those that wait, `blocked` have a reason that is not the queue's: nobody behind them has to wait for them.
+    """
 
     workers: int = 0
     slots: int = 0
     running: int = 0
     hinted: int = 0
     waiting: int = 0
+    blocked: int = 0
 
     @property
     def room(self) -> int:
@@ -160,10 +164,12 @@ class Dispatcher:
             self._was_away = False
         self._looked_at = pulse.at
         self.loads = pulse.loads
-        self.closures = closures_of(pulse.states)
+        known, self.closures = self.closures, closures_of(pulse.states)
+        if pulse.leader == self._holder:
+            _tell_changes(known, self.closures)
         half_open = {state.provider for state in pulse.states if state.breaker == "half_open"}
         self._guarded = frozenset(self.closures.keys() | half_open)
-        self._room = {queue: load.room if load.waiting == 0 else 0 for queue, load in pulse.loads.items()}
+        self._room = {queue: load.room if load.waiting == load.blocked else 0 for queue, load in pulse.loads.items()}
         now = time.monotonic()
         leading = pulse.leader == self._holder
         if pulse.leader is not None and not leading:
@@ -257,6 +263,14 @@ class _Done:
     is_unfinished: bool  # there was more to do than is done in one round
 
 
+def _tell_changes(before: Mapping[str, Closure], now: Mapping[str, Closure]) -> None:
+    for provider in now.keys() - before.keys():
+        closure = now[provider]
+        log.warning("provider.closed", provider=provider, code=closure.code, until=closure.until, reason=closure.reason)
+    for provider in before.keys() - now.keys():
+        log.info("provider.opened", provider=provider)
+
+
 def _pause(pulse: Pulse) -> float:
     if any(load.waiting and load.slots for load in pulse.loads.values()):
         return BUSY_SECONDS  # all slots are taken: look often, so that none stays free
@@ -292,7 +306,7 @@ def read_loads(tx: Tx, alive_seconds: float) -> dict[str, QueueLoad]:
     totals: dict[str, list[int]] = {}
 
     def of(queue: str) -> list[int]:
-        return totals.setdefault(queue, [0, 0, 0, 0, 0])
+        return totals.setdefault(queue, [0, 0, 0, 0, 0, 0])
 
     for queues, slots in tx.execute(
         select(workers.c.queues, workers.c.slots).where(workers.c.seen_at > db_now(-alive_seconds))
@@ -304,8 +318,10 @@ def read_loads(tx: Tx, alive_seconds: float) -> dict[str, QueueLoad]:
         of(queue)[2] += count
     for queue, count in tx.execute(_count_by_queue(RELEASED)):
         of(queue)[3] += count
-    for queue, count in tx.execute(_count_by_queue(WAITING, jobs.c.run_at <= db_now())):
+    blocked = func.count(jobs.c.blocked_reason)  # those that have one
+    for queue, count, of_them in tx.execute(_count_by_queue(WAITING, jobs.c.run_at <= db_now()).add_columns(blocked)):
         of(queue)[4] += count
+        of(queue)[5] += of_them
     return {queue: QueueLoad(*numbers) for queue, numbers in totals.items()}
 
 
