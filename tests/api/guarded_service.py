@@ -24,7 +24,13 @@ from servers import ValkeyServer
 
 METHODS = ("get", "post", "put", "patch", "delete")
 SAFE = ("get",)
-OPEN = {"/health/live", "/health/ready", "/api/v1/files/{token}"}
+OPEN = {
+    "/webhooks/comfyui/{secret}",
+    "/webhooks/modelslab/{secret}",
+    "/health/live",
+    "/health/ready",
+    "/api/v1/files/{token}",
+}
 SESSION, KEYS = "/api/v1/session", "/api/v1/keys"
 PROVIDERS = "/api/v1/providers"  # nobody's own
 ACCOUNTS: dict[str, Any] = {

@@ -201,6 +201,10 @@ jobs = Table(
     Column("route", Json),
     Column("skips", Json),  # the providers passed over, and why
     Column("blocked_until", Instant),  # if `blocked_reason` has an end that is known
+    Column("template", String(200)),
+    Column("inputs", Json),
+    Column("workflow", Json),
+    Column("input_images", Json),
 )
 
 # States of a row in the words of the indexes' conditions, so that those can serve. Without the type Boolean, or SQLite

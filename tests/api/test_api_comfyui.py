@@ -1,0 +1,119 @@
+"""ComfyUI through every floor: a submit over HTTP, the engine, a server that speaks the recorded protocol."""
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from io import BytesIO
+from typing import Any
+
+import pytest
+from api_service import JOBS, Json, Service, eventually
+from PIL import Image
+from pydantic import SecretStr
+
+from stand_ins.comfyui import ComfyStandIn
+
+CHECKPOINT = "tiny.safetensors"
+SECRET = "only-for-this-test"
+
+
+@pytest.fixture
+def servers() -> Iterator[list[ComfyStandIn]]:
+    with ComfyStandIn() as one, ComfyStandIn() as two:
+        yield [one, two]
+
+
+@pytest.fixture
+def service(make_service: Callable[..., Service], servers: list[ComfyStandIn]) -> Service:
+    urls = [server.url for server in servers]
+    return make_service(
+        mock_mode=False, default_provider="comfyui", comfyui_urls=urls, webhook_secret=SecretStr(SECRET)
+    )
+
+
+def asked(**fields: Any) -> Json:
+    return {"prompt": "a lighthouse", "width": 64, "height": 64, "seed": 7, "checkpoint_model": CHECKPOINT} | fields
+
+
+def submit(service: Service, **fields: Any) -> str:
+    answer = service.http.post(JOBS, json=asked(**fields))
+    assert answer.status_code == 202, answer.text
+    return answer.json()["id"]
+
+
+def refusal(service: Service, **fields: Any) -> Json:
+    answer = service.http.post(JOBS, json=asked(**fields))
+    assert answer.status_code == 422, answer.text
+    return answer.json()["errors"][0]
+
+
+def picture() -> bytes:
+    file = BytesIO()
+    Image.new("RGB", (64, 64), "teal").save(file, "PNG")
+    return file.getvalue()
+
+
+def test_forty_jobs_on_two_servers_one_of_which_dies(service: Service, servers: list[ComfyStandIn]) -> None:
+    ids = [submit(service, seed=number) for number in range(40)]
+    eventually(lambda: servers[1].ledger, "the second server has work")
+    servers[1].kill()
+    jobs = [service.end_of(job_id, 60) for job_id in ids]
+    assert [job["status"] for job in jobs] == ["completed"] * 40
+    assert all(servers[0].submits(job_id) <= 1 for job_id in ids)
+    assert all(job["artifacts"][0]["width"] == 64 for job in jobs)
+    assert all(job["comfyui_prompt_id"] for job in jobs)
+
+
+def test_progress_and_previews_are_told_live(service: Service, servers: list[ComfyStandIn]) -> None:
+    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    job_id = submit(service, run_at=later)
+    rest = service.watch_held(job_id)[1:]
+    percents = [event.data["progress"] for event in rest if event.data["progress"] is not None]
+    assert percents == sorted(percents) and percents[-1] == 100
+    assert {"job.started", "job.output", "job.completed"} <= {event.type for event in rest}
+
+
+def test_an_uploaded_picture_is_what_it_starts_from(service: Service, servers: list[ComfyStandIn]) -> None:
+    upload = service.http.post("/api/v1/artifacts", content=picture(), headers={"Content-Type": "image/png"}).json()
+    job = service.end_of(submit(service, input_images=[upload["id"]], sampler_params={"denoise": 0.5}))
+    assert (job["status"], job["input_images"]) == ("completed", [upload["id"]])
+    missing = refusal(service, input_images=["00000000-0000-7000-8000-000000000000"])
+    assert missing["pointer"] == "#/input_images/0"
+    assert refusal(service, input_images=["lighthouse.png"])["pointer"] == "#/input_images"
+
+
+def test_an_address_that_is_no_picture_or_private_fails_the_job(service: Service) -> None:
+    job = service.end_of(submit(service, input_images=["http://127.0.0.1:9/x.png"]))
+    assert (job["status"], job["error"]["code"]) == ("failed", "invalid_request")
+    assert "input picture 1" in job["error"]["message"]
+
+
+def test_what_the_servers_do_not_have_is_refused_before_anything_is_queued(
+    service: Service, servers: list[ComfyStandIn]
+) -> None:
+    wrong = refusal(service, checkpoint_model="tiny.safetensor")
+    assert wrong["pointer"] == "#/checkpoint_model" and CHECKPOINT in wrong["detail"]
+    assert refusal(service, sampler_params={"sampler": "eulr"})["pointer"] == "#/sampler_params/sampler"
+    assert refusal(service, template="txt2im")["pointer"] == "#/template"
+    exported = refusal(service, workflow={"nodes": [], "links": []})
+    assert exported["pointer"] == "#/workflow" and "Export (API)" in exported["detail"]
+    assert not any(server.ledger for server in servers)
+
+
+def test_a_cancel_interrupts_the_server(service: Service, servers: list[ComfyStandIn]) -> None:
+    for server in servers:
+        server.hold = "KSampler"
+    job_id = submit(service)
+    service.when(job_id, lambda job: job["comfyui_prompt_id"] and job["progress"], "it runs on the server")
+    assert service.http.post(f"{JOBS}/{job_id}/cancel").status_code == 200
+    assert service.end_of(job_id)["status"] == "cancelled"
+
+
+def test_the_webhook_needs_its_secret_and_believes_nothing_else(service: Service) -> None:
+    body = {"prompt_id": "00000000-0000-7000-8000-000000000000"}
+    assert service.http.post("/webhooks/comfyui/another-secret", json=body).status_code == 404
+    assert service.http.post(f"/webhooks/comfyui/{SECRET}", json=body).status_code == 204
+    assert service.http.post(f"/webhooks/modelslab/{SECRET}", content=b"nonsense").status_code == 204
+
+
+def test_the_models_of_all_servers(service: Service) -> None:
+    assert CHECKPOINT in service.http.get("/api/v1/providers/comfyui/models").text
