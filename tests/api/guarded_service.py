@@ -32,7 +32,7 @@ OPEN = {
     "/api/v1/files/{token}",
 }
 SESSION, KEYS = "/api/v1/session", "/api/v1/keys"
-PROVIDERS = "/api/v1/providers"  # nobody's own
+PROVIDERS, TEMPLATES = "/api/v1/providers", "/api/v1/templates"  # nobody's own
 ACCOUNTS: dict[str, Any] = {
     "auth": "required",
     "jwt_secret": SECRET,
@@ -128,7 +128,7 @@ def problem_of(response: httpx.Response, status: int) -> str:
 def filled(path: str, job_id: str, artifact_id: str, key_id: str) -> str:
     """A path with the ids of real things of Ada's."""
     item = artifact_id if "/artifacts/" in path else key_id if path.startswith(KEYS) else job_id
-    name = "mock" if path.startswith(PROVIDERS) else "none"
+    name = "mock" if path.startswith(PROVIDERS) else "txt2img" if path.startswith(TEMPLATES) else "none"
     return path.replace("{id}", item).replace("{name}", name).replace("{width}", "256")
 
 

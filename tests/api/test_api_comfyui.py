@@ -57,7 +57,7 @@ def test_forty_jobs_on_two_servers_one_of_which_dies(service: Service, servers: 
     eventually(lambda: servers[1].ledger, "the second server has work")
     servers[1].kill()
     jobs = [service.end_of(job_id, 60) for job_id in ids]
-    assert [job["status"] for job in jobs] == ["completed"] * 40
+    assert [job["error"] for job in jobs if job["status"] != "completed"] == []
     assert all(servers[0].submits(job_id) <= 1 for job_id in ids)
     assert all(job["artifacts"][0]["width"] == 64 for job in jobs)
     assert all(job["comfyui_prompt_id"] for job in jobs)
@@ -117,3 +117,13 @@ def test_the_webhook_needs_its_secret_and_believes_nothing_else(service: Service
 
 def test_the_models_of_all_servers(service: Service) -> None:
     assert CHECKPOINT in service.http.get("/api/v1/providers/comfyui/models").text
+
+
+def test_templates_say_what_they_take_and_are_filled(service: Service) -> None:
+    listed = {found["name"]: found for found in service.http.get("/api/v1/templates").json()["items"]}
+    assert listed["txt2img"]["inputs"]["prompt"]["type"] == "string"
+    assert "workflow" in service.http.get("/api/v1/templates/txt2img").json()
+    assert service.http.get("/api/v1/templates/nothing").json()["code"] == "template_not_found"
+    job = service.end_of(submit(service, template="txt2img", inputs={"steps": 4}))
+    assert (job["status"], job["template"], job["inputs"]) == ("completed", "txt2img", {"steps": 4})
+    assert refusal(service, template="txt2img", inputs={"steps": 0})["pointer"] == "#/inputs/steps"

@@ -89,6 +89,8 @@ def test_every_call_is_described(operations: dict[str, Json]) -> None:
         "GET /api/v1/keys",
         "POST /api/v1/keys",
         "DELETE /api/v1/keys/{id}",
+        "GET /api/v1/templates",
+        "GET /api/v1/templates/{name}",
         "POST /webhooks/comfyui/{secret}",
         "POST /webhooks/modelslab/{secret}",
         "GET /api/v1/providers",

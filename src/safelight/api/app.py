@@ -25,6 +25,7 @@ from safelight.api import (
     problems,
     providers,
     session,
+    templates,
     webhooks,
 )
 from safelight.api.authentication import Authentication
@@ -82,7 +83,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     problems.install(app)
     authentication.describe(app)
-    for module in (jobs, events, artifacts, files, session, keys, providers, webhooks, health):
+    for module in (jobs, events, artifacts, files, session, keys, providers, templates, webhooks, health):
         app.include_router(module.router)
     plain.install(app)
     app.add_middleware(Authentication, has_accounts=settings.has_accounts)
