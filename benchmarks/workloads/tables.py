@@ -11,7 +11,7 @@ from benchmarks.sample import Bench, Sample, percentile
 from benchmarks.systems.client import new_null_job
 from benchmarks.workloads.requests import seem_to_have_workers
 from safelight.db import Database, Tx, new_id
-from safelight.jobs import Caps, Filter, Job, JobEvent, Jobs, Submitted, find, with_artifacts
+from safelight.jobs import Caps, Claim, Filter, Job, JobEvent, Jobs, Submitted, find, with_artifacts
 from safelight.jobs.dispatch import read_pulse
 from safelight.jobs.lookup import run_seconds
 from safelight.jobs.waiting import open_gates, release
@@ -105,7 +105,8 @@ def _work(database: Database, size: int, now_ms: int) -> dict[str, Timed]:
     async def life(_: int) -> None:
         outcome = await database.write_one(jobs.submit, replace(new_null_job(), hint=True))
         assert isinstance(outcome, Submitted)
-        claimed = await database.write(jobs.claim, outcome.job.id, outcome.job.queue, new_id(), "bench", ALIVE_SECONDS)
+        claim = Claim(outcome.job.id, outcome.job.queue, new_id(), "bench", ALIVE_SECONDS)
+        claimed = await database.write_one(jobs.claim, claim)
         assert claimed is not None
         await database.write(jobs.cancel, outcome.job.id, OWNER)
 

@@ -14,6 +14,7 @@ from safelight.db import Database, Tx, db_now, new_id
 from safelight.errors import SafelightError
 from safelight.jobs import (
     Attempt,
+    Claim,
     Completed,
     Failed,
     Job,
@@ -191,7 +192,8 @@ class Desk:
         await self.change(job_id, hinted_at=db_now(), hint_count=1)
 
     async def claim(self, job_id: str, queue: str = QUEUE) -> Job | None:
-        return await self.write(self.jobs.claim, job_id, queue, WORKER, "io", LEASE_SECONDS)
+        claim = Claim(job_id, queue, WORKER, "io", LEASE_SECONDS)
+        return await self.database.write_one(self.jobs.claim, claim)
 
     async def run(self, job_id: str) -> Job:
         """Release and claim it, on whichever queue it waits."""

@@ -40,6 +40,7 @@ from safelight.jobs import (
     BreakerPolicy,
     Cancelled,
     Caps,
+    Claim,
     Defer,
     HandBack,
     Job,
@@ -145,7 +146,7 @@ class Lives(RuleBasedStateMachine):
     @rule(target=claims, job_id=ids, queue=st.sampled_from((QUEUE, QUEUE, ISOLATED)))
     def hint_arrives(self, job_id: str, queue: str) -> Any:
         before = self.rows[job_id]
-        job = self.write(self.jobs.claim, job_id, queue, WORKER, "io", LEASE_SECONDS)
+        [job] = self.write(self.jobs.claim, [Claim(job_id, queue, WORKER, "io", LEASE_SECONDS)])
         is_open = not self.is_closed_to(before)
         may = before.status == "pending" and before.hinted_at is not None and before.queue == queue
         assert (job is not None) == (may and is_open)
@@ -163,7 +164,7 @@ class Lives(RuleBasedStateMachine):
             return before
         self.write(change_job, job_id, {"hinted_at": db_now(), "run_at": db_now(-1.0)})
         self.waiting_for_time.discard(job_id)
-        job = self.write(self.jobs.claim, job_id, before.queue, WORKER, "io", LEASE_SECONDS)
+        [job] = self.write(self.jobs.claim, [Claim(job_id, before.queue, WORKER, "io", LEASE_SECONDS)])
         assert job is not None and job.attempt == before.attempt + 1
         return job
 

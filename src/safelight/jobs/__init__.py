@@ -33,6 +33,7 @@ from safelight.jobs.retention import (
 )
 from safelight.jobs.service import (
     QUEUE_OF_KIND,
+    Claim,
     IdempotencyKeyReused,
     JobDeleted,
     JobEnded,
@@ -56,6 +57,7 @@ __all__ = [
     "BreakerPolicy",
     "Cancelled",
     "Caps",
+    "Claim",
     "Cleaned",
     "Closure",
     "Completed",

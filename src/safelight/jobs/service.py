@@ -6,7 +6,7 @@ must follow the commit, an event or a hint, is a note on the transaction.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import Any, Protocol, assert_never
@@ -97,6 +97,17 @@ class NewJob:
     @property
     def queue(self) -> str:
         return QUEUE_OF_KIND[self.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A hint that a worker wants to carry out."""
+
+    job_id: str
+    queue: str
+    worker_id: str
+    worker_name: str
+    lease_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,33 +230,47 @@ class Jobs:
 
     # --- by its worker ------------------------------------------------------------------------------------------------
 
-    def claim(
-        self, tx: Tx, job_id: str, queue: str, worker_id: str, worker_name: str, lease_seconds: float
-    ) -> Job | None:
-        """Take a released job for a worker; None if there is nothing to take (a doubled or outdated hint)."""
-        claim = {"b_id": job_id, "b_queue": queue, "b_worker": worker_id, "b_lease": lease_seconds}
+    def claim(self, tx: Tx, claims: Sequence[Claim]) -> list[Job | None]:
+        """Take released jobs for workers; None where there is nothing to take (a doubled or outdated hint)."""
+        taken: dict[str, Job] = {}
+        alike: dict[Claim, list[str]] = {}
+        for each in claims:
+            alike.setdefault(replace(each, job_id=""), []).append(each.job_id)
+        for kind, ids in alike.items():
+            taken |= self._claim(tx, kind, ids)
+        return [taken.pop(each.job_id, None) for each in claims]
+
+    def _claim(self, tx: Tx, kind: Claim, ids: Sequence[str]) -> dict[str, Job]:
+        where = {"b_ids": ids, "b_queue": kind.queue}
+        claim = {**where, "b_worker": kind.worker_id, "b_lease": kind.lease_seconds}
         if tx.is_postgresql:
-            row = tx.execute(step.CLAIM_AND_BEGIN, {**claim, "b_worker_name": worker_name}).one_or_none()
+            rows = tx.execute(step.CLAIM_AND_BEGIN, {**claim, "b_worker_name": kind.worker_name})
         else:
-            row = tx.execute(step.CLAIM, claim).one_or_none()
-        if row is None:
-            tx.execute(step.WITHDRAW, {"b_id": job_id, "b_queue": queue})  # this hint is used up, were it worth nothing
-            return None
-        job = Job.of(row)
-        if not tx.is_postgresql:
-            attempt = {
-                "job_id": job.id,
-                "number": job.attempt,
-                "worker_id": worker_id,
-                "worker_name": worker_name,
-                "queue": queue,
-                "provider": job.provider,
-                "provider_job_id": job.provider_job_id,
-                "started_version": job.version,
-            }
-            tx.execute(step.BEGIN_ATTEMPT, attempt)
-        tx.on_commit(lambda: self._announcer.event(events.of_state(job)))
-        return job
+            rows = tx.execute(step.CLAIM, claim)
+        taken = {job.id: job for job in map(Job.of, rows)}
+        if len(taken) < len(ids):
+            tx.execute(step.WITHDRAW, where)  # these hints are used up, were they worth nothing
+        if taken and not tx.is_postgresql:
+            begun = [
+                {
+                    "job_id": job.id,
+                    "number": job.attempt,
+                    "worker_id": kind.worker_id,
+                    "worker_name": kind.worker_name,
+                    "queue": kind.queue,
+                    "provider": job.provider,
+                    "provider_job_id": job.provider_job_id,
+                    "started_version": job.version,
+                }
+                for job in taken.values()
+            ]
+            tx.execute(step.BEGIN_ATTEMPT, begun)
+        for job in taken.values():
+            tx.on_commit(partial(self._tell, job))
+        return taken
+
+    def _tell(self, job: Job) -> None:
+        self._announcer.event(events.of_state(job))
 
     def decline(self, tx: Tx, job_id: str) -> None:
         """A leaving worker met a hint: let dispatch send another at once."""

@@ -62,7 +62,7 @@ CLAIM = _move(
     hinted_at=null(),
     hint_count=0,
 ).where(
-    jobs.c.id == bindparam("b_id"),
+    jobs.c.id.in_(bindparam("b_ids", expanding=True)),
     jobs.c.status == "pending",
     jobs.c.queue == bindparam("b_queue"),
     jobs.c.hinted_at.is_not(None),  # only what dispatch released: old hints cannot get round a cap or a delay
@@ -70,7 +70,12 @@ CLAIM = _move(
 )
 WITHDRAW = (
     update(jobs)
-    .where(jobs.c.id == bindparam("b_id"), RELEASED, jobs.c.queue == bindparam("b_queue"), availability.is_closed())
+    .where(
+        jobs.c.id.in_(bindparam("b_ids", expanding=True)),
+        RELEASED,
+        jobs.c.queue == bindparam("b_queue"),
+        availability.is_closed(),
+    )
     .values(hinted_at=None, hint_count=0)
 )
 COMPLETE = _move(to="completed", stage="completed", message="Completed", progress=100, error=null()).where(OURS)
@@ -115,7 +120,7 @@ BEGIN_ATTEMPT = insert(attempts).values(started_at=db_now())
 
 
 def _with_attempt_begun(claim: Update) -> Select[*tuple[Any, ...]]:
-    """PostgreSQL: the claim and its attempt's row in one statement; each is a round trip of its own elsewhere."""
+    """PostgreSQL: claims and their attempts' rows in one statement; each is a round trip of its own elsewhere."""
     moved = claim.cte("moved")
     begun = {
         "job_id": moved.c.id,

@@ -21,6 +21,7 @@ from safelight.errors import Unavailable
 from safelight.jobs import (
     Beat,
     Cancelled,
+    Claim,
     Completed,
     Defer,
     Failed,
@@ -156,9 +157,8 @@ class Runner:
                     await self._database.write(self._jobs.decline, job_id)
                     return
                 asked = time.monotonic()
-                job = await self._database.write(
-                    self._jobs.claim, job_id, queue, self._worker_id, self._worker_name, self._lease_seconds
-                )
+                claim = Claim(job_id, queue, self._worker_id, self._worker_name, self._lease_seconds)
+                job = await self._database.write_one(self._jobs.claim, claim)
             except Unavailable as error:
                 log.warning("hint.unused", reason=error.detail)  # dispatch will send another
                 return
