@@ -36,6 +36,7 @@ class FakeStack:
         await_true(lambda: (self.data_dir / "stack.json").exists() or self.process.poll() is not None)
         assert self.process.poll() is None, self.process.stdout and self.process.stdout.read()
         self.read_mark()
+        await_true(lambda: "working" in (self.data_dir / "logs" / "io-1.log").read_text())  # deaf by now, if stubborn
 
     def read_mark(self) -> None:
         noted = json.loads((self.data_dir / "children.json").read_text())
