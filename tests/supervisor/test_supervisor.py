@@ -36,7 +36,11 @@ class FakeStack:
         await_true(lambda: (self.data_dir / "stack.json").exists() or self.process.poll() is not None)
         assert self.process.poll() is None, self.process.stdout and self.process.stdout.read()
         self.read_mark()
-        await_true(lambda: "working" in (self.data_dir / "logs" / "io-1.log").read_text())  # deaf by now, if stubborn
+
+    def wait_until_deaf(self) -> None:
+        """A stubborn worker says that it works once it ignores what it will be asked."""
+        log = self.data_dir / "logs" / "io-1.log"
+        await_true(lambda: log.exists() and "working" in log.read_text())
 
     def read_mark(self) -> None:
         noted = json.loads((self.data_dir / "children.json").read_text())
@@ -98,6 +102,7 @@ def test_stops_in_order_and_leaves_nothing(start: Callable[..., FakeStack]) -> N
 def test_kills_what_ignores_the_request_to_stop(start: Callable[..., FakeStack]) -> None:
     stack = start(FAKE_WORKER="stubborn")
     stack.wait_until_ready()
+    stack.wait_until_deaf()
     begun = time.monotonic()
     stack.process.send_signal(signal.SIGTERM)
     assert "io-1 did not stop within 2.5 s; killing it." in stack.output()
@@ -108,6 +113,7 @@ def test_kills_what_ignores_the_request_to_stop(start: Callable[..., FakeStack])
 def test_a_second_interrupt_kills_at_once(start: Callable[..., FakeStack]) -> None:
     stack = start(FAKE_WORKER="stubborn")
     stack.wait_until_ready()
+    stack.wait_until_deaf()
     begun = time.monotonic()
     stack.process.send_signal(signal.SIGINT)
     await_true(lambda: "Stopping" in (stack.data_dir / "logs" / "safelight.log").read_text())
@@ -121,6 +127,7 @@ def test_a_killed_supervisor_leaves_nothing_behind(start: Callable[..., FakeStac
     """Its children and theirs, in its groups and out of them; the directory is free when the last has gone."""
     stack = start(FAKE_WORKER="stubborn")
     stack.wait_until_ready()
+    stack.wait_until_deaf()
     runtime_dir = next(
         Path(word).parent for word in command_line(stack.child("valkey")) if word.endswith("valkey.sock")
     )
