@@ -400,3 +400,14 @@ async def test_the_mock_is_a_provider() -> None:
     assert await provider.health() is None
     assert provider.capabilities.models[0] == "darkroom"
     assert MockProvider("comfyui").capabilities.models == ()
+
+
+@pytest.mark.parametrize(
+    "given", [{"template": "txt2img"}, {"inputs": {"steps": 4}}, {"workflow": {"1": {}}}, {"input_images": ("x",)}]
+)
+def test_what_it_would_ignore_is_refused_unless_it_plays_another(given: dict[str, Any]) -> None:
+    asked = Parameters(kind="image.generate", prompt="a lighthouse", **given)
+    with pytest.raises(InvalidParameters) as refused:
+        MockProvider().check(asked)
+    assert refused.value.field == next(iter(given))
+    MockProvider(plays="comfyui").check(asked)

@@ -77,6 +77,8 @@ class MockProvider(Provider):
             cancel=True,
             progress=True,
             previews=True,
+            input_images=16 if self.plays else 0,
+            workflows=self.plays is not None,
         )
 
     def check(self, parameters: Parameters) -> Parameters:
@@ -96,6 +98,11 @@ class MockProvider(Provider):
                 message = f"The {name} must be {MIN_SIDE} to {MAX_SIDE} pixels, not {side}."
                 raise InvalidParameters(message, field=name)
             sides[name] = side
+        for name in ("template", "inputs", "workflow", "input_images") if self.plays is None else ():
+            if getattr(parameters, name):
+                raise InvalidParameters(
+                    f"The mock provider draws from the prompt alone; it takes no {name}.", field=name
+                )
         if not 1 <= parameters.batch_size <= MAX_BATCH:
             message = f"The batch size must be 1 to {MAX_BATCH}, not {parameters.batch_size}."
             raise InvalidParameters(message, field="batch_size")
