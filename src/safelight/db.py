@@ -18,7 +18,8 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar, TypeVarTuple
@@ -161,16 +162,23 @@ class Tx:
 
 class _Call:
     __slots__ = (
-        "args", "connection", "context", "ended", "error", "finished", "fn", "future", "is_shared", "loop", "notes",
-        "result", "since", "started", "timer",
+        "args", "connection", "context", "ended", "error", "finished", "fn", "future", "is_forgettable", "is_shared",
+        "loop", "notes", "result", "since", "started", "timer",
     )  # fmt: skip
 
     def __init__(
-        self, fn: Callable[..., Any], args: tuple[Any, ...], loop: asyncio.AbstractEventLoop, is_shared: bool
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        loop: asyncio.AbstractEventLoop,
+        *,
+        is_shared: bool,
+        is_forgettable: bool,
     ) -> None:
         self.fn = fn
         self.args = args
         self.is_shared = is_shared  # one run of `fn` serves the arguments of many calls
+        self.is_forgettable = is_forgettable  # may be lost with the machine
         self.loop = loop
         self.context = contextvars.copy_context()  # for the notes: their log lines tell whose they are
         self.future: asyncio.Future[Any] = loop.create_future()
@@ -218,9 +226,11 @@ class _Lane:
         for thread in self._threads:
             thread.start()
 
-    async def run(self, fn: Callable[..., Any], args: tuple[Any, ...], *, is_shared: bool = False) -> Any:
+    async def run(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], *, is_shared: bool = False, is_forgettable: bool = False
+    ) -> Any:
         loop = asyncio.get_running_loop()
-        call = _Call(fn, args, loop, is_shared)
+        call = _Call(fn, args, loop, is_shared=is_shared, is_forgettable=is_forgettable)
         self._calls.put(call)
         call.timer = loop.call_later(QUEUE_TIMEOUT_SECONDS, self._give_up, call)
         try:
@@ -327,7 +337,7 @@ class _Lane:
         """Commit the batch together, or each alone. Raises only if the connection itself cannot be used."""
         is_committing = False
         try:
-            with connection.begin():
+            with self._synchrony(batch, connection), connection.begin():
                 _run(batch, connection)
                 is_committing = True
             return
@@ -343,6 +353,11 @@ class _Lane:
             self._commit_alone(connection, call)
             call.finished = True  # whatever happens to those after it
 
+    def _synchrony(self, batch: list[_Call], connection: Connection) -> AbstractContextManager[object]:
+        is_sqlite_writer = self._lock_path is not None
+        forgettable = is_sqlite_writer and all(call.is_forgettable for call in batch)
+        return _unsynchronised(connection) if forgettable else contextlib.nullcontext()
+
     def _commit_alone(self, connection: Connection, call: _Call) -> None:
         """Commit one call; a deadlock is tried again a few times, because both sides may be the victim."""
         for tries_left in reversed(range(LOCKED_OUT_TRIES)):
@@ -357,6 +372,17 @@ class _Lane:
                     call.error = _judge(error)
                     return
             time.sleep(random.uniform(0, 0.05))  # a thread of its own: let the other side go first
+
+
+@contextlib.contextmanager
+def _unsynchronised(connection: Connection) -> Iterator[None]:
+    """SQLite: commit without waiting for the disk. Every later commit that does wait takes this one with it."""
+    driver: Any = connection.connection.driver_connection
+    driver.execute("PRAGMA synchronous=NORMAL")
+    try:
+        yield
+    finally:
+        driver.execute("PRAGMA synchronous=FULL")
 
 
 def _identity(file: Path) -> tuple[int, int]:
@@ -480,13 +506,18 @@ class Database:
         """Run `fn(tx, *args)` in a write transaction and return its result once that is committed."""
         return await self._writer.run(fn, args)
 
-    async def write_one(self, fn: Callable[[Tx, Sequence[T]], Sequence[R]], given: T) -> R:
-        """One of the results of `fn(tx, given)`: what is to be written at the same time shares one run of it."""
-        return await self._writer.run(fn, (given,), is_shared=True)
+    async def write_one(
+        self, fn: Callable[[Tx, Sequence[T]], Sequence[R]], given: T, *, is_forgettable: bool = False
+    ) -> R:
+        """One of the results of `fn(tx, given)`: what is to be written at the same time shares one run of it.
+
+        `is_forgettable`: on SQLite it does not wait for the disk, and may be lost if the machine (not the process) dies.
+        """
+        return await self._writer.run(fn, (given,), is_shared=True, is_forgettable=is_forgettable)
 
     async def write_urgently(self, fn: Callable[[Tx, *Ts], R], *args: *Ts) -> R:
-        """Like `write`, in the lane of its own that heartbeats use."""
-        return await self._urgent.run(fn, args)
+        """Like `write`, in the lane of its own that heartbeats use; on SQLite it may be lost if the machine dies."""
+        return await self._urgent.run(fn, args, is_forgettable=True)
 
     async def read(self, fn: Callable[[Tx, *Ts], R], *args: *Ts) -> R:
         """Run `fn(tx, *args)` on a snapshot, beside the writer."""

@@ -115,7 +115,9 @@ class Entrance:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = given if re.fullmatch(r"[\w.:-]{1,128}", given) else new_id()
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        state["server_send"] = send  # for streams of many small parts
         began = time.monotonic()
         status = 0
 

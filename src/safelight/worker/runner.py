@@ -158,7 +158,9 @@ class Runner:
                     return
                 asked = time.monotonic()
                 claim = Claim(job_id, queue, self._worker_id, self._worker_name, self._lease_seconds)
-                job = await self._database.write_one(self._jobs.claim, claim)
+                # Whoever would remember a claim that SQLite forgot died with the machine; and before anything may cost
+                # money, that is written down for good, and this with it.
+                job = await self._database.write_one(self._jobs.claim, claim, is_forgettable=True)
             except Unavailable as error:
                 log.warning("hint.unused", reason=error.detail)  # dispatch will send another
                 return
