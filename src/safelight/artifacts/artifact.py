@@ -22,7 +22,7 @@ from sqlalchemy import (
     update,
 )
 
-from safelight.db import Instant, Json, RowId, Tx, db_now, metadata
+from safelight.db import Instant, Json, Prepared, RowId, Tx, db_now, metadata
 
 artifacts = Table(
     "artifacts",
@@ -106,11 +106,14 @@ DAY_SECONDS = 86_400.0
 COLUMNS = tuple(field.name for field in fields(Artifact))
 
 
+_INSERT = Prepared(artifacts.insert(), columns=COLUMNS)
+
+
 def insert(tx: Tx, stored: Iterable[Artifact]) -> None:
     """Record stored files: the winning attempt's, in the transaction that completes the job."""
     rows = [_as_row(artifact) for artifact in stored]
     if rows:
-        tx.execute(artifacts.insert(), rows)
+        tx.run_many(_INSERT, rows)
 
 
 def get(tx: Tx, artifact_id: str) -> Artifact | None:

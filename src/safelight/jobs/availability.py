@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from safelight.db import Instant, RowId, Tx, db_now, metadata
+from safelight.db import Instant, Prepared, RowId, Tx, db_now, metadata
 from safelight.jobs.job import PROCESSING, RELEASED, WAITING, Job, jobs
 
 Breaker = Literal["closed", "open", "half_open"]
@@ -151,12 +151,12 @@ CLOSE_BREAKER = (
     .where(_HAS_FAILED)
     .values(breaker="closed", failures=0, opened_at=None, retry_at=None, probe_job_id=None, updated_at=db_now())
 )
-_CLOSE_ITS_BREAKER = CLOSE_BREAKER.where(_states.provider == bindparam("b_provider"))
+_CLOSE_ITS_BREAKER = Prepared(CLOSE_BREAKER.where(_states.provider == bindparam("b_provider")))
 
 
 def worked(tx: Tx, provider: str) -> None:
     """It answered as it should."""
-    tx.execute(_CLOSE_ITS_BREAKER, {"b_provider": provider})
+    tx.run(_CLOSE_ITS_BREAKER, {"b_provider": provider})
 
 
 def failed(tx: Tx, job: Job, policy: BreakerPolicy) -> None:

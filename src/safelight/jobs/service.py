@@ -13,7 +13,6 @@ from typing import Any, Protocol, assert_never
 
 from sqlalchemy import (
     ColumnElement,
-    Update,
     and_,
     bindparam,
     delete,
@@ -177,6 +176,7 @@ class Jobs:
             return {}
         rows: dict[str, dict[str, Any]] = {
             each.id: {
+                **step.BLANK,
                 **step.FRESH,
                 **each.values,
                 "id": each.id,
@@ -196,11 +196,15 @@ class Jobs:
             }
             for each in accepted
         ]
-        clocks = tx.execute(step.INSERT, [row | moments for row, moments in zip(rows.values(), times, strict=True)])
+        full = [row | moments for row, moments in zip(rows.values(), times, strict=True)]
+        if len(full) > 1 and tx.is_postgresql:
+            clocks = [tuple(row) for row in tx.execute(step.INSERT_MANY, full)]  # in one journey
+        else:
+            clocks = [tx.run(step.INSERT, row)[0] for row in full]
         made: dict[str, Job] = {}
-        for clock in clocks.mappings():
-            values: dict[str, Any] = {**step.BLANK, **rows[clock["id"]], **clock}
-            made[clock["id"]] = Job(**values)
+        for clock in clocks:
+            values = {**rows[clock[0]], **dict(zip(step.CLOCKS, clock, strict=True))}
+            made[clock[0]] = Job(**values)
         for each in accepted:
             if each.hint:
                 tx.on_commit(partial(self._announcer.hint, made[each.id]))
@@ -241,15 +245,18 @@ class Jobs:
         return [taken.pop(each.job_id, None) for each in claims]
 
     def _claim(self, tx: Tx, kind: Claim, ids: Sequence[str]) -> dict[str, Job]:
-        where = {"b_ids": ids, "b_queue": kind.queue}
+        where = {"b_queue": kind.queue}
         claim = {**where, "b_worker": kind.worker_id, "b_lease": kind.lease_seconds}
-        if tx.is_postgresql:
-            rows = tx.execute(step.CLAIM_AND_BEGIN, {**claim, "b_worker_name": kind.worker_name})
+        if tx.is_postgresql:  # all in one journey
+            rows = tx.run(step.CLAIM_SOME, {**claim, "b_ids": ids, "b_worker_name": kind.worker_name})
         else:
-            rows = tx.execute(step.CLAIM, claim)
+            rows = [row for job_id in ids for row in tx.run(step.CLAIM, {**claim, "b_id": job_id})]
         taken = {job.id: job for job in map(Job.of, rows)}
-        if len(taken) < len(ids):
-            tx.execute(step.WITHDRAW, where)  # these hints are used up, were they worth nothing
+        refused = [job_id for job_id in ids if job_id not in taken]  # these hints are used up, were they worth nothing
+        if refused and tx.is_postgresql:
+            tx.run(step.WITHDRAW_SOME, {**where, "b_ids": refused})
+        elif refused:
+            tx.run_many(step.WITHDRAW, [{**where, "b_id": job_id} for job_id in refused])
         if taken and not tx.is_postgresql:
             begun = [
                 {
@@ -264,7 +271,7 @@ class Jobs:
                 }
                 for job in taken.values()
             ]
-            tx.execute(step.BEGIN_ATTEMPT, begun)
+            tx.run_many(step.BEGIN_ATTEMPT, begun)
         for job in taken.values():
             tx.on_commit(partial(self._tell, job))
         return taken
@@ -421,10 +428,9 @@ class Jobs:
             job = Job.of(row)
             error = job_error("start_deadline_exceeded", "The job could not start within the time given.", job, True)
             ours = {**_ours(job.id, job.attempt), "b_status": "pending", **_because(error)}
-            moved = tx.execute(step.FAIL, ours).one_or_none()
-            if moved is not None:
-                self._settled(tx, Job.of(moved), ())
-                failed.append(Job.of(moved))
+            for moved in map(Job.of, tx.run(step.FAIL.alone, ours)):
+                self._settled(tx, moved, ())
+                failed.append(moved)
         return failed
 
     # --- within -------------------------------------------------------------------------------------------------------
@@ -460,7 +466,7 @@ class Jobs:
     def _end(
         self,
         tx: Tx,
-        statement: Update,
+        end: step.End,
         parameters: Mapping[str, Any],
         outcome: Outcome,
         error: Mapping[str, Any] | None,
@@ -470,15 +476,15 @@ class Jobs:
         attempt_error = dict(error) if error is not None else None
         if tx.is_postgresql:
             both = {**parameters, "b_outcome": outcome, "b_attempt_error": attempt_error}
-            row = tx.execute(step.AND_END_ATTEMPT[statement], both).one_or_none()
+            rows = tx.run(end.with_attempt, both)
         else:
-            row = tx.execute(statement, dict(parameters)).one_or_none()
-        if row is None:
+            rows = tx.run(end.alone, parameters)
+        if not rows:
             return None
-        job = Job.of(row)
+        job = Job.of(rows[0])
         if not tx.is_postgresql:
             ended = {"b_id": job.id, "b_attempt": job.attempt, "b_outcome": outcome}
-            tx.execute(step.END_ATTEMPT, {**ended, "b_error": attempt_error, "b_version": job.version})
+            tx.run(step.END_ATTEMPT, {**ended, "b_error": attempt_error, "b_version": job.version})
         if made:
             results.insert(tx, made)
         self._settled(tx, job, made)
