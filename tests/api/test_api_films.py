@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from importlib.metadata import EntryPoint
 from io import BytesIO
 from pathlib import Path
-from tempfile import mkstemp
+from tempfile import NamedTemporaryFile
 
 import pytest
 from api_service import Json, Service
@@ -34,10 +34,9 @@ class Projector(Provider):
 
 
 def as_file(name: str) -> Path:
-    handle, path = mkstemp(prefix="projector-")
-    with open(handle, "wb") as file:
+    with NamedTemporaryFile(prefix="projector-", delete=False) as file:
         file.write(turned_film() if name == "turned" else film(name))
-    MADE.append(Path(path))
+    MADE.append(Path(file.name))
     return MADE[-1]
 
 

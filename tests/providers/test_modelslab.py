@@ -20,6 +20,7 @@ from safelight.providers.base import (
     BadOutput,
     ContentRejected,
     Generation,
+    GenerationFailed,
     InvalidParameters,
     JobLost,
     Output,
@@ -34,7 +35,7 @@ from safelight.providers.base import (
     Update,
 )
 from safelight.providers.fetch import FetchRefused
-from safelight.providers.modelslab import GenerationFailed, ModelsLab, job_of_webhook
+from safelight.providers.modelslab import ModelsLab, job_of_webhook
 from safelight.providers.modelslab import provider as module
 from stand_ins.modelslab import KEY, Job, ModelsLabStandIn, says
 from stand_ins.serve import Dropped, Half, picture

@@ -135,10 +135,13 @@ Update = Submitting | Accepted | Progress | Preview | Output
 #   ├── InvalidParameters   never again        422 at submit, or refused later by the provider
 #   ├── ContentRejected     never again
 #   ├── RateLimited         later              retry_after wins over our own delays
-#   ├── ProviderUnavailable later
-#   ├── ProviderTimedOut    later
-#   ├── JobLost             later              the provider forgot a job it had accepted
-#   ├── BadOutput           later              empty, corrupt or not what was asked
+#   ├── ProviderUnavailable later              after Accepted: by following the job that it has
+#   │   └── NotTaken        later, anew        it was told under which id, and never had it
+#   ├── ProviderTimedOut    later              as unavailable
+#   ├── JobLost             later, anew        the provider forgot a job it had accepted
+#   ├── GenerationFailed    later, anew        the provider took it and failed at it
+#   ├── BadOutput           later, anew        empty, corrupt or not what was asked
+#   │   └── ResultMissing   later              not where the provider says: ask it again, make nothing again
 #   └── UnknownOutcome      never blindly      it may have been carried out and charged
 
 
@@ -195,6 +198,10 @@ class ProviderUnavailable(ProviderError):
     retryable = True
 
 
+class NotTaken(ProviderUnavailable):
+    """The provider cannot be reached, and has not got the job."""
+
+
 class ProviderTimedOut(ProviderError):
     """The provider did not answer in time."""
 
@@ -209,12 +216,26 @@ class JobLost(ProviderError):
     retryable = True
 
 
+class GenerationFailed(ProviderError):
+    """The provider took the job and failed at it."""
+
+    code = "generation_failed"
+    retryable = True
+    may_have_cost = True
+
+
 class BadOutput(ProviderError):
     """The provider delivered something that is not a usable result."""
 
     code = "bad_output"
     retryable = True
     may_have_cost = True
+
+
+class ResultMissing(BadOutput):
+    """The result is not where the provider says."""
+
+    code = "result_missing"
 
 
 class UnknownOutcome(ProviderError):

@@ -44,6 +44,7 @@ from safelight.providers.base import (
     Generation,
     JobLost,
     Lora,
+    NotTaken,
     Output,
     Parameters,
     Preview,
@@ -52,6 +53,7 @@ from safelight.providers.base import (
     ProviderTimedOut,
     ProviderUnavailable,
     RateLimited,
+    ResultMissing,
     Submitting,
     UnknownOutcome,
     Update,
@@ -68,6 +70,7 @@ CANCEL_PROVIDER_SECONDS = 10.0
 SETTLE_AGAIN_SECONDS = (0.2, 0.5, 1.0, 2.0)
 OUTAGE_SECONDS = 1.0  # before the database is asked again
 
+FOLLOWABLE = (ProviderUnavailable, ProviderTimedOut, ResultMissing)  # say nothing of a job that was accepted before
 MOVABLE = (ProviderUnavailable, ProviderTimedOut, JobLost)  # another provider of the route may do better
 
 MAX_SEED = 2**63 - 1  # what a row can hold
@@ -91,6 +94,7 @@ class Attempt:
         self.stage = job.stage
         self.message = job.message
         self.remote_id = job.provider_job_id
+        self.may_be_paid = job.submitting_at is not None
         self.woken = asyncio.Event()  # somebody says that the provider has news
         self.verdict: Verdict | None = None  # what it tells of its provider
         self.interrupted: asyncio.Future[Interruption] = asyncio.get_running_loop().create_future()
@@ -215,7 +219,7 @@ class Runner:
         await asyncio.wait({body, attempt.interrupted}, timeout=job.soft_limit_seconds, return_when="FIRST_COMPLETED")
         slot_seconds = max(0.0, job.hard_limit_seconds - job.soft_limit_seconds)
         if body.done():
-            await self._settle(attempt, self._result_of(body, job), attempt.verdict)
+            await self._settle(attempt, self._result_of(attempt, body), attempt.verdict)
         elif not attempt.interrupted.done():
             await self._settle(attempt, Failed(time_limit_error(job)))
             body.cancel()
@@ -263,14 +267,13 @@ class Runner:
             ours = job_error(error.code, error.detail, job, error.kind == "unavailable")
             if error.kind != "unavailable":  # a storage that refuses us: not before somebody has seen to it
                 return Failed(ours)
-            keeps = attempt.remote_id is not None
-            return self._try_again(job, ours, error.retry_after, keeps_provider_job=keeps)
+            return self._try_again(attempt, ours, error.retry_after, keeps_provider_job=True)
         except LeaseLost:
             return HandBack()  # refused by the row if it is somebody else's already
         except Exception as error:
             log.exception("provider.broke")
             problem = f"The provider failed in an unexpected way ({type(error).__name__})."
-            return self._try_again(job, job_error("provider_error", problem, job, True), None)
+            return self._try_again(attempt, job_error("provider_error", problem, job, True), keeps_provider_job=True)
 
     async def _updates(self, attempt: Attempt) -> AsyncGenerator[Update]:
         job = attempt.job
@@ -291,6 +294,7 @@ class Runner:
             case Submitting():
                 if not await self._database.write(self._jobs.record_submitting, job.id, job.attempt):
                     raise LeaseLost
+                attempt.may_be_paid = True
                 attempt.answered.clear()
             case Accepted(remote_id=remote_id):
                 attempt.remote_id = remote_id
@@ -403,10 +407,10 @@ class Runner:
 
     # --- judging ------------------------------------------------------------------------------------------------------
 
-    def _result_of(self, body: asyncio.Task[Settlement], job: Job) -> Settlement:
+    def _result_of(self, attempt: Attempt, body: asyncio.Task[Settlement]) -> Settlement:
         if body.cancelled():
-            problem = "The provider cancelled its own work."
-            return self._try_again(job, job_error("provider_error", problem, job, True), None)
+            problem = job_error("provider_error", "The provider cancelled its own work.", attempt.job, True)
+            return self._try_again(attempt, problem, keeps_provider_job=True)
         return body.result()
 
     def _judge(self, attempt: Attempt, error: ProviderError) -> Settlement:
@@ -420,26 +424,35 @@ class Runner:
                 attempt.verdict = "worked"
             case ProviderUnavailable() | ProviderTimedOut():
                 attempt.verdict = "failed"
+            case JobLost() if job.provider_job_id is not None:
+                return TryAgain(described, 0.0, counts=False)  # there was nothing to adopt: it begins anew
             case _:
                 pass
         if not error.retryable:
             return Failed(described)
-        elsewhere = isinstance(error, MOVABLE) and not error.may_have_cost
-        after = 0.0 if isinstance(error, JobLost) else error.retry_after
-        return self._try_again(job, described, after, may_move=elsewhere)
+        keeps = isinstance(error, FOLLOWABLE) and not isinstance(error, NotTaken)
+        has_paid_job = keeps and attempt.remote_id is not None and attempt.may_be_paid
+        return self._try_again(
+            attempt,
+            described,
+            0.0 if isinstance(error, JobLost) else error.retry_after,
+            keeps_provider_job=keeps,
+            may_move=isinstance(error, MOVABLE) and not error.may_have_cost and not has_paid_job,
+        )
 
     def _try_again(
         self,
-        job: Job,
+        attempt: Attempt,
         error: Mapping[str, Any],
-        retry_after: float | None,
+        retry_after: float | None = None,
         *,
-        keeps_provider_job: bool = False,
+        keeps_provider_job: bool,
         may_move: bool = False,
     ) -> Settlement:
+        """Another attempt: of the job that the provider has, if it has accepted one that is to be kept."""
         if retry_after is None:
-            retry_after = self._retry_seconds * 2.0**job.retries_here * random.uniform(0.8, 1.2)
-        return TryAgain(error, retry_after, keeps_provider_job, may_move)
+            retry_after = self._retry_seconds * 2.0**attempt.job.retries_here * random.uniform(0.8, 1.2)
+        return TryAgain(error, retry_after, keeps_provider_job and attempt.remote_id is not None, may_move)
 
     # --- telling ------------------------------------------------------------------------------------------------------
 
