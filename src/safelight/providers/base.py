@@ -28,7 +28,9 @@ class Parameters:
     """What to generate. `width` and `height` are pixels; `None` means the provider's default.
 
     At most one of `template` (a name, with values for its `inputs`) and `workflow` (the caller's own graph) is given.
-    `input_images` are references as they were given; their bytes stand in the `Generation`. `tier` is the caller's.
+    `template_definition` is what stands behind the name: given for a template of the caller's own, else filled in by
+    the check, and kept with the job. `input_images` are references as they were given; their bytes stand in the
+    `Generation`.
     """
 
     kind: str
@@ -44,10 +46,10 @@ class Parameters:
     sampler_params: Mapping[str, Any] = field(default_factory=dict[str, Any])
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     template: str | None = None
+    template_definition: Mapping[str, Any] | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     workflow: Mapping[str, Any] | None = None
     input_images: tuple[str, ...] = ()
-    tier: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

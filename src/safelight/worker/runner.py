@@ -493,6 +493,7 @@ def parameters_of(job: Job) -> Parameters:
         sampler_params=job.sampler_params,
         options=job.provider_options,
         template=job.template,
+        template_definition=job.template_definition,
         inputs=job.inputs or {},
         workflow=job.workflow,
         input_images=tuple(job.input_images or ()),

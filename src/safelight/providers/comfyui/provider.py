@@ -24,12 +24,10 @@ import asyncio
 import hashlib
 import time
 import uuid
-from collections import ChainMap
-from collections.abc import AsyncGenerator, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from difflib import get_close_matches
-from typing import cast
 
 import structlog
 
@@ -70,7 +68,7 @@ from safelight.providers.comfyui.outcome import (
 from safelight.providers.comfyui.pool import Place, Pool, problems_of, refuse_everywhere
 from safelight.providers.comfyui.progress import Meter
 from safelight.providers.comfyui.server import Ended, Pace, Queued, Running, Server, Unreachable
-from safelight.providers.comfyui.template import Template, builtin_templates
+from safelight.providers.comfyui.template import InvalidTemplate, Template, builtin_templates, check_template
 
 log = structlog.get_logger()
 
@@ -90,8 +88,8 @@ def prompt_id_of(job_id: str, attempt: int, number: int) -> str:
 class ComfyUI(Provider):
     """A pool of ComfyUI servers. Nothing is connected before the first use.
 
-    `headers` go with every request and socket. `templates` stand before the built-in ones; the mapping is read anew
-    each time, so its owner may change it.
+    `headers` go with every request and socket. `templates` are those that everybody may name, by default the built-in
+    ones.
     """
 
     def __init__(
@@ -110,9 +108,7 @@ class ComfyUI(Provider):
         self._servers = servers
         self._pool = Pool(list(servers.values()))
         self._default_checkpoint = default_checkpoint
-        self.templates: Mapping[str, Template] = ChainMap(
-            cast(MutableMapping[str, Template], templates if templates is not None else {}), builtin_templates()
-        )
+        self._templates = builtin_templates() if templates is None else templates
         self._followed: dict[str, Run] = {}
 
     @property
@@ -147,7 +143,10 @@ class ComfyUI(Provider):
         if parameters.workflow is not None:
             plan_workflow(parameters)
         elif parameters.template is not None:
-            refuse(self._template(parameters.template).check(parameters, self._default_checkpoint))
+            template = self._template(parameters)
+            refuse(template.check(parameters, self._default_checkpoint))
+            if parameters.template_definition is None:
+                return replace(parameters, template_definition=template.as_json())
         else:
             refuse(check_parameters(parameters))
             if not parameters.checkpoint_model and not parameters.model and self._default_checkpoint:
@@ -172,19 +171,25 @@ class ComfyUI(Provider):
                 return
         refuse_everywhere(servers, plan)
 
-    def _template(self, name: str) -> Template:
-        template = self.templates.get(name)
+    def _template(self, parameters: Parameters) -> Template:
+        name = parameters.template or ""
+        if parameters.template_definition is not None:
+            try:
+                return check_template(parameters.template_definition)
+            except InvalidTemplate as error:  # it was well when it was taken, by the rules of then
+                raise InvalidParameters(f"The template {name} cannot be used: {error}", field="template") from None
+        template = self._templates.get(name)
         if template is not None:
             return template
-        near = get_close_matches(name, self.templates, n=2, cutoff=0.4)
-        meant = f" Did you mean {' or '.join(near)}?" if near else f" There are {', '.join(self.templates)}."
+        near = get_close_matches(name, self._templates, n=2, cutoff=0.4)
+        meant = f" Did you mean {' or '.join(near)}?" if near else f" There are {', '.join(self._templates)}."
         raise InvalidParameters(f"There is no template {name[:60]!r}.{meant}", field="template")
 
     def _plan(self, parameters: Parameters, seed: int) -> Plan:
         if parameters.workflow is not None:
             return plan_workflow(parameters)
         if parameters.template is not None:
-            return self._template(parameters.template).plan(parameters, seed, self._default_checkpoint)
+            return self._template(parameters).plan(parameters, seed, self._default_checkpoint)
         return plan_parameters(parameters, seed)
 
     def _plan_of(self, generation: Generation) -> Plan:
