@@ -182,7 +182,7 @@ def test_a_checked_order_bears_what_its_template_said() -> None:
     taken = COMFY.check(asks(template="txt2img"))
     assert taken.template_definition == builtin_templates()["txt2img"].as_json()
     assert COMFY.check(taken) == taken
-    other = ComfyUI(["http://127.0.0.1:9"], templates={})
+    other = ComfyUI(["http://127.0.0.1:9"], default_checkpoint="tiny.safetensors", templates={})
     assert other.check(taken) == taken  # whatever became of the template since
 
 

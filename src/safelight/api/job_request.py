@@ -115,7 +115,9 @@ class GenerationRequest(Body):
     width: Int | None = Field(None, ge=16, le=8192, description="Pixels; default: the provider's")
     height: Int | None = Field(None, ge=16, le=8192, description="Pixels; default: the provider's")
     batch_size: Int = Field(1, ge=1, le=8, description="Pictures to make")
-    seed: Int | None = Field(None, ge=0, le=MAX_SEED, description="Default: chosen at random and told in the view")
+    seed: Int | None = Field(
+        None, ge=0, le=MAX_SEED, description="Default: random, and told in the view; null where the model takes none"
+    )
     sampler_params: SamplerParams = Field(default_factory=lambda: SamplerParams.model_validate({}))
     provider_options: dict[str, Any] = Field({}, description="Checked by the provider; carries the mock's script")
     template: Name | None = Field(None, description="A workflow template, filled with `inputs`")
@@ -315,7 +317,7 @@ def _as_taken_by(
         "width": checked.width,
         "height": checked.height,
         "batch_size": checked.batch_size,
-        "seed": seed if checked.seed is None else checked.seed,
+        "seed": None if not provider.takes_seed(checked) else seed if checked.seed is None else checked.seed,
         "sampler_params": dict(checked.sampler_params),
         "provider_options": dict(checked.options),
         "template": checked.template,

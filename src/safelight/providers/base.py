@@ -85,6 +85,17 @@ class Submitting:
 
 
 @dataclass(frozen=True, slots=True)
+class Reserved:
+    """The job will be sent under this id, which is ours to choose: look for it before sending it again.
+
+    For services that take an id from us. The runner writes it down before it asks for the next update; send the job
+    then, and yield nothing more before the service has answered. Another one may follow if this one came to nothing.
+    """
+
+    remote_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Accepted:
     """The provider has the job under this id. Written down at once, so that a later attempt adopts it."""
 
@@ -120,7 +131,7 @@ class Output:
     seed: int | None = None
 
 
-Update = Submitting | Accepted | Progress | Preview | Output
+Update = Submitting | Reserved | Accepted | Progress | Preview | Output
 
 
 # --- what can go wrong ------------------------------------------------------------------------------------------------
@@ -271,9 +282,16 @@ class Provider(ABC):
         """
 
     async def resume(self, generation: Generation, remote_id: str) -> AsyncGenerator[Update]:
-        """Follow a job the provider accepted for an earlier attempt. Raises `JobLost` if it is gone."""
+        """Follow a job the provider accepted for an earlier attempt. Raises `JobLost` if it is gone.
+
+        Of an id that was only `Reserved`, find out whether the job was received, and send it if not.
+        """
         raise JobLost
         yield
+
+    def takes_seed(self, parameters: Parameters) -> bool:
+        """Whether a seed makes a difference to these checked parameters. Else the job is given none, and shows none."""
+        return self.capabilities.seeds
 
     async def cancel(self, remote_id: str) -> None:  # noqa: B027
         """Ask the provider to stop; unknown and finished jobs are no error."""
@@ -285,6 +303,10 @@ class Provider(ABC):
     async def models(self) -> Mapping[str, Sequence[str]]:
         """The names that can be asked for, by kind (`checkpoints`, `loras`, ...)."""
         return {"models": self.capabilities.models}
+
+    async def models_by_server(self) -> Mapping[str, Mapping[str, Sequence[str]]]:
+        """The same for each of its servers, by address; empty where there are none to tell apart."""
+        return {}
 
     async def close(self) -> None:  # noqa: B027
         """End connections; nothing is asked of it afterwards."""

@@ -1,12 +1,12 @@
 """ComfyUI as a provider: checks, finds a server, follows the run to its files, and knows what to do when it fails.
 
 **The remote id** is `{server}#{prompt id}`. The prompt id is ours: it is made of the job, the attempt and the number of
-the run within it. `Accepted` is yielded, and so written down, *before* the workflow is sent. What a crash leaves:
+the run within it. It is `Reserved`, and so written down, *before* the workflow is sent. What a crash leaves:
 
 | the process dies | the next attempt |
 |---|---|
-| before `Accepted` is written | generates; the server never heard of the job |
-| after that, before the workflow is sent | resumes, finds the id nowhere, twice in a row: `JobLost`, and generates |
+| before `Reserved` is written | generates; the server never heard of the job |
+| after that, before the workflow is sent | resumes, finds the id nowhere, twice in a row, and sends it |
 | while it is sent, or before the reply was read | resumes; the id is in the queue or it is not; as above or below |
 | while it waits or runs | resumes and follows it, its socket included |
 | after it ended, before the files are stored | resumes and fetches them; nothing is drawn twice |
@@ -43,6 +43,7 @@ from safelight.providers.base import (
     Progress,
     Provider,
     ProviderUnavailable,
+    Reserved,
     Update,
 )
 from safelight.providers.comfyui.catalogue import MODEL_INPUTS
@@ -199,6 +200,12 @@ class ComfyUI(Provider):
             seed = int.from_bytes(hashlib.sha256(generation.job_id.encode()).digest()[:4], "big")
         return self._plan(parameters, seed)
 
+    def takes_seed(self, parameters: Parameters) -> bool:
+        """A template with an input for one does; a workflow of the caller's own runs with the seeds that it bears."""
+        if parameters.template is not None:
+            return "seed" in self._template(parameters).inputs
+        return parameters.workflow is None
+
     # --- the run -----------------------------------------------------------------------------------------------------
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Update]:
@@ -212,19 +219,20 @@ class ComfyUI(Provider):
                 yield update
 
     async def resume(self, generation: Generation, remote_id: str) -> AsyncGenerator[Update]:
-        """Follow a run of an earlier attempt. Raises `JobLost` if its server is gone or does not know it."""
+        """Follow a run of an earlier attempt, or begin it if its server never received it, or was restarted since.
+
+        Raises `JobLost` if the server is gone.
+        """
         name, _, prompt_id = remote_id.rpartition("#")
         server = self._servers.get(name)
         if server is None:
             raise JobLost(f"{name or remote_id} is not among the ComfyUI servers any more.")
-        try:
-            plan = self._plan_of(generation)
-        except InvalidParameters:  # a template that was deleted meanwhile; the run is none the worse
-            plan = Plan({}, "template")
+        plan = self._plan_of(generation)
         run = Run(server, prompt_id, plan)
-        if not await self._is_there(run):
-            raise JobLost(f"{run.server.name} does not know the job: it never arrived, or the server was restarted.")
-        async with aclosing(self._carry_out(generation, run.plan, run)) as updates:
+        is_there = await self._is_there(run)
+        if not is_there:
+            log.warning("comfyui.not_received", server=name, prompt_id=prompt_id)
+        async with aclosing(self._carry_out(generation, plan, run if is_there else None)) as updates:
             async for update in updates:
                 yield update
 
@@ -262,7 +270,7 @@ class ComfyUI(Provider):
                         if generation.images:
                             yield meter.read(Progress(0, "uploading", "Sending the pictures"))
                         graph = await self._prepare(run, generation)
-                        yield Accepted(run.remote_id)
+                        yield Reserved(run.remote_id)
                     except Unreachable as error:
                         self._move(run.server, error, avoid)
                         run = None
@@ -455,7 +463,10 @@ class ComfyUI(Provider):
         return None if await self._pool.alive() else self._pool.trouble()
 
     async def models(self) -> Mapping[str, Sequence[str]]:
-        """Checkpoints, LoRAs, samplers, schedulers and VAEs over all servers that answer."""
+        """Checkpoints, LoRAs, samplers, schedulers and VAEs over all servers that answer.
+
+        Raises `ProviderUnavailable` if none does.
+        """
         by_server = await self.models_by_server()
         return {kind: list(dict.fromkeys(n for had in by_server.values() for n in had[kind])) for kind in MODEL_INPUTS}
 
@@ -467,11 +478,14 @@ class ComfyUI(Provider):
         """The same for each server that answers, by its URL."""
         alive = await self._pool.alive()
         found = await asyncio.gather(*(server.catalogue() for server in alive), return_exceptions=True)
-        return {
+        by_server = {
             server.name: {kind: catalogue.names(kind) for kind in MODEL_INPUTS}
             for server, catalogue in zip(alive, found, strict=True)
             if not isinstance(catalogue, BaseException)
         }
+        if not by_server:
+            raise ProviderUnavailable(self._pool.trouble())
+        return by_server
 
     async def close(self) -> None:
         """End all connections."""

@@ -119,6 +119,10 @@ class ModelsLab(Provider):
             raise InvalidParameters(message, field="model")
         return fitted(name, model, parameters)
 
+    def takes_seed(self, parameters: Parameters) -> bool:
+        """Some models do."""
+        return self._models[parameters.model or self._default].seeds
+
     async def generate(self, generation: Generation) -> AsyncGenerator[Update]:
         """Submit, follow, download."""
         parameters = self.check(generation.parameters)
