@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from safelight.providers.base import Accepted, InputImage, InvalidParameters, Parameters, Preview, Progress
+from safelight.providers.base import InputImage, InvalidParameters, Parameters, Preview, Progress, Reserved
 from safelight.providers.comfyui import ComfyUI, Pace
 from stand_ins.comfyui import ComfyStandIn
 from stand_ins.comfyui_lab import (
     QUICK,
     Make,
-    accepted,
     asks,
     collect,
     open_providers,
@@ -25,6 +24,7 @@ from stand_ins.comfyui_lab import (
     outputs,
     percents,
     previews,
+    remote_ids,
     run,
     stages,
     until,
@@ -78,7 +78,7 @@ async def test_a_picture_with_progress_that_never_falls(comfy: ComfyUI) -> None:
     asked = order(checkpoint_model=await checkpoint_of(comfy), width=64, height=64, seed=7)
     await comfy.verify(comfy.check(asked.parameters))
     updates = await collect(comfy.generate(asked), 60)
-    (remote_id,) = accepted(updates)
+    (remote_id,) = remote_ids(updates)
     assert remote_id.startswith("http://")
     (output,) = outputs(updates)
     assert (output.content_type, output.seed) == ("image/png", 7)
@@ -95,14 +95,14 @@ async def test_a_run_that_was_left_alone_is_adopted(comfy: ComfyUI) -> None:
     updates = comfy.generate(asked)
     remote_id = ""
     async for update in updates:
-        if isinstance(update, Accepted):
+        if isinstance(update, Reserved):
             remote_id = update.remote_id
         if isinstance(update, Progress) and update.stage == "sampling":
             break
     await updates.aclose()
     resumed = await collect(comfy.resume(asked, remote_id), 60)
     assert len(outputs(resumed)) == 1
-    assert not accepted(resumed)
+    assert not remote_ids(resumed)
     again = await collect(comfy.resume(asked, remote_id), 60)  # ended long ago: the files are fetched, nothing is drawn
     assert outputs(again) == outputs(resumed)
 
@@ -114,7 +114,7 @@ async def test_a_running_job_is_interrupted(comfy: ComfyUI) -> None:
     remote_id = ""
     with pytest.raises(Exception, match="cancelled"):
         async for update in comfy.generate(asked):
-            if isinstance(update, Accepted):
+            if isinstance(update, Reserved):
                 remote_id = update.remote_id
             if isinstance(update, Progress) and "step" in update.message:
                 await comfy.cancel(remote_id)
@@ -228,7 +228,7 @@ async def test_headers_go_with_requests_and_sockets(stand_in: ComfyStandIn, prov
 
 async def test_a_server_below_a_path_and_credentials_that_stay_secret(stand_in: ComfyStandIn, provider: Make) -> None:
     comfy = provider(stand_in.url.replace("//", "//me:secret@") + "/api/")
-    (remote_id,) = accepted(await run(comfy))
+    (remote_id,) = remote_ids(await run(comfy))
     assert remote_id.startswith(f"{stand_in.url}/api#")
     for headers in (stand_in.headers[-1], stand_in.socket_headers[-1]):
         assert headers["authorization"].startswith("Basic ")

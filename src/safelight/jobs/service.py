@@ -281,8 +281,11 @@ class Jobs:
         statement = update(jobs).where(step.OURS).values(submitting_at=db_now())
         return tx.execute(statement, _ours(job_id, attempt)).rowcount == 1
 
-    def record_accepted(self, tx: Tx, job_id: str, attempt: int, remote_id: str) -> bool:
-        """Write down the provider's own id, for a later attempt to adopt. False as above."""
+    def record_remote_id(self, tx: Tx, job_id: str, attempt: int, remote_id: str) -> bool:
+        """Write down under which id the provider has the job, or will have it: a later attempt goes on from there.
+
+        False as above.
+        """
         statement = update(jobs).where(step.OURS).values(provider_job_id=remote_id, updated_at=db_now())
         if tx.execute(statement, _ours(job_id, attempt)).rowcount != 1:
             return False

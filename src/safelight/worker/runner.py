@@ -53,6 +53,7 @@ from safelight.providers.base import (
     ProviderTimedOut,
     ProviderUnavailable,
     RateLimited,
+    Reserved,
     ResultMissing,
     Submitting,
     UnknownOutcome,
@@ -296,12 +297,13 @@ class Runner:
                     raise LeaseLost
                 attempt.may_be_paid = True
                 attempt.answered.clear()
-            case Accepted(remote_id=remote_id):
+            case Reserved(remote_id=remote_id) | Accepted(remote_id=remote_id):
                 attempt.remote_id = remote_id
-                if not await self._record_accepted(attempt, remote_id):
+                if not await self._record_remote_id(attempt, remote_id):
                     raise LeaseLost
-                attempt.answered.set()
-                log.info("provider.accepted", provider_job_id=remote_id)
+                if isinstance(update, Accepted):
+                    attempt.answered.set()
+                log.info(f"provider.{type(update).__name__.lower()}", provider_job_id=remote_id)
             case Progress(percent=percent, stage=stage, message=message):
                 if percent is not None:
                     attempt.progress = max(attempt.progress or 0, min(100, percent))
@@ -341,15 +343,15 @@ class Runner:
         )
         self._publish(attempt, "job.output")
 
-    async def _record_accepted(self, attempt: Attempt, remote_id: str) -> bool:
+    async def _record_remote_id(self, attempt: Attempt, remote_id: str) -> bool:
         """Write the provider's id down, through any outage of the database: forgetting it would mean to pay twice."""
         while True:
             try:
                 return await self._database.write(
-                    self._jobs.record_accepted, attempt.job.id, attempt.job.attempt, remote_id
+                    self._jobs.record_remote_id, attempt.job.id, attempt.job.attempt, remote_id
                 )
             except Unavailable as error:
-                log.warning("acceptance.waiting", provider_job_id=remote_id, reason=error.detail)
+                log.warning("remote_id.waiting", provider_job_id=remote_id, reason=error.detail)
                 await asyncio.sleep(OUTAGE_SECONDS)
 
     async def _hold(self, attempt: Attempt) -> None:
@@ -516,6 +518,7 @@ def parameters_of(job: Job) -> Parameters:
         sampler_params=job.sampler_params,
         options=job.provider_options,
         template=job.template,
+        template_definition=job.template_definition,
         inputs=job.inputs or {},
         workflow=job.workflow,
         input_images=tuple(job.input_images or ()),
