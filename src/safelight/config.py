@@ -90,6 +90,7 @@ class Settings(BaseSettings):
     comfyui_urls: Annotated[list[str], NoDecode] = ["http://127.0.0.1:8188"]  # comma-separated
     comfyui_headers: dict[str, SecretStr] = {}  # sent with every request and socket
     comfyui_checkpoint: str = ""  # for requests that name none
+    comfyui_templates: Path | None = None  # a folder of workflow templates for everybody
     modelslab_key: SecretStr = SecretStr("")
     modelslab_base_url: str = "https://modelslab.com/api"
     modelslab_models: dict[str, str] = {}  # by tier; the first is the default

@@ -71,6 +71,8 @@ def document(fuzzed: Guarded) -> Document:
             return [link, link[:-2]]
         if name == "width":
             return ["256", "512", "1"]
+        if name == "name":
+            return ["none", "mock", "txt2img", "swatch"]
         if name != "id":
             return ["none"]
         slice_of = next((prefix for prefix in known if operation.path.startswith(prefix)), "")

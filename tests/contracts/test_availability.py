@@ -162,7 +162,7 @@ async def test_without_a_time_the_pauses_grow(office: Counter) -> None:
 
 async def test_a_deferred_job_keeps_what_the_provider_has_accepted(office: Counter) -> None:
     job = await office.running()
-    await office.write(office.jobs.record_accepted, job.id, job.attempt, "r1")
+    await office.write(office.jobs.record_remote_id, job.id, job.attempt, "r1")
     assert (await office.defer(job, 30.0, keeps=True)).provider_job_id == "r1"
     other = await office.running(provider="other")
     await office.write(office.jobs.record_submitting, other.id, other.attempt)
@@ -397,7 +397,7 @@ async def test_with_all_ways_closed_a_job_waits_for_the_first_that_opens(office:
 async def test_a_job_that_may_have_been_accepted_stays(office: Counter) -> None:
     paid, accepted = await office.running(route=ROUTE), await office.running(route=ROUTE)
     await office.write(office.jobs.record_submitting, paid.id, paid.attempt)
-    await office.write(office.jobs.record_accepted, accepted.id, accepted.attempt, "r1")
+    await office.write(office.jobs.record_remote_id, accepted.id, accepted.attempt, "r1")
     await office.lose(paid.id)
     await office.lose(accepted.id)
     await office.open_breaker()

@@ -80,7 +80,7 @@ def _is_submit(line: str) -> bool:
 
 
 def _is_accepted(runner: object, attempt: object, update: object, made: object) -> bool:
-    return type(update).__name__ == "Accepted"
+    return type(update).__name__ in ("Accepted", "Reserved")
 
 
 def _in_transaction(tick: Countdown) -> None:

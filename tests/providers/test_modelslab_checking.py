@@ -120,17 +120,11 @@ async def test_each_model_is_sent_what_it_takes(
     assert service.ledger == [always | sent]
 
 
-async def test_the_model_follows_the_tier() -> None:
-    provider = ModelsLab(KEY, models={"free": "seedream-t2i", "pro": "somebodys-own-model"})
+async def test_models_named_in_the_settings_are_known_and_the_first_is_the_default() -> None:
+    provider = ModelsLab(KEY, models=["seedream-t2i", "somebodys-own-model"])
     given = asked(width=512, height=512)
-    models = {tier: provider.check(replace(given, tier=tier)).model for tier in ("free", "pro", "other", None)}
-    assert models == {
-        "free": "seedream-t2i",
-        "pro": "somebodys-own-model",
-        "other": "seedream-t2i",
-        None: "seedream-t2i",
-    }
-    assert provider.check(replace(given, tier="free", model="sdxl")).model == "sdxl"
+    assert provider.check(given).model == "seedream-t2i"
+    assert provider.check(replace(given, model="sdxl")).model == "sdxl"
     assert provider.check(replace(given, model="somebodys-own-model", negative_prompt="x")).negative_prompt == "x"
     assert provider.capabilities.models[0] == "seedream-t2i"
     assert (await provider.models())["models"] == provider.capabilities.models

@@ -1,8 +1,8 @@
 """A ComfyUI server for tests: real sockets, recorded answers, and every misbehaviour on demand.
 
 It runs in a thread of its own, so that a test may block and processes may call it. Only the drawing is imagined: steps
-take `step_seconds`, and pictures are small PNGs. `ledger` remembers every submit over all restarts; the attributes
-under "misbehaviour" may be set at any time.
+take `step_seconds`, and pictures are plain PNGs, as many and as large as the graph says. `ledger` remembers every
+submit over all restarts; the attributes under "misbehaviour" may be set at any time.
 """
 
 import asyncio
@@ -30,6 +30,15 @@ from websockets.server import ServerProtocol
 RECORDED = Path(__file__).parent / "comfyui"
 LATENT, IMAGE, MODEL, CLIP, VAE, CONDITIONING = "LATENT", "IMAGE", "MODEL", "CLIP", "VAE", "CONDITIONING"
 SAMPLERS = ("KSampler",)
+PIXELS = ("latent_image", "samples", "pixels", "image", "images")  # the inputs that a picture comes through
+SAVED: Mapping[str, tuple[str, str]] = {  # extension of the file, and under which key it is told
+    "SaveVideo": ("mp4", "images"),
+    "SaveWEBM": ("webm", "images"),
+    "VHS_VideoCombine": ("mp4", "gifs"),
+    "SaveAudio": ("flac", "audio"),
+    "SaveAudioMP3": ("mp3", "audio"),
+    "SaveText": ("txt", "files"),
+}
 R = TypeVar("R")
 
 
@@ -67,6 +76,10 @@ NODES: dict[str, Any] = {
     ),
     "PreviewImage": _node({"images": [IMAGE]}, [], is_output=True),
     "SaveVideo": _node({"images": [IMAGE]}, [], is_output=True),
+    "SaveWEBM": _node({"images": [IMAGE]}, [], is_output=True),
+    "VHS_VideoCombine": _node({"images": [IMAGE]}, [], is_output=True),
+    "SaveAudio": _node({"audio": [IMAGE]}, [], is_output=True),
+    "SaveAudioMP3": _node({"audio": [IMAGE]}, [], is_output=True),
     "SaveText": _node({"images": [IMAGE]}, [], is_output=True),
 }
 
@@ -597,7 +610,7 @@ class ComfyStandIn:
                                 await asyncio.sleep(0.001)
                             while client not in self._sockets:  # noqa: ASYNC110
                                 await asyncio.sleep(0.001)
-            output = self._output(node)
+            output = self._output(prompt.graph, node_id)
             advance(steps, "finished")
             if output is not None:
                 prompt.outputs[node_id] = output
@@ -621,21 +634,49 @@ class ComfyStandIn:
         else:
             self._send(client, struct.pack(">II", 1, 1) + picture)
 
-    def _output(self, node: Mapping[str, Any]) -> dict[str, Any] | None:
+    def _output(self, graph: Mapping[str, Any], node_id: str) -> dict[str, Any] | None:
+        node = graph[node_id]
         if not self.nodes[node["class_type"]]["output_node"]:
             return None
         prefix = str(node["inputs"].get("filename_prefix", "fixed"))
         subfolder, _, stem = prefix.rpartition("/")
         kind = "temp" if node["class_type"] == "PreviewImage" else "output"
-        extension = {"SaveVideo": "mp4", "SaveText": "txt"}.get(node["class_type"], "png")
-        data = {"mp4": b"\0\0\0\x18ftypisom" + b"\0" * 64, "txt": b"words"}.get(extension) or _picture("PNG")
-        self._counters[prefix] = self._counters.get(prefix, 0) + 1
-        name = f"{stem}_{self._counters[prefix]:05}_.{extension}"
-        if not self.delete_files:
-            self.files[kind, subfolder, name] = data
-        entry = {"filename": name, "subfolder": subfolder, "type": kind}
-        key = {"mp4": "gifs", "txt": "files"}.get(extension, "images")
-        return {key: [entry]} if key == "images" else {key: [entry], "animated": [True]}
+        extension, key = SAVED.get(node["class_type"], ("png", "images"))
+        width, height, count = self._extent(graph, node_id)
+        entries: list[dict[str, Any]] = []
+        for _ in range(count if extension == "png" else 1):
+            self._counters[prefix] = self._counters.get(prefix, 0) + 1
+            name = f"{stem}_{self._counters[prefix]:05}_.{extension}"
+            if not self.delete_files:
+                made = _picture("PNG", (width, height)) if extension == "png" else _film(extension)
+                self.files[kind, subfolder, name] = made
+            entries.append({"filename": name, "subfolder": subfolder, "type": kind})
+        if key == "gifs":
+            entries[0] |= {"format": "video/h264-mp4", "frame_rate": 8.0, "workflow": f"{stem}_00001_.png"}
+        return (
+            {key: entries, "animated": [True]} if extension in {"mp4", "webm"} and key == "images" else {key: entries}
+        )
+
+    def _extent(self, graph: Mapping[str, Any], node_id: str) -> tuple[int, int, int]:
+        """Width, height and number of what a node makes: of the first of its inputs that leads to a size."""
+        inputs = graph[node_id]["inputs"]
+        if isinstance(inputs.get("image"), str):  # LoadImage
+            data = self.uploads.get(inputs["image"])
+            if data is None:
+                return 64, 64, 1
+            with Image.open(BytesIO(data)) as image:
+                return image.width, image.height, 1
+        links = {name: str(value[0]) for name, value in inputs.items() if isinstance(value, list)}
+        source = next((links[name] for name in PIXELS if name in links), None)
+        width, height, count = (64, 64, 1) if source is None else self._extent(graph, source)
+        scale = float(inputs.get("scale_by", 1))
+        across, down = int(inputs.get("width") or 0), int(inputs.get("height") or 0)
+        if across and not down:
+            height = round(height * across / width)
+        elif down and not across:
+            width = round(width * down / height)
+        count *= int(inputs.get("batch_size", 1)) * int(inputs.get("amount", 1))
+        return round((across or width) * scale), round((down or height) * scale), count
 
 
 def _as_history(prompt: Prompt) -> dict[str, Any]:
@@ -663,9 +704,15 @@ def _in_order(graph: Mapping[str, Any]) -> list[str]:
     return list(done)
 
 
-def _picture(kind: str) -> bytes:
+def _film(extension: str) -> bytes:
+    """A second of a test card with a tone, or what the extension can hold of it."""
+    found = list(RECORDED.glob(f"*.{extension}"))
+    return found[0].read_bytes() if found else b"words"
+
+
+def _picture(kind: str, size: tuple[int, int] = (64, 64)) -> bytes:
     file = BytesIO()
     info = PngImagePlugin.PngInfo()
     info.add_text("prompt", "{}")
-    Image.new("RGB", (64, 64), (200, 40, 40)).save(file, kind, **({"pnginfo": info} if kind == "PNG" else {}))
+    Image.new("RGB", size, (200, 40, 40)).save(file, kind, **({"pnginfo": info} if kind == "PNG" else {}))
     return file.getvalue()

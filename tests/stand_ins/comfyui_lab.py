@@ -7,7 +7,17 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
-from safelight.providers.base import Accepted, Generation, InputImage, Output, Parameters, Preview, Progress, Update
+from safelight.providers.base import (
+    Accepted,
+    Generation,
+    InputImage,
+    Output,
+    Parameters,
+    Preview,
+    Progress,
+    Reserved,
+    Update,
+)
 from safelight.providers.comfyui import ComfyUI, Pace
 from stand_ins.comfyui import ComfyStandIn
 
@@ -72,8 +82,8 @@ async def run(comfy: ComfyUI, **fields: Any) -> list[Update]:
     return await collect(comfy.generate(order(**fields)))
 
 
-def accepted(updates: list[Update]) -> list[str]:
-    return [update.remote_id for update in updates if isinstance(update, Accepted)]
+def remote_ids(updates: list[Update]) -> list[str]:
+    return [update.remote_id for update in updates if isinstance(update, Reserved | Accepted)]
 
 
 def outputs(updates: list[Update]) -> list[Output]:

@@ -1,5 +1,6 @@
 """The client: one object per Safelight, made of plain calls that return what the API answers."""
 
+import mimetypes
 import random
 import time
 import uuid
@@ -7,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, overload
+from urllib.parse import quote
 
 import httpx
 
@@ -16,6 +18,7 @@ from safelight_client.event import Event, EventReader
 API = "/api/v1"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LONGEST_WAIT = 30.0  # seconds between two tries; a server that asks for more is believed and not bothered
+UPLOAD_SECONDS = 60.0  # for an uploaded picture to be checked and stored
 SILENCE = 45.0  # seconds without a byte after which an event stream counts as broken; comments come every 15 s
 
 
@@ -145,6 +148,38 @@ class Client:
         """Every provider: its health, limits and load, whether it is paused, and how long its jobs take."""
         return self._call("GET", f"{API}/providers").json()["items"]
 
+    def upload(self, picture: bytes | str | Path, content_type: str | None = None) -> dict[str, Any]:
+        """Upload a picture to start from, and return its record: its `id` is what `input_images` of a submit takes.
+
+        PNG, JPEG or WebP; of a file, the type follows from its name if it is not given.
+        """
+        data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+        if content_type is None and not isinstance(picture, bytes):
+            content_type = mimetypes.guess_type(Path(picture).name)[0]
+        headers = {"Content-Type": content_type or "application/octet-stream"}
+        return self._call(
+            "POST", f"{API}/artifacts", headers=headers, content=data, extra_seconds=UPLOAD_SECONDS
+        ).json()
+
+    def templates(self) -> list[dict[str, Any]]:
+        """The workflow templates that a submit may name: everybody's, then your own."""
+        return self._call("GET", f"{API}/templates").json()["items"]
+
+    def template(self, name: str) -> dict[str, Any]:
+        """A template with its workflow."""
+        return self._call("GET", f"{API}/templates/{quote(name, safe='')}").json()
+
+    def add_template(self, definition: Mapping[str, Any], *, replace: bool = False) -> dict[str, Any]:
+        """Add a template of your own. One that you have already is refused (409) unless it is to be replaced."""
+        if replace:
+            path = f"{API}/templates/{quote(str(definition.get('name')), safe='')}"
+            return self._call("PUT", path, json=dict(definition)).json()
+        return self._call("POST", f"{API}/templates", json=dict(definition)).json()
+
+    def delete_template(self, name: str) -> None:
+        """Delete a template of your own; jobs that were accepted keep it."""
+        self._call("DELETE", f"{API}/templates/{quote(name, safe='')}")
+
     def ready(self) -> dict[str, Any]:
         """The health of each part, as the server tells it. Answered once, without retries."""
         response = self._look(f"{API}/health/ready")
@@ -176,13 +211,14 @@ class Client:
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
         json: dict[str, Any] | None = None,
+        content: bytes | None = None,
         extra_seconds: float = 0,
     ) -> httpx.Response:
         failures = 0
         while True:
             pause: float | None = None
             try:
-                response = self._send(method, path, headers, params, json, extra_seconds)
+                response = self._send(method, path, headers, params, json, content, extra_seconds)
             except Unreachable:
                 if failures >= self._retries:
                     raise
@@ -203,13 +239,16 @@ class Client:
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
         json: dict[str, Any] | None = None,
+        content: bytes | None = None,
         extra_seconds: float = 0,
     ) -> httpx.Response:
         timeout = httpx.Timeout(self._timeout, read=self._timeout + extra_seconds)
         try:
             address = self._address(path)
             sent = {**self._headers_for(address), **(headers or {})}
-            return self._http.request(method, address, headers=sent, params=params, json=json, timeout=timeout)
+            return self._http.request(
+                method, address, headers=sent, params=params, json=json, content=content, timeout=timeout
+            )
         except httpx.TransportError as error:
             raise Unreachable(self._no_answer(error)) from error
 

@@ -118,6 +118,7 @@ class Job:
     inputs: dict[str, Any] | None = None
     workflow: dict[str, Any] | None = None
     input_images: list[str] | None = None
+    template_definition: dict[str, Any] | None = None
 
     @property
     def is_terminal(self) -> bool:
@@ -204,6 +205,7 @@ jobs = Table(
     Column("inputs", Json),
     Column("workflow", Json),
     Column("input_images", Json),
+    Column("template_definition", Json),  # what the template said when the job was submitted
 )
 
 # States of a row in the words of the indexes' conditions, so that those can serve. Without the type Boolean, or SQLite

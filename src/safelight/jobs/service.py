@@ -66,7 +66,7 @@ class JobEnded(SafelightError):
 
 
 class InputImageMissing(SafelightError):
-    """There is no such artifact."""
+    """There is no such picture."""
 
     kind = "invalid"
     code = "invalid_request"
@@ -288,8 +288,11 @@ class Jobs:
         statement = update(jobs).where(step.OURS).values(submitting_at=db_now())
         return tx.execute(statement, _ours(job_id, attempt)).rowcount == 1
 
-    def record_accepted(self, tx: Tx, job_id: str, attempt: int, remote_id: str) -> bool:
-        """Write down the provider's own id, for a later attempt to adopt. False as above."""
+    def record_remote_id(self, tx: Tx, job_id: str, attempt: int, remote_id: str) -> bool:
+        """Write down under which id the provider has the job, or will have it: a later attempt goes on from there.
+
+        False as above.
+        """
         statement = update(jobs).where(step.OURS).values(provider_job_id=remote_id, updated_at=db_now())
         if tx.execute(statement, _ours(job_id, attempt)).rowcount != 1:
             return False
@@ -326,8 +329,9 @@ class Jobs:
                 return self._end(tx, step.FAIL, {**ours, **_because(error)}, "failed", error)
             case Cancelled():
                 return self._end(tx, step.CANCEL, ours, "cancelled", None)
-            case TryAgain(error=error) if is_probe and _deferrals(tx, job) < MAX_DEFERRALS:
-                return self._give_back(tx, job, "deferred", error)  # it tried for all, and shall not pay for that
+            case TryAgain(error=error, keeps_provider_job=keeps) if is_probe and _deferrals(tx, job) < MAX_DEFERRALS:
+                # It tried for all, and shall not pay for that.
+                return self._give_back(tx, job, "deferred", error, forget=not keeps)
             case TryAgain():
                 return self._try_again(tx, job, settlement)
             case Defer(error=error, after_seconds=after, keeps_provider_job=keeps):
@@ -339,7 +343,7 @@ class Jobs:
 
     def _try_again(self, tx: Tx, job: Job, again: TryAgain) -> Job | None:
         error = again.error
-        if job.retries_here < job.max_retries:
+        if not again.counts or job.retries_here < job.max_retries:
             message = f"Trying again in {again.after_seconds:.0f} s: {error.get('message', '')}"
             return self._give_back(
                 tx,
@@ -348,7 +352,7 @@ class Jobs:
                 error,
                 message=message,
                 after=again.after_seconds,
-                retries=1,
+                retries=int(again.counts),
                 forget=not again.keeps_provider_job,
             )
         if again.may_move and job.route:
@@ -578,7 +582,7 @@ def _take_inputs(tx: Tx, new: NewJob) -> InputImageMissing | None:
         return None
     results.forget_inputs(tx, [new.id])
     errors = [
-        FieldError(f"#/input_images/{place}", f"There is no artifact {reference}.")
+        FieldError(f"#/input_images/{place}", f"There is no picture {reference}.")
         for place, reference in enumerate(given)
         if reference in missing
     ]

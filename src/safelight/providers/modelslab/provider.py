@@ -12,7 +12,7 @@ import binascii
 import math
 import re
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from difflib import get_close_matches
 from functools import cached_property
@@ -61,8 +61,8 @@ log = structlog.get_logger()
 class ModelsLab(Provider):
     """Pictures by ModelsLab.
 
-    `models` names a model per tier of the caller; the first one is for everybody else. Models that the house does not
-    know (there are thousands) can be used once they are named there, and are taken for community models.
+    `models` names further models, the default one first. Those that the house does not know (there are thousands) can
+    be used once they are named there, and are taken for community models.
     `resubmit_unknown`: a submit of which nobody can tell whether it was taken is repeated, and perhaps paid twice.
     `webhook_url` is where ModelsLab may tell that a job has ended; it is polled all the same.
     """
@@ -72,7 +72,7 @@ class ModelsLab(Provider):
         key: str,
         *,
         base_url: str = BASE_URL,
-        models: Mapping[str, str] | None = None,
+        models: Sequence[str] = (),
         resubmit_unknown: bool = False,
         webhook_url: str | None = None,
     ) -> None:
@@ -81,9 +81,8 @@ class ModelsLab(Provider):
         self._key = key
         self._base_url = base_url.rstrip("/")
         self._origin = httpx.URL(base_url).scheme, host_of(base_url)
-        self._tiers = dict(models or {})
-        self._models = dict.fromkeys(self._tiers.values(), COMMUNITY) | dict(MODELS)
-        self._default = next(iter(self._tiers.values()), next(iter(MODELS)))
+        self._models = dict.fromkeys(models, COMMUNITY) | dict(MODELS)
+        self._default = next(iter((*models, *MODELS)))
         self._resubmit_unknown = resubmit_unknown
         self._webhook_url = webhook_url
 
@@ -111,7 +110,7 @@ class ModelsLab(Provider):
             if given:
                 instead = "; name the model in model" if field == "checkpoint_model" else ""
                 raise InvalidParameters(f"ModelsLab takes no {field} here{instead}.", field=field)
-        name = parameters.model or self._tiers.get(parameters.tier or "", self._default)
+        name = parameters.model or self._default
         model = self._models.get(name)
         if model is None:
             near = get_close_matches(name, self._models, n=3, cutoff=0.3)
@@ -119,6 +118,10 @@ class ModelsLab(Provider):
             message = f"The model {name[:80]!r} is not known here. {meant} Others can be named in the settings."
             raise InvalidParameters(message, field="model")
         return fitted(name, model, parameters)
+
+    def takes_seed(self, parameters: Parameters) -> bool:
+        """Some models do."""
+        return self._models[parameters.model or self._default].seeds
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Update]:
         """Submit, follow, download."""
