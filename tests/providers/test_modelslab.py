@@ -20,6 +20,7 @@ from safelight.providers.base import (
     BadOutput,
     ContentRejected,
     Generation,
+    GenerationFailed,
     InvalidParameters,
     JobLost,
     Output,
@@ -34,7 +35,7 @@ from safelight.providers.base import (
     Update,
 )
 from safelight.providers.fetch import FetchRefused
-from safelight.providers.modelslab import GenerationFailed, ModelsLab, job_of_webhook
+from safelight.providers.modelslab import ModelsLab, job_of_webhook
 from safelight.providers.modelslab import provider as module
 from stand_ins.modelslab import KEY, Job, ModelsLabStandIn, says
 from stand_ins.serve import Dropped, Half, picture
@@ -120,7 +121,7 @@ async def test_a_job_is_submitted_once_followed_and_downloaded(provider: ModelsL
     updates = await collect(provider.generate(order(parameters)))
     assert kinds(updates) == ["Submitting", "Accepted", "Progress", "Output"]
     outputs = [update for update in updates if isinstance(update, Output)]
-    assert [Image.open(BytesIO(output.data)).size for output in outputs] == [(512, 256)] * 2
+    assert [Image.open(BytesIO(output.read())).size for output in outputs] == [(512, 256)] * 2
     assert [(output.content_type, output.seed) for output in outputs] == [("image/png", None)] * 2
     progress = [update for update in updates if isinstance(update, Progress)]
     assert progress[0].message == "ModelsLab expects 1 s in all"

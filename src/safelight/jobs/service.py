@@ -322,8 +322,9 @@ class Jobs:
                 return self._end(tx, step.FAIL, {**ours, **_because(error)}, "failed", error)
             case Cancelled():
                 return self._end(tx, step.CANCEL, ours, "cancelled", None)
-            case TryAgain(error=error) if is_probe and _deferrals(tx, job) < MAX_DEFERRALS:
-                return self._give_back(tx, job, "deferred", error)  # it tried for all, and shall not pay for that
+            case TryAgain(error=error, keeps_provider_job=keeps) if is_probe and _deferrals(tx, job) < MAX_DEFERRALS:
+                # It tried for all, and shall not pay for that.
+                return self._give_back(tx, job, "deferred", error, forget=not keeps)
             case TryAgain():
                 return self._try_again(tx, job, settlement)
             case Defer(error=error, after_seconds=after, keeps_provider_job=keeps):
@@ -335,7 +336,7 @@ class Jobs:
 
     def _try_again(self, tx: Tx, job: Job, again: TryAgain) -> Job | None:
         error = again.error
-        if job.retries_here < job.max_retries:
+        if not again.counts or job.retries_here < job.max_retries:
             message = f"Trying again in {again.after_seconds:.0f} s: {error.get('message', '')}"
             return self._give_back(
                 tx,
@@ -344,7 +345,7 @@ class Jobs:
                 error,
                 message=message,
                 after=again.after_seconds,
-                retries=1,
+                retries=int(again.counts),
                 forget=not again.keeps_provider_job,
             )
         if again.may_move and job.route:

@@ -93,7 +93,7 @@ RETURN = _move(
     run_at=func.coalesce(db_now(bindparam("b_after", type_=Float)), jobs.c.run_at),  # NULL: its place in the line
     retry_count=jobs.c.retry_count + bindparam("b_retries"),
     crash_count=jobs.c.crash_count + bindparam("b_crashes"),
-    # A provider's failure ends its job; after a lost worker or a failure of ours it is there to be adopted.
+    # What the provider failed at is over; what it may still have, after a lost worker or a lost way, is to be adopted.
     provider_job_id=case((bindparam("b_forget") > 0, null()), else_=jobs.c.provider_job_id),
     submitting_at=case((bindparam("b_forget") > 0, null()), else_=jobs.c.submitting_at),
 ).where(OURS)

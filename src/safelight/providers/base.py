@@ -9,6 +9,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 # --- what is asked ----------------------------------------------------------------------------------------------------
@@ -121,14 +122,21 @@ class Preview:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One finished result as bytes: a picture, or a video or sound by its content type.
+    """One finished result, as bytes or as a local file: a picture, a video or a sound.
 
-    `seed` is the one that made this very result, if known.
+    A file is the runner's from here on: it is streamed into the storage, whatever its size, and removed. What it is,
+    its content says; the `content_type` is what the provider takes it for. `seed` is the one that made this very
+    result, if known. `details` (JSON) are kept with it: `title`, `source_url`, ...
     """
 
-    data: bytes
+    data: bytes | Path
     content_type: str
     seed: int | None = None
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def read(self) -> bytes:
+        """Its bytes; a file is read whole."""
+        return self.data if isinstance(self.data, bytes) else self.data.read_bytes()
 
 
 Update = Submitting | Reserved | Accepted | Progress | Preview | Output
@@ -140,10 +148,13 @@ Update = Submitting | Reserved | Accepted | Progress | Preview | Output
 #   ├── InvalidParameters   never again        422 at submit, or refused later by the provider
 #   ├── ContentRejected     never again
 #   ├── RateLimited         later              retry_after wins over our own delays
-#   ├── ProviderUnavailable later
-#   ├── ProviderTimedOut    later
-#   ├── JobLost             later              the provider forgot a job it had accepted
-#   ├── BadOutput           later              empty, corrupt or not what was asked
+#   ├── ProviderUnavailable later              after Accepted: by following the job that it has
+#   │   └── NotTaken        later, anew        it was told under which id, and never had it
+#   ├── ProviderTimedOut    later              as unavailable
+#   ├── JobLost             later, anew        the provider forgot a job it had accepted
+#   ├── GenerationFailed    later, anew        the provider took it and failed at it
+#   ├── BadOutput           later, anew        empty, corrupt or not what was asked
+#   │   └── ResultMissing   later              not where the provider says: ask it again, make nothing again
 #   └── UnknownOutcome      never blindly      it may have been carried out and charged
 
 
@@ -200,6 +211,10 @@ class ProviderUnavailable(ProviderError):
     retryable = True
 
 
+class NotTaken(ProviderUnavailable):
+    """The provider cannot be reached, and has not got the job."""
+
+
 class ProviderTimedOut(ProviderError):
     """The provider did not answer in time."""
 
@@ -214,12 +229,26 @@ class JobLost(ProviderError):
     retryable = True
 
 
+class GenerationFailed(ProviderError):
+    """The provider took the job and failed at it."""
+
+    code = "generation_failed"
+    retryable = True
+    may_have_cost = True
+
+
 class BadOutput(ProviderError):
     """The provider delivered something that is not a usable result."""
 
     code = "bad_output"
     retryable = True
     may_have_cost = True
+
+
+class ResultMissing(BadOutput):
+    """The result is not where the provider says."""
+
+    code = "result_missing"
 
 
 class UnknownOutcome(ProviderError):

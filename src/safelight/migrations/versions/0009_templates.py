@@ -6,7 +6,7 @@ from alembic import op
 from safelight.db import Instant, Json
 
 revision = "0009_templates"
-down_revision = "0007_workflows"
+down_revision = "0008_films"
 branch_labels = None
 depends_on = None
 

@@ -39,6 +39,7 @@ from safelight.providers.base import (
     InvalidParameters,
     JobLost,
     Limits,
+    NotTaken,
     Parameters,
     Progress,
     Provider,
@@ -319,7 +320,7 @@ class ComfyUI(Provider):
         """Nothing is on this server yet: give it up, and go elsewhere if there is an elsewhere."""
         server.mark_down(error.reason)
         if server in avoid or len(self._servers) == 1:
-            raise ProviderUnavailable(f"{server.name}: {error.reason}.") from None
+            raise NotTaken(f"{server.name}: {error.reason}.") from None
         avoid.add(server)
 
     async def _prepare(self, run: Run, generation: Generation) -> Graph:
@@ -349,7 +350,7 @@ class ComfyUI(Provider):
                 log.warning("comfyui.reply_lost", server=run.server.name, prompt_id=run.prompt_id, reason=error.reason)
             if await self._is_there(run):
                 return True
-        raise ProviderUnavailable(f"{run.server.name} breaks the connection off whenever a workflow is sent.")
+        raise NotTaken(f"{run.server.name} breaks the connection off whenever a workflow is sent.")
 
     async def _is_there(self, run: Run) -> bool:
         """Whether the server knows the run, asked twice before it is denied. Raises `JobLost` if nobody answers."""

@@ -11,6 +11,7 @@ import orjson
 
 from safelight.providers.base import (
     ContentRejected,
+    GenerationFailed,
     InvalidParameters,
     Parameters,
     ProviderError,
@@ -45,14 +46,6 @@ OUR_FIELDS = {
     "guidance_scale": "sampler_params.cfg",
     "scheduler": "sampler_params.scheduler",
 }
-
-
-class GenerationFailed(ProviderError):
-    """The provider took the job and failed at it."""
-
-    code = "generation_failed"
-    retryable = True
-    may_have_cost = True
 
 
 @dataclass(frozen=True, slots=True)
