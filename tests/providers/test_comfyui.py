@@ -3,17 +3,18 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from safelight.providers.base import InputImage, InvalidParameters, Parameters, Preview, Progress, Reserved
-from safelight.providers.comfyui import ComfyUI, Pace
-from stand_ins.comfyui import ComfyStandIn
+from safelight.providers.base import InputImage, InvalidParameters, Output, Parameters, Preview, Progress, Reserved
+from safelight.providers.comfyui import ComfyUI, Pace, server
+from stand_ins.comfyui import RECORDED, ComfyStandIn
 from stand_ins.comfyui_lab import (
     QUICK,
     Make,
@@ -365,12 +366,36 @@ async def test_outputs_of_any_node(stand_in: ComfyStandIn, provider: Make) -> No
             "3": {"class_type": "SaveVideo", "inputs": {"images": image}},
             "4": {"class_type": "PreviewImage", "inputs": {"images": image}},
             "5": {"class_type": "SaveText", "inputs": {"images": image}},
+            "6": {"class_type": "VHS_VideoCombine", "inputs": {"images": image}},
+            "7": {"class_type": "SaveWEBM", "inputs": {"images": image}},
+            "8": {"class_type": "SaveAudio", "inputs": {"audio": image}},
+            "9": {"class_type": "SaveAudioMP3", "inputs": {"audio": image}},
         }
     )
     made = outputs(await run(comfy, workflow=mixed))
-    assert [output.content_type for output in made] == ["image/png", "video/mp4"]
+    types = ["image/png", "video/mp4", "video/mp4", "video/webm", "audio/flac", "audio/mpeg"]
+    assert [output.content_type for output in made] == types
     only_shown = workflow(**{"2": {"class_type": "PreviewImage", "inputs": {"images": image}}})
     assert [output.content_type for output in outputs(await run(comfy, workflow=only_shown))] == ["image/png"]
+
+
+async def test_a_large_result_comes_as_a_file_that_never_stays(
+    stand_in: ComfyStandIn, provider: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "HELD_BYTES", 1000)
+    stand_in.half_files = 1
+    film = workflow(**{"2": {"class_type": "SaveVideo", "inputs": {"images": ["1", 0]}}})
+    async with aclosing(provider(stand_in).generate(order(workflow=film))) as updates:
+        (output,) = [update async for update in updates if isinstance(update, Output) and kept(update)]
+    assert isinstance(output.data, Path)
+    assert not output.data.parent.exists()
+
+
+def kept(output: Output) -> bool:
+    """Looks at a file as the runner does: while the generator waits."""
+    assert isinstance(output.data, Path)
+    assert output.data.read_bytes() == (RECORDED / "video.mp4").read_bytes()
+    return True
 
 
 async def test_pictures_fill_the_load_image_nodes_in_order(stand_in: ComfyStandIn, provider: Make) -> None:

@@ -15,7 +15,6 @@ from safelight.providers.base import InvalidParameters, Lora
 from safelight.providers.comfyui import ComfyUI, InvalidTemplate, builtin_templates, check_template, shared_templates
 from safelight.providers.comfyui.catalogue import Catalogue
 from safelight.providers.comfyui.graph import plan_parameters, plan_workflow
-from safelight.providers.comfyui.outcome import type_of
 from safelight.providers.comfyui.progress import Meter, Tracker
 from safelight.providers.comfyui.server import Ended, File, end_of
 from stand_ins.comfyui import NODES, ComfyStandIn, recorded, recorded_frames
@@ -402,23 +401,6 @@ def test_a_node_that_turns_out_to_be_long_weighs_more() -> None:
         percents.append(meter.read(tracker.progress).percent)
     assert percents == sorted(percents)
     assert percents[-1] > 80
-
-
-@pytest.mark.parametrize(
-    ("data", "kind"),
-    [
-        (b"\x89PNG\r\n\x1a\n....", "image/png"),
-        (b"RIFF....WEBPVP8 ", "image/webp"),
-        (b"RIFF....WAVEfmt ", "audio/wav"),
-        (b"\0\0\0\x20ftypisom....", "video/mp4"),
-        (b"\x1a\x45\xdf\xa3....", "video/webm"),
-        (b"fLaC....", "audio/flac"),
-        (b"<html>", None),
-        (b"", None),
-    ],
-)
-def test_results_are_known_by_their_bytes(data: bytes, kind: str | None) -> None:
-    assert type_of(data) == kind
 
 
 def test_the_template_of_the_how_to_works(tmp_path: Path) -> None:

@@ -31,6 +31,14 @@ RECORDED = Path(__file__).parent / "comfyui"
 LATENT, IMAGE, MODEL, CLIP, VAE, CONDITIONING = "LATENT", "IMAGE", "MODEL", "CLIP", "VAE", "CONDITIONING"
 SAMPLERS = ("KSampler",)
 PIXELS = ("latent_image", "samples", "pixels", "image", "images")  # the inputs that a picture comes through
+SAVED: Mapping[str, tuple[str, str]] = {  # extension of the file, and under which key it is told
+    "SaveVideo": ("mp4", "images"),
+    "SaveWEBM": ("webm", "images"),
+    "VHS_VideoCombine": ("mp4", "gifs"),
+    "SaveAudio": ("flac", "audio"),
+    "SaveAudioMP3": ("mp3", "audio"),
+    "SaveText": ("txt", "files"),
+}
 R = TypeVar("R")
 
 
@@ -68,6 +76,10 @@ NODES: dict[str, Any] = {
     ),
     "PreviewImage": _node({"images": [IMAGE]}, [], is_output=True),
     "SaveVideo": _node({"images": [IMAGE]}, [], is_output=True),
+    "SaveWEBM": _node({"images": [IMAGE]}, [], is_output=True),
+    "VHS_VideoCombine": _node({"images": [IMAGE]}, [], is_output=True),
+    "SaveAudio": _node({"audio": [IMAGE]}, [], is_output=True),
+    "SaveAudioMP3": _node({"audio": [IMAGE]}, [], is_output=True),
     "SaveText": _node({"images": [IMAGE]}, [], is_output=True),
 }
 
@@ -629,18 +641,21 @@ class ComfyStandIn:
         prefix = str(node["inputs"].get("filename_prefix", "fixed"))
         subfolder, _, stem = prefix.rpartition("/")
         kind = "temp" if node["class_type"] == "PreviewImage" else "output"
-        extension = {"SaveVideo": "mp4", "SaveText": "txt"}.get(node["class_type"], "png")
-        key = {"mp4": "gifs", "txt": "files"}.get(extension, "images")
+        extension, key = SAVED.get(node["class_type"], ("png", "images"))
         width, height, count = self._extent(graph, node_id)
-        entries: list[dict[str, str]] = []
-        for _ in range(count if key == "images" else 1):
-            data = {"mp4": b"\0\0\0\x18ftypisom" + b"\0" * 64, "txt": b"words"}.get(extension)
+        entries: list[dict[str, Any]] = []
+        for _ in range(count if extension == "png" else 1):
             self._counters[prefix] = self._counters.get(prefix, 0) + 1
             name = f"{stem}_{self._counters[prefix]:05}_.{extension}"
             if not self.delete_files:
-                self.files[kind, subfolder, name] = data or _picture("PNG", (width, height))
+                made = _picture("PNG", (width, height)) if extension == "png" else _film(extension)
+                self.files[kind, subfolder, name] = made
             entries.append({"filename": name, "subfolder": subfolder, "type": kind})
-        return {key: entries} if key == "images" else {key: entries, "animated": [True]}
+        if key == "gifs":
+            entries[0] |= {"format": "video/h264-mp4", "frame_rate": 8.0, "workflow": f"{stem}_00001_.png"}
+        return (
+            {key: entries, "animated": [True]} if extension in {"mp4", "webm"} and key == "images" else {key: entries}
+        )
 
     def _extent(self, graph: Mapping[str, Any], node_id: str) -> tuple[int, int, int]:
         """Width, height and number of what a node makes: of the first of its inputs that leads to a size."""
@@ -687,6 +702,12 @@ def _in_order(graph: Mapping[str, Any]) -> list[str]:
         if node_id not in done:
             visit(node_id)
     return list(done)
+
+
+def _film(extension: str) -> bytes:
+    """A second of a test card with a tone, or what the extension can hold of it."""
+    found = list(RECORDED.glob(f"*.{extension}"))
+    return found[0].read_bytes() if found else b"words"
 
 
 def _picture(kind: str, size: tuple[int, int] = (64, 64)) -> bytes:

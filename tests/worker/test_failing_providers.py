@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from starlette.responses import Response
 
 from films import film
 from safelight.api.job_request import GenerationRequest, new_job
@@ -15,7 +16,7 @@ from safelight.bootstrap import Safelight, open_safelight
 from safelight.config import Settings
 from safelight.db import Tx, db_now, new_id
 from safelight.jobs import Attempt, Job, ProviderState, attempts_of, get, read_states
-from safelight.jobs.availability import provider_states
+from safelight.jobs.availability import half_open, provider_states, set_probe
 from safelight.jobs.job import jobs
 from safelight.providers.base import (
     Accepted,
@@ -39,8 +40,14 @@ from safelight.providers.base import (
     UnknownOutcome,
     Update,
 )
+from safelight.providers.comfyui import ComfyUI, outcome
+from safelight.providers.modelslab import ModelsLab
+from safelight.providers.modelslab import provider as modelslab
 from safelight.worker.inputs import InputImages
 from safelight.worker.runner import Runner
+from stand_ins.comfyui import ComfyStandIn
+from stand_ins.comfyui_lab import QUICK
+from stand_ins.modelslab import KEY, ModelsLabStandIn
 
 pytestmark = pytest.mark.anyio
 
@@ -166,8 +173,11 @@ def _close_breakers(tx: Tx) -> None:
     tx.execute(provider_states.delete())
 
 
-def _let_try(tx: Tx) -> None:
+def _let_try(tx: Tx, job_id: str) -> None:
+    """As dispatch does when the breaker has cooled down."""
     tx.execute(provider_states.update().values(retry_at=db_now(-1.0)))
+    half_open(tx)
+    set_probe(tx, "one", job_id)
 
 
 @pytest.fixture
@@ -306,17 +316,69 @@ async def test_a_job_that_may_be_paid_is_not_made_elsewhere(workshop: Workshop) 
     assert (job.status, job.provider, second.asked) == ("failed", "one", [])
 
 
+async def test_comfyui_draws_once_however_often_the_download_fails(workshop: Workshop) -> None:
+    with ComfyStandIn() as server:
+        server.half_files = 3 * outcome.DOWNLOAD_TRIES
+        workshop.add("comfyui", ComfyUI([server.url], pace=QUICK))
+        job = await workshop.carry_out(await workshop.submit("comfyui", max_retries=3))
+        assert (job.status, job.retry_count) == ("completed", 3)
+        assert server.submits(job.id) == 1
+
+
+async def test_comfyui_is_asked_again_if_it_forgot_meanwhile(workshop: Workshop) -> None:
+    with ComfyStandIn() as server:
+        server.half_files = outcome.DOWNLOAD_TRIES
+        workshop.add("comfyui", ComfyUI([server.url], pace=QUICK))
+        job_id = await workshop.submit("comfyui")
+        assert (await workshop.attempt(job_id)).status == "pending"
+        server.restart()
+        job = await workshop.carry_out(job_id)
+        assert (job.status, job.retry_count, server.submits(job_id)) == ("completed", 1, 2)
+
+
+async def test_a_comfyui_that_is_not_there_does_not_hold_a_job_that_knows_another_way(workshop: Workshop) -> None:
+    """The id that was reserved for it is worth nothing: it was never sent."""
+    with ComfyStandIn() as server:
+        server.lost_requests = 99
+        workshop.add("comfyui", ComfyUI([server.url], pace=QUICK))
+        workshop.add("two", Scripted())
+        job_id = await workshop.submit(["comfyui", "two"])
+        assert (await workshop.attempt(job_id)).provider_job_id is None
+        job = await workshop.carry_out(job_id)
+        assert (job.status, job.provider, len(server.ledger)) == ("completed", "two", 0)
+
+
+async def test_modelslab_is_paid_once_however_often_the_download_fails(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("FIRST_PAUSE", 0.01), ("MAX_FIRST_PAUSE", 0.02), ("DOWNLOAD_TRIES", 1)):
+        monkeypatch.setattr(modelslab, name, value)
+    service = ModelsLabStandIn()
+    try:
+        service.on_file = [lambda job, base, status=status: Response(status_code=status) for status in (503, 404, 403)]
+        provider = ModelsLab(key=KEY, base_url=service.url)
+        workshop.add("modelslab", provider)
+        job = await workshop.carry_out(await workshop.submit("modelslab", max_retries=3))
+        await provider.close()
+    finally:
+        service.close()
+    assert (job.status, job.retry_count) == ("completed", 3)
+    assert len(service.ledger) == 1
+    codes = [(attempt.error or {}).get("code") for attempt in await workshop.attempts(job.id)]
+    assert codes == ["provider_unavailable", "result_missing", "result_missing", None]
+
+
 async def test_a_probe_that_fails_keeps_the_job(workshop: Workshop) -> None:
     provider = Scripted(*[ProviderUnavailable()] * 3, accepts=True)
     workshop.add("one", provider)
     job_id = await workshop.submit(max_retries=3)
     for _ in range(2):  # then the breaker is open
         await workshop.attempt(job_id)
-    await workshop.world.database.write(_let_try)
+    await workshop.world.database.write(_let_try, job_id)
     job = await workshop.attempt(job_id)
     assert (await workshop.attempts(job_id))[-1].outcome == "deferred"
     assert (job.status, job.provider_job_id) == ("pending", "remote-1")
-    await workshop.world.database.write(_let_try)
+    await workshop.world.database.write(_let_try, job_id)
     assert (await workshop.attempt(job_id)).status == "completed"
     assert provider.asked == ["generate", *["resume remote-1"] * 3]
 

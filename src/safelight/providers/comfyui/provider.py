@@ -28,6 +28,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from difflib import get_close_matches
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import structlog
 
@@ -300,11 +302,12 @@ class ComfyUI(Provider):
                     run = None
                     continue
                 yield meter.read(Progress(98, "downloading", "Fetching the result"))
-                outputs = await fetch(run, end.files)
-                if outputs is not None:
-                    for output in outputs:
-                        yield output
-                    return
+                with TemporaryDirectory(prefix="safelight-") as folder:
+                    outputs = await fetch(run, end.files, Path(folder))
+                    if outputs is not None:
+                        for output in outputs:
+                            yield output
+                        return
                 if "files" not in excuses:
                     raise BadOutput("The ComfyUI server names a result it does not have, again and again.")
                 excuses.discard("files")
