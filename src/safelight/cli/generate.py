@@ -165,8 +165,8 @@ def generate(
     \b
     On ComfyUI servers of your own:
       safelight generate "a lighthouse" --provider comfyui --model sd_xl_base_1.0.safetensors
-      safelight generate "a lighthouse" --provider comfyui --template hires --input scale=1.5 --input steps=30
-      safelight generate "in oil" --provider comfyui --template img2img --image photo.jpg --input denoise=0.6
+      safelight generate "a pier" --provider comfyui --template txt2img --model NAME --input steps=30 --input cfg=6.5
+      safelight generate "in oil" --provider comfyui --template img2img --model NAME --image photo.jpg
       safelight generate "my graph" --provider comfyui --workflow graph.json --image photo.jpg
     \b
     Exit codes: 0 saved, 1 the job failed, 2 usage, 5 Safelight is unavailable, 6 stopped watching (the job goes on),

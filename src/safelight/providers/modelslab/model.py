@@ -80,7 +80,7 @@ MODELS: Mapping[str, Model] = {
     "flux-kontext-pro": Model(ratios=(*WIDER, "9:21"), images=(1, 1)),
     "seededit-i2i": Model(images=(1, 1)),
     "seedream-4.0-i2i": Model(images=(1, 10)),
-    "seedream-4.5-i2i": Model(ratios=WIDER, images=(1, 10)),
+    "seedream-4.5-i2i": Model(ratios=("1:1", "4:3", "16:9", "9:16", "3:2", "2:3", "21:9"), images=(1, 10)),
 }
 SCHEDULERS = tuple(
     f"{name}Scheduler"
