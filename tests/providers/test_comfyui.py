@@ -297,6 +297,7 @@ async def test_previews_without_a_job_id_are_taken_while_it_runs(stand_in: Comfy
 async def test_two_jobs_are_inside_and_the_rest_wait_in_order(provider: Make) -> None:
     with ComfyStandIn(step_seconds=0.02) as server:
         comfy = provider(server)
+        await comfy.models()  # the server is known: nobody is overtaken while it is asked
         ended: list[int] = []
         waited: set[int] = set()
 

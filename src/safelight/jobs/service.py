@@ -67,7 +67,7 @@ class JobEnded(SafelightError):
 
 
 class InputImageMissing(SafelightError):
-    """There is no such artifact."""
+    """There is no such picture."""
 
     kind = "invalid"
     code = "invalid_request"
@@ -576,7 +576,7 @@ def _take_inputs(tx: Tx, new: NewJob) -> InputImageMissing | None:
         return None
     results.forget_inputs(tx, [new.id])
     errors = [
-        FieldError(f"#/input_images/{place}", f"There is no artifact {reference}.")
+        FieldError(f"#/input_images/{place}", f"There is no picture {reference}.")
         for place, reference in enumerate(given)
         if reference in missing
     ]
