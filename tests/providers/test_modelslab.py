@@ -128,7 +128,11 @@ async def test_a_job_is_submitted_once_followed_and_downloaded(provider: ModelsL
     ("given", "sent", "size"),
     [
         ({"sampler_params": {"denoise": 0.4}}, {"strength": 0.4, "samples": 1, "seed": 7}, (80, 48)),
-        ({"model": "sdxl", "batch_size": 2}, {"samples": 2, "seed": 7}, (80, 48)),
+        (
+            {"model": "sdxl", "batch_size": 2},
+            {"samples": 2, "seed": 7, "scheduler": "UniPCMultistepScheduler"},
+            (80, 48),
+        ),
         ({"model": "flux-kontext-pro"}, {"aspect_ratio": "16:9"}, None),
         ({"model": "flux-kontext-pro", "width": 512, "height": 512}, {"aspect_ratio": "1:1"}, None),
         ({"model": "seededit-i2i"}, {}, None),

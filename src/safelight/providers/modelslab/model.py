@@ -90,6 +90,7 @@ SCHEDULERS = tuple(
         *("DDIMInverse", "DEISMultistep", "IPNDM", "KarrasVe", "ScoreSdeVe", "LCM"),
     )
 )
+REDRAWING_SCHEDULER = "UniPCMultistepScheduler"  # community models must be told one to start from a picture
 SAMPLER_FIELDS = {
     "steps": "num_inference_steps",
     "cfg": "guidance_scale",
@@ -155,6 +156,8 @@ def fields_of(
     for ours, theirs in SAMPLER_FIELDS.items():
         if ours in parameters.sampler_params:
             fields[theirs] = parameters.sampler_params[ours]
+    if images and model.schedulers:
+        fields.setdefault("scheduler", REDRAWING_SCHEDULER)
     return fields
 
 
