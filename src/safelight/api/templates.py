@@ -183,7 +183,7 @@ def _pointer(field: str) -> str:
 def _own_view(stored: StoredTemplate) -> dict[str, Any]:
     """The fields of `WholeTemplateView`."""
     dates = {"created_at": stored.created_at, "updated_at": stored.updated_at}
-    return {"description": "", "inputs": {}} | stored.definition | {"source": "own"} | dates
+    return stored.definition | {"source": "own"} | dates
 
 
 def _shared(world: Safelight) -> dict[str, dict[str, Any]]:
