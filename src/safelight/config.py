@@ -4,6 +4,7 @@
 every value can be set on its own. `AI_MOCK_MODE` is read without the prefix.
 """
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -132,7 +133,12 @@ class Settings(BaseSettings):
     @field_validator("comfyui_urls", mode="before")
     @classmethod
     def split(cls, value: Any) -> Any:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        """Comma-separated as people write it, or JSON, as a parent process does."""
+        if not isinstance(value, str):
+            return value
+        return (
+            json.loads(value) if value.startswith("[") else [part.strip() for part in value.split(",") if part.strip()]
+        )
 
     @model_validator(mode="after")
     def fill_in(self) -> Self:

@@ -186,6 +186,21 @@ def test_those_of_the_installation_are_everybodys(drawing: Service) -> None:
     assert problem_of(drawing.http.post(TEMPLATES, json=swatch("banner")), 409) == "template_shared"
 
 
+def test_templates_of_the_installation_that_cannot_be_read_are_said_to_be(
+    make_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    service = make_service(worker=False, mock_mode=False, comfyui_templates=tmp_path / "nothing")
+    broken = service.http.get(TEMPLATES)
+    assert problem_of(broken, 503) == "templates_broken" and "There is no folder" in broken.json()["detail"]
+    refused = service.http.post(JOBS, json={"prompt": "x", "provider": "comfyui"})
+    assert "There is no folder" in problem_detail(refused)
+
+
+def problem_detail(response: httpx.Response) -> str:
+    assert response.status_code == 422, response.text
+    return response.json()["detail"]
+
+
 # --- the command and the client ---------------------------------------------------------------------------------------
 
 

@@ -19,10 +19,8 @@ from stand_ins.comfyui_lab import (
     QUICK,
     Make,
     asks,
-    collect,
     open_providers,
     order,
-    outputs,
     percents,
     previews,
     remote_ids,
@@ -31,6 +29,7 @@ from stand_ins.comfyui_lab import (
     until,
     workflow,
 )
+from stand_ins.generation import collect, outputs
 
 pytestmark = pytest.mark.anyio
 REAL = "SAFELIGHT_TEST_COMFYUI_URL"

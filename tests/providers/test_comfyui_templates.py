@@ -175,6 +175,8 @@ def test_templates_of_the_installation_stand_beside_the_built_in_ones(tmp_path: 
     (tmp_path / "broken.json").write_text(json.dumps(poster(title="")))
     with pytest.raises(ValueError, match=r"broken\.json cannot be used: title"):
         shared_templates(tmp_path)
+    with pytest.raises(ValueError, match="There is no folder"):
+        shared_templates(tmp_path / "elsewhere")
 
 
 def test_a_checked_order_bears_what_its_template_said() -> None:

@@ -28,10 +28,8 @@ from stand_ins.comfyui_lab import (
     QUICK,
     Make,
     asks,
-    collect,
     open_providers,
     order,
-    outputs,
     percents,
     remote_ids,
     run,
@@ -39,6 +37,7 @@ from stand_ins.comfyui_lab import (
     until,
     workflow,
 )
+from stand_ins.generation import collect, outputs
 
 pytestmark = pytest.mark.anyio
 Two = tuple[ComfyStandIn, ComfyStandIn]

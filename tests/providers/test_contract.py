@@ -33,17 +33,13 @@ from safelight.providers.openai_images import OpenAIImages
 from safelight.testing import ProviderCheckFailed, check_provider
 from stand_ins.comfyui import ComfyStandIn
 from stand_ins.comfyui_lab import QUICK
+from stand_ins.generation import asked
 from stand_ins.modelslab import KEY as MODELSLAB_KEY
 from stand_ins.modelslab import ModelsLabStandIn
 from stand_ins.openai_images import KEY as OPENAI_KEY
 from stand_ins.openai_images import OpenAIStandIn
 
 pytestmark = pytest.mark.anyio
-
-
-def asked(**changes: Any) -> Parameters:
-    given: dict[str, Any] = {"kind": "image.generate", "prompt": "a lighthouse"}
-    return Parameters(**(given | changes))
 
 
 async def test_the_mock_passes() -> None:

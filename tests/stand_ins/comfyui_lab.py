@@ -11,7 +11,6 @@ from safelight.providers.base import (
     Accepted,
     Generation,
     InputImage,
-    Output,
     Parameters,
     Preview,
     Progress,
@@ -20,6 +19,7 @@ from safelight.providers.base import (
 )
 from safelight.providers.comfyui import ComfyUI, Pace
 from stand_ins.comfyui import ComfyStandIn
+from stand_ins.generation import collect
 
 QUICK = Pace(
     look=0.03,
@@ -72,22 +72,12 @@ def order(
     return Generation(job_id or str(uuid.uuid4()), attempt, asks(**fields), 60.0, images)
 
 
-async def collect(updates: AsyncGenerator[Update], seconds: float = 10.0) -> list[Update]:
-    """All updates; it fails if they take too long."""
-    async with asyncio.timeout(seconds):
-        return [update async for update in updates]
-
-
 async def run(comfy: ComfyUI, **fields: Any) -> list[Update]:
     return await collect(comfy.generate(order(**fields)))
 
 
 def remote_ids(updates: list[Update]) -> list[str]:
     return [update.remote_id for update in updates if isinstance(update, Reserved | Accepted)]
-
-
-def outputs(updates: list[Update]) -> list[Output]:
-    return [update for update in updates if isinstance(update, Output)]
 
 
 def previews(updates: list[Update]) -> list[Preview]:

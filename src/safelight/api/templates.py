@@ -167,21 +167,23 @@ def _checked(world: Safelight, definition: Mapping[str, Any]) -> dict[str, Any]:
     try:
         checked = check_template(definition)
     except InvalidTemplate as error:
-        errors = [FieldError("/".join(["#", *_path(each.field)]), each.message) for each in error.problems[:50]]
+        errors = [FieldError(_pointer(each.field), each.message) for each in error.problems[:50]]
         raise Invalid(str(error)[:1000], errors=errors) from None
     if checked.name in _shared(world):
         raise TemplateShared(f"The name {checked.name} belongs to a template that everybody has; choose another.")
     return checked.as_json()
 
 
-def _path(field: str) -> list[str]:
-    return field.split(".") if field else []
+def _pointer(field: str) -> str:
+    """A JSON pointer, of a dotted path."""
+    parts = field.split(".") if field else []
+    return "/".join(["#", *(part.replace("~", "~0").replace("/", "~1") for part in parts)])
 
 
 def _own_view(stored: StoredTemplate) -> dict[str, Any]:
     """The fields of `WholeTemplateView`."""
     dates = {"created_at": stored.created_at, "updated_at": stored.updated_at}
-    return {"description": "", "inputs": {}} | stored.definition | {"source": "own"} | dates
+    return stored.definition | {"source": "own"} | dates
 
 
 def _shared(world: Safelight) -> dict[str, dict[str, Any]]:

@@ -186,7 +186,8 @@ class ComfyUI(Provider):
         if template is not None:
             return template
         near = get_close_matches(name, self._templates, n=2, cutoff=0.4)
-        meant = f" Did you mean {' or '.join(near)}?" if near else f" There are {', '.join(self._templates)}."
+        shared = f" Everybody may name {', '.join(self._templates)}, and you those that you added."
+        meant = f" Did you mean {' or '.join(near)}?" if near else shared
         raise InvalidParameters(f"There is no template {name[:60]!r}.{meant}", field="template")
 
     def _plan(self, parameters: Parameters, seed: int) -> Plan:

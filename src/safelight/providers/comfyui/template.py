@@ -266,7 +266,11 @@ def shared_templates(folder: Path | None) -> dict[str, Template]:
 
     Raises `ValueError` that names the file and what is wrong with it.
     """
-    return builtin_templates() | _by_name(map(_read, sorted(folder.glob("*.json"))) if folder is not None else ())
+    if folder is None:
+        return builtin_templates()
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder {folder} of templates.")
+    return builtin_templates() | _by_name(map(_read, sorted(folder.glob("*.json"))))
 
 
 def _read(file: Path) -> Template:

@@ -45,6 +45,8 @@ OUR_FIELDS = {
     "num_inference_steps": "sampler_params.steps",
     "guidance_scale": "sampler_params.cfg",
     "scheduler": "sampler_params.scheduler",
+    "strength": "sampler_params.denoise",
+    "init_image": "input_images",
 }
 
 
