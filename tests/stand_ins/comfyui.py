@@ -11,7 +11,7 @@ import json
 import re
 import threading
 import uuid
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -112,6 +112,7 @@ class ComfyStandIn(Runs):
         self.silent_sockets = False
         self.half_files = 0
         self.required_header: tuple[str, str] | None = None
+        self.on_request: Callable[[str], None] | None = None  # called with method and path before the answer
         self.life = 0
         self._port = port
         self._answering = asyncio.Event()
@@ -240,6 +241,8 @@ class ComfyStandIn(Runs):
                     url = urlsplit(target)
                     path = url.path.removeprefix("/api") if not url.path.startswith("/api/jobs") else url.path
                     self.seen.append(f"{method} {path}")
+                    if self.on_request is not None:
+                        self.on_request(self.seen[-1])
                     await self._answering.wait()
                     await asyncio.sleep(self.late_seconds)
                     if self.required_header and headers.get(self.required_header[0]) != self.required_header[1]:
