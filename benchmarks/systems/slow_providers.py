@@ -38,6 +38,9 @@ class CrowdedComfyUI(ComfyStandIn):
     def _call(self, coroutine: Any, seconds: float = 10) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(seconds)
 
+    def _tell_status(self) -> None:
+        """To nobody: a real server has two of these sockets, not hundreds, and tells each of them of every change."""
+
     async def _work(self) -> None:
         while True:
             await self._arrived.wait()

@@ -1,5 +1,6 @@
 """What the runner makes of the errors of providers: whose fault they are, and what is worth another try or place."""
 
+import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from io import BytesIO
 from pathlib import Path
@@ -33,6 +34,7 @@ from safelight.providers.base import (
     UnknownOutcome,
     Update,
 )
+from safelight.worker import runner
 from safelight.worker.inputs import InputImages
 from safelight.worker.runner import Runner
 
@@ -218,3 +220,24 @@ async def test_what_is_worth_another_provider(workshop: Workshop, error: Provide
         assert [(skip["provider"], skip["code"]) for skip in job.skips or ()] == [("one", error.code)]
         assert (await workshop.attempt(job_id)).status == "completed"
         assert [attempt.outcome for attempt in await workshop.attempts(job_id)] == ["moved", "completed"]
+
+
+async def test_a_provider_that_repeats_itself_is_told_once(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Repeating(Scripted):
+        async def _go_on(self) -> AsyncGenerator[Update]:
+            for percent in (10, 10, 20, 10, 20):
+                yield Progress(percent, "rendering", "Rendering")
+            yield Output(PICTURE, "image/png")
+
+    told: list[int] = []
+
+    def publish(*given: Any) -> None:
+        event = json.loads(given[3])
+        if event["type"] == "job.progress":
+            told.append(event["progress"])
+
+    monkeypatch.setattr(runner, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(workshop.world.stream, "publish", publish)
+    workshop.add("one", Repeating())
+    assert (await workshop.attempt(await workshop.submit())).status == "completed"
+    assert told == [10, 20]
