@@ -41,7 +41,7 @@ Verdict = Literal["worked", "failed"]
 
 ROUTE_PATIENCE_SECONDS = 5.0  # a pause shorter than this is waited for, whatever else the route offers
 MAX_PAUSE_SECONDS = 86400.0
-SLOW_START_JOBS = 4  # at once after a pause; doubled every second for so long:
+SLOW_START_JOBS = 8  # at once after a pause; doubled every second for so long:
 SLOW_START_SECONDS = 10.0
 MOVE_BATCH = 200
 
