@@ -56,6 +56,7 @@ class Outcome:
     findings: Findings = field(default_factory=Findings)
     detection: list[float] = field(default_factory=list[float])
     recovery: list[float] = field(default_factory=list[float])
+    grid: list[list[str]] = field(default_factory=list[list[str]])  # a table of its own: a head, and rows
     skipped: str | None = None
 
 

@@ -1,5 +1,6 @@
 """What the runner makes of the errors of providers: whose fault they are, and what is worth another try or place."""
 
+import json
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from io import BytesIO
@@ -43,6 +44,7 @@ from safelight.providers.base import (
 from safelight.providers.comfyui import ComfyUI, outcome
 from safelight.providers.modelslab import ModelsLab
 from safelight.providers.modelslab import provider as modelslab
+from safelight.worker import runner
 from safelight.worker.inputs import InputImages
 from safelight.worker.runner import Runner
 from stand_ins.comfyui import ComfyStandIn
@@ -404,3 +406,24 @@ async def test_without_ffmpeg_a_video_is_not_made_again_and_again(
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     job = await workshop.attempt(await workshop.submit(max_retries=3))
     assert (job.status, (job.error or {}).get("code")) == ("failed", "ffmpeg_missing")
+
+
+async def test_a_provider_that_repeats_itself_is_told_once(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Repeating(Scripted):
+        async def _go_on(self) -> AsyncGenerator[Update]:
+            for percent in (10, 10, 20, 10, 20):
+                yield Progress(percent, "rendering", "Rendering")
+            yield Output(PICTURE, "image/png")
+
+    told: list[int] = []
+
+    def publish(*given: Any) -> None:
+        event = json.loads(given[3])
+        if event["type"] == "job.progress":
+            told.append(event["progress"])
+
+    monkeypatch.setattr(runner, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(workshop.world.stream, "publish", publish)
+    workshop.add("one", Repeating())
+    assert (await workshop.attempt(await workshop.submit())).status == "completed"
+    assert told == [10, 20]

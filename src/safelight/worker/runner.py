@@ -307,10 +307,12 @@ class Runner:
                     attempt.answered.set()
                 log.info(f"provider.{type(update).__name__.lower()}", provider_job_id=remote_id)
             case Progress(percent=percent, stage=stage, message=message):
+                known = attempt.progress, attempt.stage, attempt.message
                 if percent is not None:
                     attempt.progress = max(attempt.progress or 0, min(100, percent))
                 attempt.stage, attempt.message = stage, message
-                self._tell_progress(attempt)
+                if known != (attempt.progress, stage, message):  # who polls says the same again and again
+                    self._tell_progress(attempt)
             case Preview(data=data, content_type=content_type):
                 self._tell_preview(attempt, data, content_type)
             case Output(data=data):

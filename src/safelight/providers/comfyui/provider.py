@@ -284,10 +284,12 @@ class ComfyUI(Provider):
                 followed = run.remote_id
                 self._followed[followed] = run
                 async with Listener(run.server, run.prompt_id, run.plan.graph, generation.woken) as listener:
+                    is_adopted = graph is None
                     if graph is not None and not await self._send(run, graph, generation, avoid):
                         run = None
                         continue
-                    async with aclosing(self._follow(run, listener, looks_at_once=graph is None)) as updates:
+                    graph = None  # it may be large, and the wait long
+                    async with aclosing(self._follow(run, listener, looks_at_once=is_adopted)) as updates:
                         async for update in updates:
                             yield meter.read(update) if isinstance(update, Progress) else update
                 place.release()  # fetching and storing are no work for the server
