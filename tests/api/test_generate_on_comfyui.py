@@ -104,7 +104,7 @@ def test_what_is_wrong_is_said_of_the_option(service: Service, server: ComfyStan
         (("--image", "words.png"), "--image words.png: "),
         (("--image", "exported.json"), "--image exported.json: Send the picture itself"),
         (("--image", "nothing.png"), "Invalid value for '--image': 'nothing.png' is no file here"),
-        (("--image", nobody), f"--image 1: There is no artifact {nobody}."),
+        (("--image", nobody), f"--image 1: There is no picture {nobody}."),
     ):
         code, output, words = run(service, tmp_path, *arguments)
         assert (code, output) == (2, ""), (arguments, words)

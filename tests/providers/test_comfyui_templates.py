@@ -90,7 +90,7 @@ def test_a_workflow_that_cannot_run(graph: dict[str, Any], field: str, said: str
         ({"workflow": workflow(), "width": 64}, "width", "no effect beside a workflow"),
         ({"workflow": workflow(), "input_images": ("a",)}, "input_images", "0 LoadImage nodes for 1"),
         ({"template": "txt2imh"}, "template", "Did you mean txt2img"),
-        ({"template": "nothing-like-it"}, "template", "There are hires, img2img, txt2img"),
+        ({"template": "nothing-like-it"}, "template", "Everybody may name hires, img2img, txt2img"),
         ({"template": "txt2img", "inputs": {"stepz": 4}}, "inputs.stepz", "Did you mean steps"),
         ({"template": "txt2img", "inputs": {"steps": 4.5}}, "inputs.steps", "a whole number"),
         ({"template": "txt2img", "inputs": {"steps": 500}}, "inputs.steps", "at least 1 and at most 150"),

@@ -278,7 +278,7 @@ class Session:
                 else Exit.FAILED
             )
             hint = f"\nSet SAFELIGHT_API_KEY; `{program()} keys create` makes one." if error.status == 401 else ""
-            raise Failure(f"{error.code}: {explained(error)}{hint}", code) from None
+            raise Failure(f"{explained(error)}{hint}", code) from None
 
     def _watch(self, stack: StackAccess, job: dict[str, Any]) -> dict[str, Any]:
         give_up = None if self._timeout is None else time.monotonic() + self._timeout
@@ -351,8 +351,9 @@ class Session:
 def explained(error: ApiError) -> str:
     """What was wrong, by the option that said it."""
     if not error.errors:
-        return error.detail
-    return "".join(f"\n  {option_of(str(each.get('pointer')))}: {each.get('detail')}" for each in error.errors)
+        return f"{error.code}: {error.detail}"
+    parts = (f"\n  {option_of(str(each.get('pointer')))}: {each.get('detail')}" for each in error.errors)
+    return f"{error.code}:{''.join(parts)}"
 
 
 def option_of(pointer: str) -> str:
