@@ -2,7 +2,7 @@
 
 They are the tests' stand-ins; only that this ComfyUI works on everything it has at once, and that nothing gets on but
 as the lines on stdin say: `tell` has every run make a step so often, and the step's number is the moment (monotonic
-nanoseconds) at which it was told; `finish` lets them all end.
+nanoseconds) at which it was told; `finish` lets them all end, one after the other.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from stand_ins.modelslab import ModelsLabStandIn
 
 SLICE_SECONDS = 0.005
 STEPS = 10**15  # more than any moment
-READY_PER_SECOND = 100  # of ModelsLab's jobs
+READY_PER_SECOND = 50
 
 
 class CrowdedComfyUI(ComfyStandIn):
@@ -66,13 +66,14 @@ class CrowdedComfyUI(ComfyStandIn):
         return sent
 
     async def _finish(self) -> None:
-        for prompt in self.alive.values():
+        for prompt in list(self.alive.values()):
+            await asyncio.sleep(1 / READY_PER_SECOND)
             node = _node_of(prompt, "SaveImage")
             prompt.outputs[node] = self._output(prompt.graph[node]) or {}
             prompt.status = "success"
             self._history[prompt.id] = prompt
+            del self.alive[prompt.id]
             self._tell_of(prompt, "executing", node=None)
-        self.alive.clear()
 
     def _tell_of(self, prompt: Prompt, kind: str, **data: Any) -> None:
         self._tell(str(prompt.extra["client_id"]), kind, {**data, "prompt_id": prompt.id})
