@@ -1,9 +1,25 @@
 """The heart: jobs, their events, and who runs next."""
 
 from safelight.jobs.availability import BreakerPolicy, Closure, ProviderState, Verdict, next_open, read_states, skip
+from safelight.jobs.batch import (
+    MAX_BATCH_JOBS,
+    Batch,
+    BatchDeleted,
+    BatchEnded,
+    BatchNotFound,
+    BatchPage,
+    Member,
+    NewBatch,
+    Standing,
+    SubmittedBatch,
+    find_batches,
+    look_at_batch,
+    members_of,
+)
 from safelight.jobs.dispatch import Dispatcher, QueueLoad, read_loads
 from safelight.jobs.events import JobEvent, describe_artifact, message_of, snapshot
-from safelight.jobs.job import Attempt, Job, Status
+from safelight.jobs.idempotency import IdempotencyKeyReused
+from safelight.jobs.job import QUEUE_OF_KIND, Attempt, Job, NewJob, Status
 from safelight.jobs.lookup import (
     Filter,
     Page,
@@ -32,14 +48,11 @@ from safelight.jobs.retention import (
     keep_for,
 )
 from safelight.jobs.service import (
-    QUEUE_OF_KIND,
     Claim,
-    IdempotencyKeyReused,
     JobDeleted,
     JobEnded,
     JobNotFound,
     Jobs,
-    NewJob,
     Submitted,
     get,
     job_error,
@@ -49,10 +62,16 @@ from safelight.jobs.settlement import Cancelled, Completed, Defer, Failed, HandB
 from safelight.jobs.waiting import Caps
 
 __all__ = [
+    "MAX_BATCH_JOBS",
     "QUEUE_OF_KIND",
     "ArtifactDeleted",
     "ArtifactNotFound",
     "Attempt",
+    "Batch",
+    "BatchDeleted",
+    "BatchEnded",
+    "BatchNotFound",
+    "BatchPage",
     "Beat",
     "BreakerPolicy",
     "Cancelled",
@@ -74,6 +93,8 @@ __all__ = [
     "JobEvent",
     "JobNotFound",
     "Jobs",
+    "Member",
+    "NewBatch",
     "NewJob",
     "Page",
     "ProviderLoad",
@@ -84,8 +105,10 @@ __all__ = [
     "RetentionDays",
     "RunTime",
     "Settlement",
+    "Standing",
     "Status",
     "Submitted",
+    "SubmittedBatch",
     "TryAgain",
     "Verdict",
     "artifacts_of",
@@ -93,6 +116,7 @@ __all__ = [
     "beat",
     "describe_artifact",
     "find",
+    "find_batches",
     "get",
     "history",
     "is_held",
@@ -100,6 +124,8 @@ __all__ = [
     "jobs_at_provider",
     "keep_for",
     "kept_attempts",
+    "look_at_batch",
+    "members_of",
     "message_of",
     "missed",
     "next_open",

@@ -31,6 +31,7 @@ class Filter:
     statuses: Sequence[str] | None = None
     kind: str | None = None
     provider: str | None = None
+    batch_id: str | None = None
     project_id: str | None = None
     chapter_id: str | None = None
     scene_number: int | None = None
@@ -59,6 +60,7 @@ def find(tx: Tx, wanted: Filter) -> Page:
     for column, value in (
         (jobs.c.kind, wanted.kind),
         (jobs.c.provider, wanted.provider),
+        (jobs.c.batch_id, wanted.batch_id),
         (jobs.c.project_id, wanted.project_id),
         (jobs.c.chapter_id, wanted.chapter_id),
         (jobs.c.scene_number, wanted.scene_number),
