@@ -13,8 +13,11 @@ from safelight.jobs.batch import (
     Standing,
     SubmittedBatch,
     find_batches,
+    get_batch,
+    last_to_end,
     look_at_batch,
     members_of,
+    retryable_of,
 )
 from safelight.jobs.dispatch import Dispatcher, QueueLoad, read_loads
 from safelight.jobs.events import JobEvent, describe_artifact, message_of, snapshot
@@ -59,9 +62,12 @@ from safelight.jobs.service import (
     time_limit_error,
 )
 from safelight.jobs.settlement import Cancelled, Completed, Defer, Failed, HandBack, Settlement, TryAgain
+from safelight.jobs.tally import ALL_TOLD, BATCH_ENDS, BatchEvent, Tally, position_of, versions_at
 from safelight.jobs.waiting import Caps
 
 __all__ = [
+    "ALL_TOLD",
+    "BATCH_ENDS",
     "MAX_BATCH_JOBS",
     "QUEUE_OF_KIND",
     "ArtifactDeleted",
@@ -70,6 +76,7 @@ __all__ = [
     "Batch",
     "BatchDeleted",
     "BatchEnded",
+    "BatchEvent",
     "BatchNotFound",
     "BatchPage",
     "Beat",
@@ -109,6 +116,7 @@ __all__ = [
     "Status",
     "Submitted",
     "SubmittedBatch",
+    "Tally",
     "TryAgain",
     "Verdict",
     "artifacts_of",
@@ -118,26 +126,31 @@ __all__ = [
     "find",
     "find_batches",
     "get",
+    "get_batch",
     "history",
     "is_held",
     "job_error",
     "jobs_at_provider",
     "keep_for",
     "kept_attempts",
+    "last_to_end",
     "look_at_batch",
     "members_of",
     "message_of",
     "missed",
     "next_open",
+    "position_of",
     "provider_loads",
     "read_loads",
     "read_states",
     "register_worker",
+    "retryable_of",
     "run_seconds",
     "run_times",
     "skip",
     "snapshot",
     "time_limit_error",
     "unregister_worker",
+    "versions_at",
     "with_artifacts",
 ]

@@ -29,7 +29,7 @@ from sqlalchemy import (
 from safelight.db import Instant, Json, RowId, Tx, db_now, metadata
 from safelight.errors import SafelightError
 from safelight.jobs import step
-from safelight.jobs.job import PENDING, PROCESSING, STATUSES, TERMINAL, NewJob, Status, jobs
+from safelight.jobs.job import PENDING, PROCESSING, STATUSES, TERMINAL, Job, NewJob, Status, jobs
 
 MAX_BATCH_JOBS = 1000
 
@@ -98,6 +98,11 @@ class Standing:
     open_progress: int = 0
     has_begun: bool = False
     finished_at: datetime | None = None
+
+    @classmethod
+    def fresh(cls, total: int) -> "Standing":
+        """Of a batch that was accepted just now."""
+        return cls({status: total if status == "pending" else 0 for status in STATUSES})
 
     @property
     def ended(self) -> int:
@@ -249,6 +254,30 @@ def standings(tx: Tx, owner_id: str, batch_ids: Sequence[str]) -> dict[str, Stan
 def members_of(tx: Tx, batch_id: str, owner_id: str) -> list[Member]:
     """Its jobs in the order in which they were asked for."""
     return [Member(*row) for row in tx.execute(_MEMBERS, {"b_id": batch_id, "b_owner": owner_id})]
+
+
+def last_to_end(tx: Tx, batch_id: str, owner_id: str) -> Job | None:
+    """The job that will probably be the last to end; None if that cannot be told, as their kinds of work differ."""
+    mine = and_(jobs.c.owner_id == owner_id, jobs.c.batch_id == batch_id)
+    work = select(jobs.c.queue, jobs.c.provider, jobs.c.model, jobs.c.width, jobs.c.height)
+    alike = work.where(mine, jobs.c.status.not_in(TERMINAL)).distinct().limit(2)
+    if len(tx.execute(alike).all()) != 1:
+        return None
+    last = select(*jobs.c).where(mine)
+    waiting = last.where(PENDING).order_by(jobs.c.run_at.desc(), jobs.c.id.desc())
+    running = last.where(PROCESSING).order_by(jobs.c.started_at.desc())
+    for query in (waiting, running):
+        row = tx.execute(query.limit(1)).one_or_none()
+        if row is not None:
+            return Job.of(row)
+    return None
+
+
+def retryable_of(tx: Tx, batch_id: str, owner_id: str) -> list[Job]:
+    """What failed or was cancelled in a batch and was not deleted since, in its order."""
+    mine = and_(jobs.c.owner_id == owner_id, jobs.c.batch_id == batch_id, jobs.c.deleted_at.is_(None))
+    query = select(*jobs.c).where(mine, jobs.c.status.in_(("failed", "cancelled")))
+    return [Job.of(row) for row in tx.execute(query.order_by(jobs.c.id))]
 
 
 def unasked(batch_id: str, owner_id: str) -> Select[str, Status]:

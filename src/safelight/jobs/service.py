@@ -151,7 +151,7 @@ class Jobs:
             return _nothing_made(tx, new.jobs, new, missing)
         self._insert(tx, [replace(each, values={**each.values, "batch_id": new.id}) for each in new.jobs])
         made = batch.insert_batch(tx, new)
-        return SubmittedBatch(made, Standing({"pending": made.total}), [each.id for each in new.jobs], replayed=False)
+        return SubmittedBatch(made, Standing.fresh(made.total), [each.id for each in new.jobs], replayed=False)
 
     def _insert(self, tx: Tx, accepted: Sequence[NewJob]) -> dict[str, Submitted]:
         if not accepted:
