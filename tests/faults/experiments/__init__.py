@@ -1,5 +1,6 @@
 """All experiments, in the order of the table."""
 
+from faults.experiments.batches import BATCHES
 from faults.experiments.cancels import CANCELS
 from faults.experiments.databases import DATABASES
 from faults.experiments.neighbours import NEIGHBOURS
@@ -10,5 +11,5 @@ from faults.experiments.unrest import UNREST
 from faults.trial import Experiment
 
 EXPERIMENTS: tuple[Experiment, ...] = (
-    *STORMS, *POINT_EXPERIMENTS, *OUTAGES, *DATABASES, *NEIGHBOURS, *CANCELS, *UNREST
+    *STORMS, *POINT_EXPERIMENTS, *OUTAGES, *DATABASES, *NEIGHBOURS, *CANCELS, *BATCHES, *UNREST
 )  # fmt: skip
