@@ -103,7 +103,7 @@ def create_app(settings: Settings) -> FastAPI:
     plain.install(app)
     app.add_middleware(Authentication, has_accounts=settings.has_accounts)
     hosts = LOCAL_HOSTS | {settings.host} | {host.lower() for host in settings.allowed_hosts}
-    larger = dict.fromkeys((batches.PREFIX, f"{batches.PREFIX}/"), settings.max_batch_bytes)
+    larger: dict[str, int] = dict.fromkeys((batches.PREFIX, f"{batches.PREFIX}/"), settings.max_batch_bytes)
     app.add_middleware(Entrance, max_body_bytes=settings.max_body_bytes, larger=larger, hosts=hosts)
     return app
 
