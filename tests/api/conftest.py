@@ -91,9 +91,11 @@ def guarded(api_valkey: ValkeyServer, sqlite_template: Path, tmp_path_factory: p
 
 @pytest.fixture(scope="session")
 def adas(guarded: Any) -> dict[str, str]:
-    """Things of Ada's: a finished job, its artifact, a key."""
+    """Things of Ada's: a finished job, its artifact, a key, a finished batch."""
     done = guarded.ada.post("/api/v1/generation-jobs", json=order(), headers={"Prefer": "wait=20"}).json()
     assert done["status"] == "completed", done
+    batch = guarded.ada.post("/api/v1/batches", json={"jobs": [order()]}).json()
+    guarded.ada.get(f"/api/v1/generation-jobs/{batch['job_ids'][0]}", params={"wait": 20})
     key = guarded.ada.post("/api/v1/keys", json={"name": "another"})
     assert key.status_code == 201, key.text
-    return {"job": done["id"], "artifact": done["artifacts"][0]["id"], "key": key.json()["id"]}
+    return {"job": done["id"], "artifact": done["artifacts"][0]["id"], "key": key.json()["id"], "batch": batch["id"]}

@@ -2,12 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
-from api_service import JOBS, Service, order, settings_for
+from api_service import BATCHES, JOBS, Service, order, settings_for
 
 from accounts.identity_provider import AUDIENCE, ISSUER, SECRET
 from safelight.accounts import (
@@ -125,9 +125,10 @@ def problem_of(response: httpx.Response, status: int) -> str:
     return body["code"]
 
 
-def filled(path: str, job_id: str, artifact_id: str, key_id: str) -> str:
+def filled(path: str, things: Mapping[str, str]) -> str:
     """A path with the ids of real things of Ada's."""
-    item = artifact_id if "/artifacts/" in path else key_id if path.startswith(KEYS) else job_id
+    kinds = {"/api/v1/artifacts": "artifact", KEYS: "key", BATCHES: "batch"}
+    item = things[next((kind for prefix, kind in kinds.items() if path.startswith(prefix)), "job")]
     name = "mock" if path.startswith(PROVIDERS) else "txt2img" if path.startswith(TEMPLATES) else "none"
     return path.replace("{id}", item).replace("{name}", name).replace("{width}", "256")
 

@@ -128,3 +128,18 @@ def test_store_files_elsewhere(tmp_path: Path) -> None:
     assert "does all that Safelight needs" in told[1]
     assert "Everything is there" in told[2] and " 0 copied" not in told[2]
     assert [names_in(answer) >= {"url"} for answer in told[3:]] == [True, True]
+
+
+@pytest.mark.skipif(not shutil.which("jq"), reason="needs jq")
+def test_batches(tmp_path: Path) -> None:
+    reader = Reader(tmp_path, {})
+    with running(reader) as stack:
+        for one in typed("how-to/batches.md"):
+            answer = reader.types(one.command.replace("localhost:8080", stack.url))
+            check_answer(one, answer)
+            numbers = re.findall(r'"\w+": \d+', one.answer)
+            assert all(number in answer for number in numbers), (one.command, answer)
+        [example] = [text for _, text in blocks("how-to/batches.md", "python")]
+        (tmp_path / "example.py").write_text(example.replace("Client()", f"Client({stack.url!r})"))
+        told = reader.types(f"{sys.executable} example.py")
+    assert told.count("/api/v1/artifacts/") == 20 and told.splitlines()[-1].startswith("100 {")

@@ -4,7 +4,7 @@ import mimetypes
 import random
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, overload
@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import httpx
 
+from safelight_client.batch import Batches
 from safelight_client.error import ApiError, Unreachable
 from safelight_client.event import Event, EventReader
 
@@ -48,6 +49,7 @@ class Client:
         is_here = httpx.URL(self.base_url).host in LOOPBACK
         self._http = httpx.Client(timeout=timeout, trust_env=not is_here, follow_redirects=True)
         self._own_headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self.batches = Batches(self._call, self._follow)
 
     def close(self) -> None:
         """Close the connections. An iterator of `events` in another thread ends with `Unreachable`."""
@@ -91,36 +93,12 @@ class Client:
         than one already seen is dropped. `patience` is how many seconds in a row the server may be away before
         `Unreachable` is raised.
         """
-        reader = EventReader(last_event_id)
         newest = (0, 0)
-        failures = 0
-        last_contact = time.monotonic()
-        while True:
-            if self._http.is_closed:
-                raise Unreachable("The client was closed.")
-            pause: float | None = None
-            try:
-                for event in self._stream(job_id, reader):
-                    failures = 0
-                    if event.order < newest and not event.is_terminal:
-                        continue
-                    newest = max(newest, event.order)
-                    yield event
-                    last_contact = time.monotonic()
-                    if event.is_terminal:
-                        return
-                last_contact = time.monotonic()
-            except NothingMore:
-                return
-            except httpx.TransportError as error:
-                if self._http.is_closed or time.monotonic() - last_contact >= patience:
-                    raise Unreachable(self._no_answer(error)) from error
-            except ApiError as error:
-                if not error.retryable or time.monotonic() - last_contact >= patience:
-                    raise
-                pause = error.retry_after
-            failures += 1
-            self._sleep(failures, pause if pause is not None else reader.retry_seconds if failures == 1 else None)
+        path = f"{API}/generation-jobs/{job_id}/events"
+        for event in self._follow(path, last_event_id, patience, lambda event: event.is_terminal):
+            if event.order >= newest or event.is_terminal:
+                newest = max(newest, event.order)
+                yield event
 
     @overload
     def download(self, url: str) -> bytes: ...
@@ -192,6 +170,39 @@ class Client:
         except Unreachable:
             return False
 
+    # --- how a stream is followed ---------------------------------------------------------------------------------
+
+    def _follow(
+        self, path: str, last_event_id: str | None, patience: float, is_last: Callable[[Event], bool]
+    ) -> Iterator[Event]:
+        """Every event until the last, over as many connections as it takes."""
+        reader = EventReader(last_event_id)
+        failures = 0
+        last_contact = time.monotonic()
+        while True:
+            if self._http.is_closed:
+                raise Unreachable("The client was closed.")
+            pause: float | None = None
+            try:
+                for event in self._stream(path, reader):
+                    failures = 0
+                    yield event
+                    last_contact = time.monotonic()
+                    if is_last(event):
+                        return
+                last_contact = time.monotonic()
+            except NothingMore:
+                return
+            except httpx.TransportError as error:
+                if self._http.is_closed or time.monotonic() - last_contact >= patience:
+                    raise Unreachable(self._no_answer(error)) from error
+            except ApiError as error:
+                if not error.retryable or time.monotonic() - last_contact >= patience:
+                    raise
+                pause = error.retry_after
+            failures += 1
+            self._sleep(failures, pause if pause is not None else reader.retry_seconds if failures == 1 else None)
+
     # --- how a call is made ---------------------------------------------------------------------------------------
 
     def _look(self, path: str) -> httpx.Response:
@@ -252,11 +263,11 @@ class Client:
         except httpx.TransportError as error:
             raise Unreachable(self._no_answer(error)) from error
 
-    def _stream(self, job_id: str, reader: EventReader) -> Iterator[Event]:
+    def _stream(self, path: str, reader: EventReader) -> Iterator[Event]:
         headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
         if reader.last_id is not None:
             headers["Last-Event-ID"] = reader.last_id
-        address = self._address(f"{API}/generation-jobs/{job_id}/events")
+        address = self._address(path)
         headers |= self._headers_for(address)
         timeout = httpx.Timeout(self._timeout, read=SILENCE)
         with self._http.stream("GET", address, headers=headers, timeout=timeout) as response:
@@ -313,4 +324,4 @@ class Client:
 
 
 class NothingMore(Exception):
-    """The server said that the job has ended and everything was told before."""
+    """The server said that everything was told before, to the end."""

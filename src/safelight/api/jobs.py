@@ -56,7 +56,7 @@ MAX_IDS = 100
 
 
 class CursorInvalid(SafelightError):
-    """This cursor does not come from a list of jobs."""
+    """This cursor does not come from this list."""
 
     kind = "malformed"
     code = "invalid_cursor"
@@ -126,6 +126,7 @@ async def list_jobs(
     status: Annotated[list[Status] | None, Query(description="May be repeated")] = None,
     kind: Text | None = None,
     provider: Text | None = None,
+    batch_id: Annotated[str | None, Query(description="The jobs of a batch")] = None,
     project_id: Text | None = None,
     chapter_id: Text | None = None,
     scene_number: Annotated[int | None, Query(ge=0, le=1_000_000)] = None,
@@ -143,6 +144,7 @@ async def list_jobs(
         statuses=status,
         kind=kind,
         provider=provider,
+        batch_id=None if batch_id is None else parse_id(batch_id),
         project_id=project_id,
         chapter_id=chapter_id,
         scene_number=scene_number,
@@ -150,14 +152,14 @@ async def list_jobs(
         text=text,
         younger_than_seconds=younger_than_seconds,
         older_than_seconds=older_than_seconds,
-        before_id=None if cursor is None else _decode_cursor(cursor),
+        before_id=None if cursor is None else decode_cursor(cursor),
         limit=MAX_IDS if ids is not None else limit,
     )
     page = await world.database.read(find, wanted)
     estimator: Estimator = request.app.state.estimator
     current = await asyncio.gather(*(with_latest(world.stream, job) for job in page.jobs))
     items = [view_of(job, page.artifacts.get(job.id, ()), await estimator.estimate(job)) for job, _ in current]
-    next_cursor = _encode_cursor(page.jobs[-1].id) if page.more else None
+    next_cursor = encode_cursor(page.jobs[-1].id) if page.more else None
     return json_response({"items": items, "next_cursor": next_cursor})
 
 
@@ -271,11 +273,9 @@ class PreviewGone(SafelightError):
 
 async def _accept(request: Request, world: Safelight, asker: Identity, new: NewJob, wait: int | None) -> Response:
     new = await verified(new, world.providers)
-    verdict = await _take_token(world, asker)
+    verdict = await take_tokens(world, asker)
     if verdict is not None and not verdict.is_allowed:
-        detail = f"You may submit {verdict.policy.quota} jobs a minute; the next one in {verdict.wait_seconds} s."
-        again = {**verdict.headers, "Retry-After": str(verdict.wait_seconds)}
-        return problem(request.state.request_id, 429, "rate_limited", detail, headers=again)
+        return too_quick(request, verdict)
     values = new.values
     hint = new.run_at is None and world.dispatcher.take_room(new.queue, values["provider"], values["owner_limit"])
     outcome = await world.database.write_one(world.jobs.submit, replace(new, hint=hint))
@@ -301,11 +301,30 @@ def tier_of(asker: Identity, world: Safelight) -> Tier | None:
     return None if asker.tier is None else world.settings.tiers[asker.tier]
 
 
-async def _take_token(world: Safelight, asker: Identity) -> Verdict | None:
+async def take_tokens(world: Safelight, asker: Identity, count: int = 1) -> Verdict | None:
+    """Let so many jobs be submitted now, all or none; more than a minute's worth count as a minute's worth.
+
+    None: there is no limit.
+    """
     tier = tier_of(asker, world)
     if tier is None or tier.submits_per_minute is None:
         return None
-    return await world.limiter.take(Policy("submit", tier.submits_per_minute), asker.owner_id)
+    policy = Policy("submit", tier.submits_per_minute)
+    wanted = min(count, policy.quota)
+    if wanted > 1:  # a refusal shall cost nothing
+        bucket = await world.limiter.take(policy, asker.owner_id, 0)
+        if bucket.tokens < wanted:
+            return replace(bucket, is_allowed=False)
+    return await world.limiter.take(policy, asker.owner_id, wanted)
+
+
+def too_quick(request: Request, verdict: Verdict, count: int = 1) -> Response:
+    """The answer to who submits more than a tier may."""
+    wait = verdict.seconds_until(count)
+    what = "the next one" if count == 1 else f"these {count}"
+    detail = f"You may submit {verdict.policy.quota} jobs a minute; {what} in {wait} s."
+    headers = {**verdict.headers, "Retry-After": str(wait)}
+    return problem(request.state.request_id, 429, "rate_limited", detail, headers=headers)
 
 
 async def _look(world: Safelight, job_id: str, owner: str) -> tuple[Job, Sequence[Artifact]]:
@@ -362,11 +381,13 @@ def _ids(value: str | None) -> list[str] | None:
     return ids
 
 
-def _encode_cursor(job_id: str) -> str:
-    return base64.urlsafe_b64encode(job_id.encode()).decode()
+def encode_cursor(last_id: str) -> str:
+    """Where the next page of a list begins, for the caller to send back."""
+    return base64.urlsafe_b64encode(last_id.encode()).decode()
 
 
-def _decode_cursor(cursor: str) -> str:
+def decode_cursor(cursor: str) -> str:
+    """The id after which a page begins. Raises `CursorInvalid`."""
     try:
         return parse_id(base64.urlsafe_b64decode(cursor.encode()).decode())
     except (binascii.Error, ValueError, UnicodeDecodeError, IdInvalid):

@@ -1,5 +1,6 @@
 """All experiments, in the order of the table."""
 
+from faults.experiments.batches import BATCHES
 from faults.experiments.cancels import CANCELS
 from faults.experiments.databases import DATABASES
 from faults.experiments.neighbours import NEIGHBOURS
@@ -11,5 +12,5 @@ from faults.experiments.unrest import UNREST
 from faults.trial import Experiment
 
 EXPERIMENTS: tuple[Experiment, ...] = (
-    *STORMS, *POINT_EXPERIMENTS, *PROVIDERS, *OUTAGES, *DATABASES, *NEIGHBOURS, *CANCELS, *UNREST
+    *STORMS, *POINT_EXPERIMENTS, *PROVIDERS, *OUTAGES, *DATABASES, *NEIGHBOURS, *CANCELS, *BATCHES, *UNREST
 )  # fmt: skip
