@@ -49,7 +49,7 @@ class Shelf:
         self.chapter = (await self.write(stories.create_chapter, new_id(), OWNER, self.project, "One", None)).id
         return self
 
-    async def write(self, fn: Callable[..., Any], *args: Any) -> Any:
+    async def write(self, fn: Any, *args: Any) -> Any:
         outcome = await self.desk.database.write(fn, *args)
         assert not isinstance(outcome, SafelightError), outcome
         return outcome
