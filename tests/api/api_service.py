@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import UnionType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import httpx
 import orjson
@@ -327,7 +327,7 @@ SHAPES: tuple[tuple[str, type[BaseModel] | UnionType], ...] = (
 
 def assert_shape(model: type[BaseModel] | UnionType, value: Any) -> None:
     """It is the model's JSON, with exactly its keys at every depth."""
-    adapter: TypeAdapter[Any] = TypeAdapter(model)
+    adapter: TypeAdapter[Any] = TypeAdapter(cast(Any, model))
     same_keys(adapter.dump_python(adapter.validate_python(value), mode="json"), value, str(model))
 
 
