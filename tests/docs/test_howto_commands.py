@@ -1,4 +1,4 @@
-"""What two how-to pages tell their reader to type works as it stands there, but for hosts, buckets and keys."""
+"""What how-to pages tell their reader to type works as it stands there, but for hosts, buckets and keys."""
 
 import contextlib
 import json
@@ -128,3 +128,23 @@ def test_store_files_elsewhere(tmp_path: Path) -> None:
     assert "does all that Safelight needs" in told[1]
     assert "Everything is there" in told[2] and " 0 copied" not in told[2]
     assert [names_in(answer) >= {"url"} for answer in told[3:]] == [True, True]
+
+
+@pytest.mark.skipif(not shutil.which("jq"), reason="needs jq")
+@pytest.mark.parametrize("page", ["storyboard", "portraits"])
+def test_stories(tmp_path: Path, page: str) -> None:
+    Image.open(ROOT / "docs" / "images" / "lighthouse.webp").convert("RGB").save(tmp_path / "face.png")
+    reader = Reader(tmp_path, {})
+    told: list[str] = []
+    with running(reader) as stack:
+        for one in typed(f"how-to/{page}.md"):
+            answer = reader.types(one.command.replace("localhost:8080", stack.url).replace("curl -s", "curl -sf"))
+            check_answer(one, answer)
+            told.append(answer)
+    assert len(told) >= 10
+    everything = "".join(told)
+    if page == "storyboard":
+        assert everything.count('"image_status": "completed"') >= 3
+        assert "batch.completed" in everything
+    else:
+        assert '"reference_used": true' in everything
