@@ -24,6 +24,7 @@ from benchmarks.workloads import (
     following,
     owners,
     requests,
+    storyboard,
     tables,
     throughput,
     waiting,
@@ -32,7 +33,18 @@ from benchmarks.workloads import (
 
 WORKLOADS: dict[str, Callable[[Bench], Iterator[Sample]]] = {
     module.NAME: module.run
-    for module in (throughput, requests, contention, watching, waiting, following, tables, owners, authentication)
+    for module in (
+        throughput,
+        requests,
+        contention,
+        watching,
+        waiting,
+        following,
+        tables,
+        owners,
+        authentication,
+        storyboard,
+    )
 }
 PEERS = ("dramatiq", "aiosqlite", "asyncpg", "greenlet")
 

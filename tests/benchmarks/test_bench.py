@@ -19,6 +19,7 @@ EXPECTED: dict[str, set[str]] = {
     "tables": {"p50_ms", "p99_ms"},
     "owners": {"p50_ms", "p99_ms"},
     "authentication": {"p50_us", "p99_us"},
+    "storyboard": {"accept_ms", "all_pictures_seconds", "cpu_ms_per_scene"},
 }
 BESIDE = ("throughput", "requests", "watching", "tables", "owners")  # where even the quick form compares
 

@@ -15,6 +15,7 @@ import httpx
 from safelight_client.batch import Batches
 from safelight_client.error import ApiError, Unreachable
 from safelight_client.event import Event, EventReader
+from safelight_client.story import Stories
 
 API = "/api/v1"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -48,6 +49,7 @@ class Client:
         # A proxy from the environment can never lead back to this machine.
         is_here = httpx.URL(self.base_url).host in LOOPBACK
         self._http = httpx.Client(timeout=timeout, trust_env=not is_here, follow_redirects=True)
+        self.stories = Stories(self._call)
         self._own_headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self.batches = Batches(self._call, self._follow)
 
@@ -224,14 +226,15 @@ class Client:
         json: dict[str, Any] | None = None,
         content: bytes | None = None,
         extra_seconds: float = 0,
+        repeatable: bool = True,
     ) -> httpx.Response:
         failures = 0
         while True:
             pause: float | None = None
             try:
-                response = self._send(method, path, headers, params, json, content, extra_seconds)
+                response = self._send(method, path, headers, params, json, extra_seconds, content)
             except Unreachable:
-                if failures >= self._retries:
+                if failures >= self._retries or not repeatable:
                     raise
             else:
                 if response.status_code not in (429, 503):
@@ -250,8 +253,8 @@ class Client:
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
         json: dict[str, Any] | None = None,
-        content: bytes | None = None,
         extra_seconds: float = 0,
+        content: bytes | None = None,
     ) -> httpx.Response:
         timeout = httpx.Timeout(self._timeout, read=self._timeout + extra_seconds)
         try:

@@ -18,6 +18,8 @@ from safelight.api import (
     authentication,
     batch_events,
     batches,
+    chapters,
+    characters,
     events,
     files,
     health,
@@ -25,7 +27,9 @@ from safelight.api import (
     keys,
     plain,
     problems,
+    projects,
     providers,
+    scenes,
     session,
     templates,
     webhooks,
@@ -92,6 +96,10 @@ def create_app(settings: Settings) -> FastAPI:
         batch_events,
         artifacts,
         files,
+        projects,
+        chapters,
+        scenes,
+        characters,
         session,
         keys,
         providers,
@@ -147,7 +155,7 @@ class Entrance:
             await send(message)
 
         with bound_contextvars(request_id=request_id):
-            takes_files = scope["path"] == artifacts.PREFIX  # which reads its body itself, and has its own limit
+            takes_files = artifacts.takes_file(scope["path"])  # and reads its body itself
             most = self._larger.get(scope["path"], self._max_body_bytes)
             refused = self._refuse(headers, request_id, None if takes_files else most)
             body: bytes | None = None

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -23,7 +23,17 @@ from safelight.api.batch_view import (
     estimate_end,
     summary_of,
 )
-from safelight.api.deps import Asker, ItemId, Owner, World, idempotency_key, is_known, json_response
+from safelight.api.deps import (
+    Asker,
+    ItemId,
+    Owner,
+    World,
+    cursor_of,
+    idempotency_key,
+    is_known,
+    json_response,
+    read_id_cursor,
+)
 from safelight.api.job_request import (
     Answers,
     Body,
@@ -33,7 +43,7 @@ from safelight.api.job_request import (
     request_of,
     verified,
 )
-from safelight.api.jobs import LIMITED, decode_cursor, encode_cursor, take_tokens, tier_of, too_quick
+from safelight.api.jobs import LIMITED, take_tokens, tier_of, too_quick
 from safelight.api.problems import PROBLEMS, invalid_body, invalid_fields
 from safelight.bootstrap import Safelight
 from safelight.db import Tx, new_id
@@ -136,7 +146,7 @@ async def submit(
         idempotency_key=checked_key,
         fingerprint=fingerprint,
     )
-    return await _accept(request, world, asker, new)
+    return await accept_batch(request, world, asker, new)
 
 
 @router.get("", response_model=BatchList, summary="List batches, newest first")
@@ -148,10 +158,9 @@ async def list_batches(
     limit: Annotated[int, Query(ge=1, le=100)] = 50,
 ) -> Response:
     """Your batches, each with its counts and progress."""
-    before_id = None if cursor is None else decode_cursor(cursor)
-    page = await world.database.read(find_batches, owner, before_id, limit)
+    page = await world.database.read(find_batches, owner, read_id_cursor(cursor), limit)
     items = [summary_of(batch, standing) for batch, standing in page.batches]
-    next_cursor = encode_cursor(page.batches[-1][0].id) if page.more else None
+    next_cursor = cursor_of(page.batches[-1][0].id) if page.more else None
     return json_response({"items": items, "next_cursor": next_cursor})
 
 
@@ -225,7 +234,7 @@ async def retry(
         idempotency_key=checked_key,
         fingerprint=_fingerprint([batch.id]) if checked_key is not None else "",
     )
-    return await _accept(request, world, asker, new)
+    return await accept_batch(request, world, asker, new)
 
 
 async def checked_jobs(
@@ -298,12 +307,21 @@ def _fingerprint(asked: list[Any]) -> str:
     return hashlib.sha256(orjson.dumps(["batch", *asked], option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
-async def _accept(request: Request, world: Safelight, asker: Identity, new: NewBatch) -> Response:
+async def accept_batch(
+    request: Request,
+    world: Safelight,
+    asker: Identity,
+    new: NewBatch,
+    *,
+    submit: Callable[[NewBatch], Awaitable[SubmittedBatch | SafelightError]] | None = None,
+) -> Response:
+    """Submit checked jobs as one batch, in a transaction of the caller's if it brings its own; the whole answer."""
     verdict = await take_tokens(world, asker, len(new.jobs))
     if verdict is not None and not verdict.is_allowed:
         return too_quick(request, verdict, len(new.jobs))
     hinted = [replace(each, hint=_has_room(each, world)) for each in new.jobs]
-    outcome = await world.database.write(world.jobs.submit_batch, replace(new, jobs=hinted))
+    new = replace(new, jobs=hinted)
+    outcome = await (world.database.write(world.jobs.submit_batch, new) if submit is None else submit(new))
     if not isinstance(outcome, SubmittedBatch):
         raise outcome
     batch, standing = outcome.batch, outcome.standing

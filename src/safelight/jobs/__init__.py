@@ -40,6 +40,7 @@ from safelight.jobs.lookup import (
     run_times,
     with_artifacts,
 )
+from safelight.jobs.place import detach_scene, discard, jobs_about, open_jobs, renumber_scenes
 from safelight.jobs.presence import Beat, Pulse, beat, is_held, register_worker, unregister_worker
 from safelight.jobs.retention import (
     ArtifactDeleted,
@@ -123,6 +124,8 @@ __all__ = [
     "attempts_of",
     "beat",
     "describe_artifact",
+    "detach_scene",
+    "discard",
     "find",
     "find_batches",
     "get",
@@ -130,6 +133,7 @@ __all__ = [
     "history",
     "is_held",
     "job_error",
+    "jobs_about",
     "jobs_at_provider",
     "keep_for",
     "kept_attempts",
@@ -139,10 +143,12 @@ __all__ = [
     "message_of",
     "missed",
     "next_open",
+    "open_jobs",
     "provider_loads",
     "read_loads",
     "read_states",
     "register_worker",
+    "renumber_scenes",
     "retryable_of",
     "run_seconds",
     "run_times",

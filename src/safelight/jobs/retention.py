@@ -11,11 +11,11 @@ from datetime import timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, Index, and_, case, delete, func, select, text, update
+from sqlalchemy import ColumnElement, Index, and_, case, delete, func, literal, select, text, update
 
 from safelight import artifacts as results
 from safelight.artifacts import Artifact, ArtifactStore
-from safelight.db import Database, Tx, db_now
+from safelight.db import Database, Instant, Tx, db_now
 from safelight.errors import SafelightError, Unavailable
 from safelight.jobs.batch import forget_batches, lock_batches
 from safelight.jobs.idempotency import purge_idempotency_keys
@@ -83,7 +83,10 @@ def keep_for(retention_days_of: RetentionDays) -> OnSettled:
         days = retention_days_of(tx, job.owner_id)
         if days is not None:
             until = job.finished_at + timedelta(days=days)
-            tx.execute(update(jobs).where(jobs.c.id == job.id).values(keep_until=until))
+            sooner = func.coalesce(
+                jobs.c.keep_until, literal(until, Instant)
+            )  # it was to be discarded when it had ended
+            tx.execute(update(jobs).where(jobs.c.id == job.id).values(keep_until=sooner))
 
     return settled
 
@@ -118,6 +121,12 @@ class Retention:
             raise gone
         await self._remove_now(gone)
         log.info("job.deleted", job_id=job_id, artifacts=len(gone))
+
+    async def delete_jobs(self, job_ids: Sequence[str]) -> None:
+        """Delete these ended jobs and their pictures, in bites. `discard` them first: then nothing stays for ever."""
+        for start in range(0, len(job_ids), BITE_JOBS):
+            _, gone = await self._database.write(expire_these, job_ids[start : start + BITE_JOBS])
+            await self._remove_now(gone)
 
     async def delete_artifact(self, artifact_id: str, owner_id: str) -> None:
         """Delete one picture; repeating is harmless. Raises `ArtifactNotFound`."""
