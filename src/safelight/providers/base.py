@@ -9,6 +9,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 # --- what is asked ----------------------------------------------------------------------------------------------------
@@ -108,14 +109,21 @@ class Preview:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One finished result as bytes: a picture, or a video or sound by its content type.
+    """One finished result, as bytes or as a local file: a picture, a video or a sound.
 
-    `seed` is the one that made this very result, if known.
+    A file is the runner's from here on: it is streamed into the storage, whatever its size, and removed. What it is,
+    its content says; the `content_type` is what the provider takes it for. `seed` is the one that made this very
+    result, if known. `details` (JSON) are kept with it: `title`, `source_url`, ...
     """
 
-    data: bytes
+    data: bytes | Path
     content_type: str
     seed: int | None = None
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def read(self) -> bytes:
+        """Its bytes; a file is read whole."""
+        return self.data if isinstance(self.data, bytes) else self.data.read_bytes()
 
 
 Update = Submitting | Accepted | Progress | Preview | Output

@@ -17,7 +17,6 @@ from safelight.providers.fetch import HEAD_BYTES, content_type_of, opened
 from safelight.providers.media_import.error import NotMedia, SourceMissing, SourceUnavailable, TooLarge
 from safelight.providers.media_import.page import MAX_TITLE, Transfer
 
-CHUNK_BYTES = 256 * 1024
 WRITE_BYTES = 1024 * 1024
 TELL_SECONDS = 0.2
 RESUMES = 4  # in a row that brought nothing
@@ -176,7 +175,8 @@ class _Sink:
 
 
 def _chunks(response: httpx.Response) -> AsyncGenerator[bytes]:
-    return cast(AsyncGenerator[bytes], response.aiter_raw(CHUNK_BYTES))
+    """As they come: a chunk of our own size that was not yet full would be lost with the connection."""
+    return cast(AsyncGenerator[bytes], response.aiter_raw())
 
 
 async def _head(chunks: AsyncGenerator[bytes]) -> bytes:

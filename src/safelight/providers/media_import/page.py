@@ -29,7 +29,8 @@ FORMATS = "formats.:.{height,vcodec,acodec}"
 TRANSFER = "progress.{status,downloaded_bytes,total_bytes,total_bytes_estimate,speed,eta}"
 # What yt-dlp fetches itself, through the proxy. Others (rtsp, mms, ...) would go by programs that know no proxy.
 PROTOCOLS = "[protocol~='^(https?|m3u8|m3u8_native|http_dash_segments)(\\+|$)']"
-CONTAINERS = "/".join(f"{name}>{name}" for name in "mp4 webm mkv mov avi mp3 m4a ogg opus flac wav".split()) + "/mkv"
+KEPT = ("mp4", "webm", "mkv", "mov", "avi", "mp3", "m4a", "ogg", "opus", "flac", "wav")
+CONTAINERS = "/".join([*(f"{name}>{name}" for name in KEPT), "mkv"])  # every other one becomes the last
 MAX_TITLE = 300
 
 FAILURES: Sequence[tuple[str, type[ProviderError], str]] = (
@@ -54,10 +55,9 @@ class Found:
     heights: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, info: dict[str, Any]) -> "Found":
-        """From the fields that yt-dlp printed."""
+    def of(cls, info: dict[str, Any], forms: list[dict[str, Any]] | None = None) -> "Found":
+        """From the fields that yt-dlp printed, of it and of the forms in which it can be had."""
         title = re.sub(r"[\x00-\x1f\x7f]+", " ", str(info.get("title") or "")).strip()[:MAX_TITLE]
-        forms: list[dict[str, Any]] = info.get("formats") or []
         duration = info.get("duration")
         size = info.get("filesize") or info.get("filesize_approx")
         return cls(
@@ -66,7 +66,7 @@ class Found:
             duration_seconds=float(duration) if isinstance(duration, int | float) else None,
             size_bytes=int(size) if isinstance(size, int | float) else None,
             is_live=bool(info.get("is_live")),
-            heights=tuple(sorted({int(form["height"]) for form in forms if form.get("height")}, reverse=True)),
+            heights=tuple(sorted({int(form["height"]) for form in forms or () if form.get("height")}, reverse=True)),
         )
 
 
@@ -97,10 +97,8 @@ class YtDlp:
     async def look(self, url: str, folder: Path, proxy: Proxy) -> Found:
         """What is there, without fetching it. Raises a `ProviderError`."""
         options = ["--print", f"%(.{{{FIELDS}}})j", "--print", f"%({FORMATS})j"]
-        lines: list[dict[str, Any] | list[dict[str, Any]]] = []
         async with running(self._command(url, options), folder, proxy.environment) as program:
-            async for line in program.lines():
-                lines.append(_json(line))
+            lines = [_json(line) async for line in program.lines()]
             code = await program.end()
             if code != 0 or not lines:
                 raise proxy.refused or _why(program.said)

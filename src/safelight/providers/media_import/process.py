@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import cast
 
 KEEPER = Path(__file__).with_name("keeper.py")
 LINE_BYTES = 4 * 1024 * 1024
@@ -19,9 +20,8 @@ class Program:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self._said = b""
-        assert process.stdout is not None and process.stderr is not None
-        self._output = process.stdout
-        self._listener = asyncio.create_task(self._listen(process.stderr))
+        self._output = cast(asyncio.StreamReader, process.stdout)
+        self._listener = asyncio.create_task(self._listen(cast(asyncio.StreamReader, process.stderr)))
 
     async def lines(self) -> AsyncGenerator[str]:
         """Its standard output, line by line, to the end."""
@@ -65,7 +65,9 @@ async def running(
             cwd=folder,
             env={
                 **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
-                **{"HOME": str(folder), "TMPDIR": str(folder), "LC_ALL": "C.UTF-8"},
+                "HOME": str(folder),
+                "TMPDIR": str(folder),
+                "LC_ALL": "C.UTF-8",
                 **(environment or {}),
             },
             limit=LINE_BYTES,

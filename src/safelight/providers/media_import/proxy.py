@@ -13,8 +13,6 @@ from collections.abc import Collection
 from types import TracebackType
 from typing import Self
 
-import httpx
-
 from safelight.providers.address import FetchRefused, Network, addresses_of, checked_url
 from safelight.providers.base import ProviderError
 from safelight.providers.media_import.error import TooLarge
@@ -36,17 +34,19 @@ class Proxy:
         self._max_bytes = max_bytes
         self._secret = secrets.token_urlsafe(24)
         self._server: asyncio.Server | None = None
+        self._port = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=HEAD_BYTES)
+        self._server = await asyncio.start_server(self._take, "127.0.0.1", 0, limit=HEAD_BYTES)
+        self._port = self._server.sockets[0].getsockname()[1]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._server is not None
-        self._server.close()
+        if self._server is not None:
+            self._server.close()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -55,23 +55,20 @@ class Proxy:
     @property
     def environment(self) -> dict[str, str]:
         """What makes programs go this way. Not on a command line, where everybody on the machine could read it."""
-        assert self._server is not None
-        port = self._server.sockets[0].getsockname()[1]
-        url = f"http://import:{self._secret}@127.0.0.1:{port}"
+        url = f"http://import:{self._secret}@127.0.0.1:{self._port}"
         return {"http_proxy": url, "https_proxy": url, "all_proxy": url, "no_proxy": ""}
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
         self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await self._answer(reader, writer)
-        except asyncio.CancelledError:
-            pass  # the import has ended
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError):
             pass  # its program reads that as what it is: a broken connection
         finally:
-            self._tasks.discard(task)
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
