@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import structlog
 from pydantic import SecretStr
 
+from safelight import stories
 from safelight.accounts import LOCAL_OWNER, Doorkeeper, Tokens, purge_sessions, tier_of
 from safelight.artifacts import ArtifactStore, Links, load_signing_key
 from safelight.config import Settings
@@ -159,7 +160,8 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
     retention_days_of = _retention_days(settings)
     jobs = Jobs(
         announcements,
-        on_settled=[keep_for(retention_days_of)],
+        on_settled=[keep_for(retention_days_of), stories.on_settled],
+        on_accepted=[stories.on_accepted],
         breaker=BreakerPolicy(settings.breaker_failures, settings.breaker_seconds),
         pause_seconds=settings.retry_seconds,
     )

@@ -16,6 +16,8 @@ from structlog.contextvars import bound_contextvars
 from safelight.api import (
     artifacts,
     authentication,
+    chapters,
+    characters,
     events,
     files,
     health,
@@ -23,7 +25,9 @@ from safelight.api import (
     keys,
     plain,
     problems,
+    projects,
     providers,
+    scenes,
     session,
     templates,
     webhooks,
@@ -83,7 +87,10 @@ def create_app(settings: Settings) -> FastAPI:
     )
     problems.install(app)
     authentication.describe(app)
-    for module in (jobs, events, artifacts, files, session, keys, providers, templates, webhooks, health):
+    for module in (
+            jobs, events, artifacts, files, projects, chapters, scenes, characters, session, keys, providers,
+            templates, webhooks, health,
+        ):
         app.include_router(module.router)
     plain.install(app)
     app.add_middleware(Authentication, has_accounts=settings.has_accounts)
@@ -127,7 +134,7 @@ class Entrance:
             await send(message)
 
         with bound_contextvars(request_id=request_id):
-            takes_files = scope["path"] == artifacts.PREFIX  # which reads its body itself, and has its own limit
+            takes_files = artifacts.takes_file(scope["path"])  # and reads its body itself
             refused = self._refuse(headers, request_id, is_limited=not takes_files)
             body: bytes | None = None
             if refused is None and not takes_files:

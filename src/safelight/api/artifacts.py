@@ -1,5 +1,6 @@
 """Results and inputs over HTTP: upload, the record, the bytes with ranges, the thumbnails, links."""
 
+import re
 import tempfile
 from datetime import datetime
 from typing import Annotated, Any
@@ -69,6 +70,21 @@ async def upload_artifact(
     What it shows is checked and encoded anew, upright and in sRGB, without EXIF, GPS position or any other metadata; of
     an animation the first frame is kept. It is called by its id: no name is taken.
     """
+    artifact = await receive_picture(request, world, owner, content_type, content_length)
+    if isinstance(artifact, Response):
+        return artifact
+    return json_response(describe_artifact(artifact), 201, {"Location": f"{PREFIX}/{artifact.id}"})
+
+
+def takes_file(path: str) -> bool:
+    """Whether what is sent there may be a file: it is read here then, and has a limit of its own."""
+    return path == PREFIX or re.fullmatch(r"/api/v1/characters/[^/]+/reference", path) is not None
+
+
+async def receive_picture(
+    request: Request, world: Safelight, owner: str, content_type: str, content_length: str
+) -> Artifact | Response:
+    """Store and record the picture that is the body of a request; or what to answer if it is none."""
     declared = content_type.partition(";")[0].strip().lower().replace("image/jpg", "image/jpeg")
     if declared not in UPLOAD_TYPES:
         accepted = ", ".join(UPLOAD_TYPES)
@@ -92,7 +108,7 @@ async def upload_artifact(
         artifact = await world.artifacts.store_upload(file, content_type=declared, owner_id=owner)
     await world.retention.record_upload(artifact)
     log.info("artifact.uploaded", artifact_id=artifact.id, content_type=declared, size_bytes=artifact.size_bytes)
-    return json_response(describe_artifact(artifact), 201, {"Location": f"{PREFIX}/{artifact.id}"})
+    return artifact
 
 
 @router.get("/{id}", response_model=ArtifactView, summary="The record of a result")

@@ -1,11 +1,12 @@
 """What routes are given: the world, the owner, and small parsers of headers."""
 
+import base64
 import re
 import uuid
 from typing import Annotated, Any
 
 import orjson
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Path, Query, Request
 from starlette.responses import Response
 
 from safelight.accounts import Identity, Unauthenticated
@@ -27,6 +28,13 @@ class IdInvalid(SafelightError):
 
     kind = "malformed"
     code = "invalid_id"
+
+
+class CursorInvalid(SafelightError):
+    """This cursor does not come from such a list."""
+
+    kind = "malformed"
+    code = "invalid_cursor"
 
 
 async def world_of(request: Request) -> Safelight:
@@ -53,6 +61,34 @@ def parse_id(value: str) -> str:
         raise IdInvalid(f"{value[:80]!r} is not an id; ids are UUIDs, as in the field `id` of a job.") from None
 
 
+def cursor_of(last: str | int) -> str:
+    """What asks for the page after the one that ends with this id or number."""
+    return base64.urlsafe_b64encode(str(last).encode()).decode()
+
+
+def read_id_cursor(cursor: str | None) -> str | None:
+    """The last id of the page before, if there was one. Raises `CursorInvalid`."""
+    if cursor is None:
+        return None
+    try:
+        return parse_id(base64.urlsafe_b64decode(cursor.encode()).decode())
+    except (ValueError, IdInvalid):
+        raise CursorInvalid from None
+
+
+def read_number_cursor(cursor: str | None) -> int | None:
+    """The last number of the page before, if there was one. Raises `CursorInvalid`."""
+    if cursor is None:
+        return None
+    try:
+        text = base64.urlsafe_b64decode(cursor.encode()).decode()
+    except ValueError:
+        raise CursorInvalid from None
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise CursorInvalid
+    return int(text)
+
+
 async def _row_id(item_id: Annotated[str, Path(alias="id", description="A UUID")]) -> str:
     return parse_id(item_id)
 
@@ -61,6 +97,8 @@ World = Annotated[Safelight, Depends(world_of)]
 Asker = Annotated[Identity, Depends(asker_of)]
 Owner = Annotated[str, Depends(_owner)]
 ItemId = Annotated[str, Depends(_row_id)]
+Cursor = Annotated[str | None, Query(description="`next_cursor` of the page before")]
+Limit = Annotated[int, Query(ge=1, le=100)]
 
 
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

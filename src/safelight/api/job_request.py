@@ -7,10 +7,10 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import orjson
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from safelight.config import Settings, Tier
 from safelight.db import new_id
@@ -33,6 +33,16 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=300)]
 Reference = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
 OpaqueId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+def has_words(value: str) -> str:
+    """Not only blanks: for a validator."""
+    if not value.strip():
+        raise ValueError("must not be blank")
+    return value
+
+
+Prompt = Annotated[str, StringConstraints(min_length=1, max_length=4000), AfterValidator(has_words)]
 
 
 class Body(BaseModel):
@@ -79,28 +89,9 @@ def _storable(value: dict[str, Any], most_bytes: int) -> dict[str, Any]:
     return value
 
 
-class GenerationRequest(Body):
-    """A request for one or more pictures."""
+class PictureRequest(Body):
+    """How one or more pictures are to be made, whatever they show."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [
-                {"prompt": "a lighthouse at dusk"},
-                {
-                    "prompt": "a lighthouse at dusk, storm coming",
-                    "width": 768,
-                    "height": 512,
-                    "seed": 7,
-                    "chapter_id": "chapter-1",
-                    "scene_number": 3,
-                    "metadata": {"user": "42"},
-                },
-            ]
-        },
-    )
-
-    prompt: str = Field(min_length=1, max_length=4000, description="What to draw")
     negative_prompt: str | None = Field(None, max_length=4000)
     provider: str | list[str] | None = Field(
         None,
@@ -126,11 +117,7 @@ class GenerationRequest(Body):
     image_type: Annotated[str, StringConstraints(min_length=1, max_length=80)] | None = Field(
         None, description="Default `scene` when scene fields are given"
     )
-    project_id: OpaqueId | None = None
-    chapter_id: OpaqueId | None = None
     script_id: OpaqueId | None = None
-    scene_number: Int | None = Field(None, ge=0, le=1_000_000)
-    character_id: OpaqueId | None = None
     priority: Int = Field(0, ge=-10, le=10, description="Higher runs first")
     run_at: AwareDatetime | None = Field(None, description="Not before this moment (RFC 3339, with an offset)")
     start_within_seconds: Number | None = Field(
@@ -154,13 +141,6 @@ class GenerationRequest(Body):
             raise ValueError(f"must name 1 to {MAX_ROUTE} providers")
         if len(set(names)) < len(names):
             raise ValueError("must name each provider once")
-        return value
-
-    @field_validator("prompt")
-    @classmethod
-    def has_words(cls, value: str) -> str:
-        if not value.strip():
-            raise ValueError("must not be blank")
         return value
 
     @field_validator("run_at")
@@ -197,16 +177,46 @@ class GenerationRequest(Body):
         return _storable(value, MAX_OPTIONS_BYTES)
 
     @model_validator(mode="after")
-    def one_seed(self) -> "GenerationRequest":
+    def one_seed(self) -> Self:
         inner = self.sampler_params.seed
         if inner is not None and self.seed is not None and inner != self.seed:
             raise ValueError("seed and sampler_params.seed differ; give one of them")
         return self
 
-    def fingerprint(self, origin_job_id: str | None) -> str:
-        """What an idempotency key is bound to: the fields as given, in any order, and the job they retry."""
-        given = [origin_job_id, self.model_dump(mode="json", exclude_unset=True)]
+    def fingerprint(self, about: str | None) -> str:
+        """What an idempotency key is bound to: the fields as given, in any order, and what they are about if not all
+        is said in them: the job they retry, the path they were sent to.
+        """
+        given = [about, self.model_dump(mode="json", exclude_unset=True)]
         return hashlib.sha256(orjson.dumps(given, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+class GenerationRequest(PictureRequest):
+    """A request for one or more pictures."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"prompt": "a lighthouse at dusk"},
+                {
+                    "prompt": "a lighthouse at dusk, storm coming",
+                    "width": 768,
+                    "height": 512,
+                    "seed": 7,
+                    "chapter_id": "chapter-1",
+                    "scene_number": 3,
+                    "metadata": {"user": "42"},
+                },
+            ]
+        },
+    )
+
+    prompt: Prompt = Field(description="What to draw")
+    project_id: OpaqueId | None = None
+    chapter_id: OpaqueId | None = None
+    scene_number: Int | None = Field(None, ge=0, le=1_000_000)
+    character_id: OpaqueId | None = None
 
 
 def new_job(

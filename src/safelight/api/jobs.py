@@ -1,11 +1,9 @@
 """Jobs over HTTP: submit, look, list, cancel, retry."""
 
 import asyncio
-import base64
-import binascii
 import zlib
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import orjson
@@ -21,11 +19,13 @@ from safelight.api.deps import (
     ItemId,
     Owner,
     World,
+    cursor_of,
     idempotency_key,
     is_known,
     json_response,
     parse_id,
     preferred_wait,
+    read_id_cursor,
 )
 from safelight.api.events import with_latest
 from safelight.api.job_request import GenerationRequest, new_job, request_of, verified
@@ -52,13 +52,6 @@ from safelight.limits import Policy, Verdict
 
 RETRY_AFTER_SECONDS = 2
 MAX_IDS = 100
-
-
-class CursorInvalid(SafelightError):
-    """This cursor does not come from a list of jobs."""
-
-    kind = "malformed"
-    code = "invalid_cursor"
 
 
 class JobNotEnded(SafelightError):
@@ -147,14 +140,14 @@ async def list_jobs(
         text=text,
         younger_than_seconds=younger_than_seconds,
         older_than_seconds=older_than_seconds,
-        before_id=None if cursor is None else _decode_cursor(cursor),
+        before_id=read_id_cursor(cursor),
         limit=MAX_IDS if ids is not None else limit,
     )
     page = await world.database.read(find, wanted)
     estimator: Estimator = request.app.state.estimator
     current = await asyncio.gather(*(with_latest(world.stream, job) for job in page.jobs))
     items = [view_of(job, page.artifacts.get(job.id, ()), await estimator.estimate(job)) for job, _ in current]
-    next_cursor = _encode_cursor(page.jobs[-1].id) if page.more else None
+    next_cursor = cursor_of(page.jobs[-1].id) if page.more else None
     return json_response({"items": items, "next_cursor": next_cursor})
 
 
@@ -258,7 +251,28 @@ class PreviewGone(SafelightError):
     code = "preview_not_found"
 
 
-async def _accept(request: Request, world: Safelight, asker: Identity, new: NewJob, wait: int | None) -> Response:
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A job that was accepted, or found by its idempotency key; what it made; what the answer's headers tell."""
+
+    job: Job
+    artifacts: Sequence[Artifact]
+    headers: dict[str, str]
+
+
+async def accept(
+    request: Request,
+    world: Safelight,
+    asker: Identity,
+    new: NewJob,
+    *,
+    submit: Callable[[NewJob], Awaitable[Submitted | SafelightError]] | None = None,
+    wait: int | None = None,
+) -> Accepted | Response:
+    """Check a new job with its provider's servers and submit it; a response if its owner submits too quickly.
+
+    `submit` does so in a transaction of the caller's. Raises what stands in the way.
+    """
     new = await verified(new, world.providers)
     verdict = await _take_token(world, asker)
     if verdict is not None and not verdict.is_allowed:
@@ -267,7 +281,8 @@ async def _accept(request: Request, world: Safelight, asker: Identity, new: NewJ
         return problem(request.state.request_id, 429, "rate_limited", detail, headers=again)
     values = new.values
     hint = new.run_at is None and world.dispatcher.take_room(new.queue, values["provider"], values["owner_limit"])
-    outcome = await world.database.write_one(world.jobs.submit, replace(new, hint=hint))
+    new = replace(new, hint=hint)
+    outcome = await (world.database.write_one(world.jobs.submit, new) if submit is None else submit(new))
     if not isinstance(outcome, Submitted):
         raise outcome
     job, artifacts = outcome.job, ()
@@ -282,7 +297,14 @@ async def _accept(request: Request, world: Safelight, asker: Identity, new: NewJ
         headers["Idempotency-Replayed"] = "true"
     if wait is not None:
         headers["Preference-Applied"] = f"wait={wait}"
-    return await _show(request, world, job, artifacts, status=202, headers=headers)
+    return Accepted(job, artifacts, headers)
+
+
+async def _accept(request: Request, world: Safelight, asker: Identity, new: NewJob, wait: int | None) -> Response:
+    accepted = await accept(request, world, asker, new, wait=wait)
+    if isinstance(accepted, Response):
+        return accepted
+    return await _show(request, world, accepted.job, accepted.artifacts, status=202, headers=accepted.headers)
 
 
 def tier_of(asker: Identity, world: Safelight) -> Tier | None:
@@ -349,14 +371,3 @@ def _ids(value: str | None) -> list[str] | None:
     if len(ids) > MAX_IDS:
         raise IdInvalid(f"ids takes at most {MAX_IDS} ids at a time.")
     return ids
-
-
-def _encode_cursor(job_id: str) -> str:
-    return base64.urlsafe_b64encode(job_id.encode()).decode()
-
-
-def _decode_cursor(cursor: str) -> str:
-    try:
-        return parse_id(base64.urlsafe_b64decode(cursor.encode()).decode())
-    except (binascii.Error, ValueError, UnicodeDecodeError, IdInvalid):
-        raise CursorInvalid from None

@@ -53,7 +53,8 @@ Index("ix_artifacts_buried", artifacts.c.deleted_at, sqlite_where=_buried, postg
 _ends = text("keep_until IS NOT NULL AND deleted_at IS NULL")
 Index("ix_artifacts_keep_until", artifacts.c.keep_until, sqlite_where=_ends, postgresql_where=_ends)
 
-job_inputs = Table(  # which jobs were given which uploads: those stay for as long as one of these jobs does
+# Which jobs, and which characters of stories, were given which uploads: those stay for as long as one of these does.
+job_inputs = Table(
     "job_inputs",
     metadata,
     Column("artifact_id", RowId, primary_key=True),
@@ -127,6 +128,15 @@ def of_jobs(tx: Tx, job_ids: Iterable[str]) -> dict[str, list[Artifact]]:
         for row in tx.execute(statement.order_by(artifacts.c.job_id, artifacts.c.attempt, artifacts.c.position)):
             found[row.job_id].append(_from_row(row))
     return found
+
+
+def living(tx: Tx, artifact_ids: Iterable[str]) -> dict[str, Artifact]:
+    """Those of these artifacts that are there, by id."""
+    wanted = list(artifact_ids)
+    if not wanted:
+        return {}
+    there = select(artifacts).where(artifacts.c.id.in_(wanted), artifacts.c.deleted_at.is_(None))
+    return {artifact.id: artifact for artifact in map(_from_row, tx.execute(there))}
 
 
 def recorded_attempts(tx: Tx, job_ids: Iterable[str]) -> set[tuple[str, int]]:

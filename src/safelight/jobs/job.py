@@ -265,6 +265,23 @@ _partial(
     jobs.c.id,
     where=text("deleted_at IS NULL AND chapter_id IS NOT NULL"),
 )
+# The newest job of a scene, and a chapter's pictures, however many of its jobs failed or are of other scenes.
+_partial(
+    "ix_jobs_scene",
+    jobs.c.owner_id,
+    jobs.c.chapter_id,
+    jobs.c.scene_number,
+    jobs.c.id,
+    where=text("deleted_at IS NULL AND chapter_id IS NOT NULL AND scene_number IS NOT NULL"),
+)
+_partial(
+    "ix_jobs_chapter_pictures",
+    jobs.c.owner_id,
+    jobs.c.chapter_id,
+    jobs.c.kind,
+    jobs.c.id,
+    where=text("status = 'completed' AND deleted_at IS NULL AND chapter_id IS NOT NULL"),
+)
 _partial(
     "ix_jobs_character",
     jobs.c.owner_id,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from sqlalchemy import ColumnElement, Select, and_, bindparam, false, func, or_, select, union_all
+from sqlalchemy import ColumnElement, Select, and_, bindparam, false, func, literal_column, or_, select, union_all
 
 from safelight import artifacts as results
 from safelight.artifacts import Artifact
@@ -82,7 +82,8 @@ def find(tx: Tx, wanted: Filter) -> Page:
         conditions.append(jobs.c.id < wanted.before_id)
     statuses = STATUSES if wanted.statuses is None else sorted(set(wanted.statuses))
     if len(statuses) == 1:
-        conditions.append(jobs.c.status == statuses[0])
+        # Its name, not a parameter: an index of completed jobs alone can serve then.
+        conditions.append(jobs.c.status == literal_column(f"'{statuses[0]}'"))
     elif len(statuses) < len(STATUSES):
         # The newest of each, along its index: few open jobs must not be searched for among a million ended ones.
         newest = [_newest(wanted.limit + 1, *conditions, jobs.c.status == status) for status in statuses]

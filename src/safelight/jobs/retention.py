@@ -81,7 +81,8 @@ def keep_for(retention_days_of: RetentionDays) -> OnSettled:
         days = retention_days_of(tx, job.owner_id)
         if days is not None:
             until = job.finished_at + timedelta(days=days)
-            tx.execute(update(jobs).where(jobs.c.id == job.id).values(keep_until=until))
+            sooner = func.coalesce(jobs.c.keep_until, until)  # it was to be discarded when it had ended
+            tx.execute(update(jobs).where(jobs.c.id == job.id).values(keep_until=sooner))
 
     return settled
 
@@ -116,6 +117,12 @@ class Retention:
             raise gone
         await self._remove_now(gone)
         log.info("job.deleted", job_id=job_id, artifacts=len(gone))
+
+    async def delete_jobs(self, job_ids: Sequence[str]) -> None:
+        """Delete these ended jobs and their pictures, in bites. `discard` them first: then nothing stays for ever."""
+        for start in range(0, len(job_ids), BITE_JOBS):
+            _, gone = await self._database.write(expire_these, job_ids[start : start + BITE_JOBS])
+            await self._remove_now(gone)
 
     async def delete_artifact(self, artifact_id: str, owner_id: str) -> None:
         """Delete one picture; repeating is harmless. Raises `ArtifactNotFound`."""

@@ -126,23 +126,26 @@ class Announcer(Protocol):
     def nudge(self, job_id: str) -> None: ...
 
 
+OnAccepted = Callable[[Tx, Sequence[Job]], None]
 OnSettled = Callable[[Tx, Job], None]
 
 
 class Jobs:
-    """The transactions on jobs. `on_settled` functions of other slices run inside the settling transaction."""
+    """The transactions on jobs. Functions of other slices run inside those that accept and that settle."""
 
     def __init__(
         self,
         announcer: Announcer,
         on_settled: Sequence[OnSettled] = (),
         *,
+        on_accepted: Sequence[OnAccepted] = (),
         breaker: BreakerPolicy | None = None,
         pause_seconds: float = 5.0,
     ) -> None:
         """`pause_seconds`: how long a provider is left alone that asks for a pause and does not say how long."""
         self._announcer = announcer
         self._on_settled = tuple(on_settled)
+        self._on_accepted = tuple(on_accepted)
         self._breaker = breaker or BreakerPolicy()
         self._pause_seconds = pause_seconds
 
@@ -201,6 +204,8 @@ class Jobs:
         for clock in clocks.mappings():
             values: dict[str, Any] = {**step.BLANK, **rows[clock["id"]], **clock}
             made[clock["id"]] = Job(**values)
+        for follow in self._on_accepted:
+            follow(tx, list(made.values()))
         for each in accepted:
             if each.hint:
                 tx.on_commit(partial(self._announcer.hint, made[each.id]))
