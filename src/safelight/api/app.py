@@ -23,6 +23,7 @@ from safelight.api import (
     health,
     jobs,
     keys,
+    media,
     plain,
     problems,
     projects,
@@ -58,6 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
         async with open_safelight(settings) as safelight:
             app.state.safelight = safelight
             app.state.estimator = Estimator(safelight.database, safelight.dispatcher)
+            app.state.probes = media.Probes()
             app.state.survey = Survey(safelight.providers, safelight.database)
             background = [
                 asyncio.create_task(safelight.dispatcher.run(), name="dispatch"),
@@ -89,7 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
     authentication.describe(app)
     for module in (
             jobs, events, artifacts, files, projects, chapters, scenes, characters, session, keys, providers,
-            templates, webhooks, health,
+            templates, media, webhooks, health,
         ):
         app.include_router(module.router)
     plain.install(app)

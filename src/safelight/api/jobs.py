@@ -30,6 +30,7 @@ from safelight.api.deps import (
 from safelight.api.events import with_latest
 from safelight.api.job_request import GenerationRequest, new_job, request_of, verified
 from safelight.api.job_view import PREFIX, AttemptList, Estimator, JobList, JobView, attempt_view_of, view_of
+from safelight.api.media_request import IMPORT, MediaRequest, import_of, new_import, submit_import
 from safelight.api.problems import PROBLEMS, Problem, invalid_body, problem
 from safelight.artifacts import Artifact
 from safelight.bootstrap import Safelight
@@ -48,7 +49,7 @@ from safelight.jobs import (
     get,
     with_artifacts,
 )
-from safelight.limits import Policy, Verdict
+from safelight.limits import Policy
 
 RETRY_AFTER_SECONDS = 2
 MAX_IDS = 100
@@ -74,6 +75,8 @@ Text = Annotated[str, AfterValidator(_no_nul)]  # PostgreSQL cannot compare with
 
 router = APIRouter(prefix=PREFIX, tags=["jobs"], responses=PROBLEMS)
 
+
+Submitter = Callable[[NewJob], Awaitable[Submitted | SafelightError]]
 
 LIMITED: dict[int | str, dict[str, Any]] = {429: {"model": Problem}}
 
@@ -103,7 +106,7 @@ async def submit(
         idempotency_key=idempotency_key(key),
         closures=world.dispatcher.closures,
     )
-    return await _accept(request, world, asker, new, wait)
+    return await answer_accepted(request, world, asker, new, wait=wait)
 
 
 @router.get("", response_model=JobList, summary="List jobs, newest first")
@@ -207,22 +210,29 @@ async def retry(
     job, _ = await _look(world, job_id, asker.owner_id)
     if job.status not in ("failed", "cancelled"):
         raise JobNotEnded(f"Only a failed or cancelled job can be retried; this one is {job.status}.")
+    body: MediaRequest | GenerationRequest
     try:
-        body = GenerationRequest.model_validate(request_of(job) | (overrides or {}))
+        if job.kind == IMPORT:
+            body = MediaRequest.model_validate(import_of(job) | (overrides or {}))
+        else:
+            body = GenerationRequest.model_validate(request_of(job) | (overrides or {}))
     except ValidationError as error:
         raise invalid_body(error.errors()) from None
-    new = new_job(
-        body,
-        owner_id=asker.owner_id,
-        providers=world.providers,
-        settings=world.settings,
-        request_id=request.state.request_id,
-        tier=tier_of(asker, world),
-        idempotency_key=idempotency_key(key),
-        origin_job_id=job.id,
-        closures=world.dispatcher.closures,
-    )
-    return await _accept(request, world, asker, new, None)
+    about: dict[str, Any] = {
+        "owner_id": asker.owner_id,
+        "providers": world.providers,
+        "settings": world.settings,
+        "request_id": request.state.request_id,
+        "tier": tier_of(asker, world),
+        "idempotency_key": idempotency_key(key),
+        "origin_job_id": job.id,
+    }
+    if isinstance(body, MediaRequest):
+        return await answer_accepted(
+            request, world, asker, new_import(body, **about), submit=submit_import(world)
+        )
+    new = new_job(body, **about, closures=world.dispatcher.closures)
+    return await answer_accepted(request, world, asker, new)
 
 
 @router.get("/{id}/attempts", response_model=AttemptList, summary="Every attempt of a job")
@@ -266,7 +276,7 @@ async def accept(
     asker: Identity,
     new: NewJob,
     *,
-    submit: Callable[[NewJob], Awaitable[Submitted | SafelightError]] | None = None,
+    submit: Submitter | None = None,
     wait: int | None = None,
 ) -> Accepted | Response:
     """Check a new job with its provider's servers and submit it; a response if its owner submits too quickly.
@@ -274,11 +284,9 @@ async def accept(
     `submit` does so in a transaction of the caller's. Raises what stands in the way.
     """
     new = await verified(new, world.providers)
-    verdict = await _take_token(world, asker)
-    if verdict is not None and not verdict.is_allowed:
-        detail = f"You may submit {verdict.policy.quota} jobs a minute; the next one in {verdict.wait_seconds} s."
-        again = {**verdict.headers, "Retry-After": str(verdict.wait_seconds)}
-        return problem(request.state.request_id, 429, "rate_limited", detail, headers=again)
+    told = await take_token(request, world, asker)
+    if isinstance(told, Response):
+        return told
     values = new.values
     hint = new.run_at is None and world.dispatcher.take_room(new.queue, values["provider"], values["owner_limit"])
     new = replace(new, hint=hint)
@@ -292,7 +300,7 @@ async def accept(
         await _wait_for_end(world, job.id, job.owner_id, wait)
     if wait is not None or outcome.replayed:
         job, artifacts = await _look(world, job.id, job.owner_id)
-    headers = {"Location": f"{PREFIX}/{job.id}", **(verdict.headers if verdict is not None else {})}
+    headers = {"Location": f"{PREFIX}/{job.id}", **told}
     if outcome.replayed:
         headers["Idempotency-Replayed"] = "true"
     if wait is not None:
@@ -300,8 +308,17 @@ async def accept(
     return Accepted(job, artifacts, headers)
 
 
-async def _accept(request: Request, world: Safelight, asker: Identity, new: NewJob, wait: int | None) -> Response:
-    accepted = await accept(request, world, asker, new, wait=wait)
+async def answer_accepted(
+    request: Request,
+    world: Safelight,
+    asker: Identity,
+    new: NewJob,
+    *,
+    submit: Submitter | None = None,
+    wait: int | None = None,
+) -> Response:
+    """The answer to a new job: its view, or what `accept` answers."""
+    accepted = await accept(request, world, asker, new, submit=submit, wait=wait)
     if isinstance(accepted, Response):
         return accepted
     return await _show(request, world, accepted.job, accepted.artifacts, status=202, headers=accepted.headers)
@@ -312,11 +329,17 @@ def tier_of(asker: Identity, world: Safelight) -> Tier | None:
     return None if asker.tier is None else world.settings.tiers[asker.tier]
 
 
-async def _take_token(world: Safelight, asker: Identity) -> Verdict | None:
+async def take_token(request: Request, world: Safelight, asker: Identity) -> dict[str, str] | Response:
+    """Count one request of those that tiers limit: headers that tell what is left, or the answer if there is none."""
     tier = tier_of(asker, world)
     if tier is None or tier.submits_per_minute is None:
-        return None
-    return await world.limiter.take(Policy("submit", tier.submits_per_minute), asker.owner_id)
+        return {}
+    verdict = await world.limiter.take(Policy("submit", tier.submits_per_minute), asker.owner_id)
+    if verdict is None or verdict.is_allowed:
+        return {} if verdict is None else dict(verdict.headers)
+    detail = f"You may submit {verdict.policy.quota} jobs a minute; the next one in {verdict.wait_seconds} s."
+    again = {**verdict.headers, "Retry-After": str(verdict.wait_seconds)}
+    return problem(request.state.request_id, 429, "rate_limited", detail, headers=again)
 
 
 async def _look(world: Safelight, job_id: str, owner: str) -> tuple[Job, Sequence[Artifact]]:

@@ -42,7 +42,7 @@ RECOVERY_BATCH = 200
 MAX_DEFERRALS = 100  # beyond this they count as retries: nothing goes round for ever
 MAX_PAUSE_DOUBLINGS = 5
 
-QUEUE_OF_KIND: Mapping[str, str] = {"image.generate": "image_generation"}
+QUEUE_OF_KIND: Mapping[str, str] = {"image.generate": "image_generation", "media.import": "local"}
 
 
 class JobNotFound(SafelightError):
