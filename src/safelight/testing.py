@@ -16,6 +16,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from itertools import count
+from pathlib import Path
 from typing import TypeVar
 from unittest.mock import patch
 
@@ -158,8 +159,10 @@ def _take(walk: _Walk, update: Update) -> None:
             _expect(bool(stage), "the stage of a Progress must not be empty")
         case Preview(data=data, content_type=content_type):
             _picture(data, content_type, "a preview")
-        case Output():
-            walk.outputs.append(update)
+        case Output(data=data):
+            walk.outputs.append(replace(update, data=update.read()))
+            if isinstance(data, Path):  # it is handed over, and would be removed by the runner
+                data.unlink()
 
 
 def _picture(data: bytes, content_type: str, what: str) -> tuple[int, int] | None:
@@ -184,7 +187,7 @@ def _judge(walk: _Walk, parameters: Parameters) -> None:
     wanted = parameters.batch_size
     _expect(len(walk.outputs) == wanted, f"{wanted} outputs were asked for, {len(walk.outputs)} came")
     for output in walk.outputs:
-        size = _picture(output.data, output.content_type, "an output")
+        size = _picture(output.read(), output.content_type, "an output")
         if size is None or parameters.width is None or parameters.height is None:
             continue
         asked = parameters.width, parameters.height

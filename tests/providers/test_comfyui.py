@@ -82,7 +82,7 @@ async def test_a_picture_with_progress_that_never_falls(comfy: ComfyUI) -> None:
     assert remote_id.startswith("http://")
     (output,) = outputs(updates)
     assert (output.content_type, output.seed) == ("image/png", 7)
-    with Image.open(BytesIO(output.data)) as image:
+    with Image.open(BytesIO(output.read())) as image:
         assert image.size == (64, 64)
     assert percents(updates) == sorted(percents(updates))
     assert percents(updates)[-1] == 98

@@ -417,7 +417,7 @@ async def test_a_workflow_that_saves_nothing(provider: Make) -> None:
 async def test_half_a_file_is_fetched_again(server: ComfyStandIn, provider: Make) -> None:
     server.half_files = 2
     updates = await run(provider(server))
-    assert outputs(updates)[0].data.endswith(b"IEND\xaeB`\x82")
+    assert outputs(updates)[0].read().endswith(b"IEND\xaeB`\x82")
     assert len(server.ledger) == 1
 
 

@@ -100,7 +100,7 @@ async def test_outputs_are_pngs_of_the_asked_size_that_differ_by_index() -> None
     assert len({output.data for output in made}) == 3
     for output in made:
         assert output.content_type == "image/png"
-        assert Image.open(BytesIO(output.data)).size == (80, 64)
+        assert Image.open(BytesIO(output.read())).size == (80, 64)
 
 
 @pytest.mark.anyio
@@ -148,7 +148,7 @@ async def test_progress_rises_through_the_stages_over_the_asked_time() -> None:
 @pytest.mark.anyio
 async def test_previews_come_closer_to_the_picture() -> None:
     updates = await collect(mock.generate(order(seconds=0.4, width=256, height=128)))
-    final = Image.open(BytesIO(outputs(updates)[0].data))
+    final = Image.open(BytesIO(outputs(updates)[0].read()))
     previews = [Image.open(BytesIO(update.data)) for update in updates if isinstance(update, Preview)]
     distances = [difference(final, preview) for preview in previews]
     assert distances == sorted(distances, reverse=True)
@@ -273,11 +273,11 @@ async def test_an_error_at_a_percentage_comes_on_every_attempt(percent: int) -> 
 async def test_corrupt_empty_and_wrong_sized_deliveries() -> None:
     (truncated,) = outputs(await collect(mock.generate(order({"corrupt": True}))))
     with pytest.raises(OSError, match="truncated"):
-        Image.open(BytesIO(truncated.data)).load()
+        Image.open(BytesIO(truncated.read())).load()
     (empty,) = outputs(await collect(mock.generate(order({"corrupt": "empty"}))))
     assert empty.data == b""
     (half,) = outputs(await collect(mock.generate(order({"wrong_size": True}, width=128, height=64))))
-    assert Image.open(BytesIO(half.data)).size == (64, 32)
+    assert Image.open(BytesIO(half.read())).size == (64, 32)
 
 
 @pytest.mark.anyio

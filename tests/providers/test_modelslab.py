@@ -120,7 +120,7 @@ async def test_a_job_is_submitted_once_followed_and_downloaded(provider: ModelsL
     updates = await collect(provider.generate(order(parameters)))
     assert kinds(updates) == ["Submitting", "Accepted", "Progress", "Output"]
     outputs = [update for update in updates if isinstance(update, Output)]
-    assert [Image.open(BytesIO(output.data)).size for output in outputs] == [(512, 256)] * 2
+    assert [Image.open(BytesIO(output.read())).size for output in outputs] == [(512, 256)] * 2
     assert [(output.content_type, output.seed) for output in outputs] == [("image/png", None)] * 2
     progress = [update for update in updates if isinstance(update, Progress)]
     assert progress[0].message == "ModelsLab expects 1 s in all"

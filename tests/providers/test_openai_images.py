@@ -97,7 +97,7 @@ def names(updates: list[Update]) -> list[str]:
 
 
 def sizes(updates: list[Update]) -> list[tuple[int, int]]:
-    return [Image.open(BytesIO(update.data)).size for update in updates if isinstance(update, Output)]
+    return [Image.open(BytesIO(update.read())).size for update in updates if isinstance(update, Output)]
 
 
 async def refused(updates: AsyncGenerator[Update], error: type[ProviderError]) -> ProviderError:

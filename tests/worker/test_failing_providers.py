@@ -1,5 +1,6 @@
 """What the runner makes of the errors of providers: whose fault they are, and what is worth another try or place."""
 
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from io import BytesIO
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from films import film
 from safelight.api.job_request import GenerationRequest, new_job
 from safelight.bootstrap import Safelight, open_safelight
 from safelight.config import Settings
@@ -42,9 +44,12 @@ pytestmark = pytest.mark.anyio
 class Scripted(Provider):
     """Does for each attempt what its script says: raise an error, before or after the job was accepted, or draw."""
 
-    def __init__(self, *script: ProviderError | None, accepts: bool = False) -> None:
+    def __init__(
+        self, *script: ProviderError | None, accepts: bool = False, delivers: bytes | Path | None = None
+    ) -> None:
         self._script = list(script)
         self._accepts = accepts
+        self._delivers = delivers or PICTURE
         self.asked: list[str] = []
 
     @property
@@ -74,7 +79,7 @@ class Scripted(Provider):
         error = self._script.pop(0) if self._script else None
         if error is not None:
             raise error
-        yield Output(PICTURE, "image/png")
+        yield Output(self._delivers, "image/png")
 
 
 def _picture() -> bytes:
@@ -218,3 +223,23 @@ async def test_what_is_worth_another_provider(workshop: Workshop, error: Provide
         assert [(skip["provider"], skip["code"]) for skip in job.skips or ()] == [("one", error.code)]
         assert (await workshop.attempt(job_id)).status == "completed"
         assert [attempt.outcome for attempt in await workshop.attempts(job_id)] == ["moved", "completed"]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_file_is_gone_whatever_became_of_it(workshop: Workshop, tmp_path: Path, whole: bool) -> None:
+    file = tmp_path / "result.tmp"
+    file.write_bytes(film("mp4") if whole else film("mp4")[:2000])
+    workshop.add("one", Scripted(delivers=file))
+    job = await workshop.attempt(await workshop.submit(max_retries=0))
+    assert (job.status, (job.error or {}).get("code")) == (("completed", None) if whole else ("failed", "bad_output"))
+    assert not file.exists()
+
+
+async def test_without_ffmpeg_a_video_is_not_made_again_and_again(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workshop.add("one", Scripted(delivers=film("mp4")))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    job = await workshop.attempt(await workshop.submit(max_retries=3))
+    assert (job.status, (job.error or {}).get("code")) == ("failed", "ffmpeg_missing")

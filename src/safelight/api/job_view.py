@@ -5,7 +5,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -27,18 +27,25 @@ class ThumbnailView(BaseModel):
 
 
 class ArtifactView(BaseModel):
-    """A stored result. URLs are paths on this host."""
+    """A stored result, or an upload. URLs are paths on this host."""
 
     id: str
+    kind: Literal["image", "video", "audio", "input"] = Field(description="`input` is a picture that was uploaded")
     url: str
-    content_type: str
-    width: int
-    height: int
+    content_type: str = Field(examples=["video/mp4"])
+    width: int | None = Field(description="Pixels, as it is shown; null for a sound")
+    height: int | None
+    duration_seconds: float | None = Field(description="Null for a picture")
     size_bytes: int
     sha256: str
-    thumbhash: str
+    thumbhash: str | None = Field(description="A blur to show while it loads; null for a sound")
     seed: int | None
     thumbnails: list[ThumbnailView]
+    poster: str | None = Field(description="The URL of a WebP frame of a video, 1280 pixels wide if the video is")
+    details: dict[str, Any] = Field(
+        description="What else is known: codecs and frame rate, and what its provider told of it (`title`, ...)",
+        examples=[{"container": "mp4", "video_codec": "h264", "frame_rate": 25.0, "audio_codec": "aac"}],
+    )
 
 
 class ErrorView(BaseModel):

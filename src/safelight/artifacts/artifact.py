@@ -9,6 +9,7 @@ from sqlalchemy import (
     BigInteger,
     Column,
     ColumnElement,
+    Float,
     Index,
     Integer,
     Row,
@@ -37,14 +38,16 @@ artifacts = Table(
     Column("content_type", String(100), nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
     Column("sha256", String(64), nullable=False),
-    Column("width", Integer, nullable=False),
-    Column("height", Integer, nullable=False),
-    Column("thumbhash", String(100), nullable=False),
+    Column("width", Integer, nullable=True),
+    Column("height", Integer, nullable=True),
+    Column("thumbhash", String(100), nullable=True),
     Column("seed", BigInteger, nullable=True),
     Column("thumbnails", Json, nullable=False),
     Column("created_at", Instant, nullable=False),
     Column("deleted_at", Instant),
     Column("keep_until", Instant),
+    Column("duration_seconds", Float, nullable=True),
+    Column("details", Json, nullable=True),
 )
 _leftover = text("deleted_at IS NOT NULL AND storage_key <> ''")
 Index("ix_artifacts_leftover", artifacts.c.deleted_at, sqlite_where=_leftover, postgresql_where=_leftover)
@@ -65,8 +68,8 @@ job_inputs = Table(
 class Thumbnail(TypedDict):
     """A stored WebP thumbnail, as it stands in the row.
 
-    `width` is its name (256 or 512), `pixel_width` what it really has: a small picture's thumbnails are no larger than
-    itself, and may be one and the same file.
+    `width` is its name: 256 or 512, and 1280 for the poster of a video. `pixel_width` is what it really has: a small
+    picture's thumbnails are no larger than itself, and may be one and the same file.
     """
 
     width: int
@@ -78,7 +81,10 @@ class Thumbnail(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """One stored result of a job. `position` is its place in the batch, from 0; sizes are pixels and bytes.
+    """One stored result of a job: an `image`, a `video` or an `audio`, by its kind.
+
+    `position` is its place in the batch, from 0; sizes are pixels (as shown; none of a sound) and bytes. `details` hold
+    what is known beside: codecs and such, and what its provider told of it.
 
     Of kind `input` it was uploaded and belongs to no job; then `keep_until` says when it may go if no job was given it.
     """
@@ -93,14 +99,16 @@ class Artifact:
     content_type: str
     size_bytes: int
     sha256: str
-    width: int
-    height: int
-    thumbhash: str
+    width: int | None
+    height: int | None
+    thumbhash: str | None
     seed: int | None
     thumbnails: list[Thumbnail]
     created_at: datetime
     deleted_at: datetime | None = None  # a tombstone; its storage key stays until the files are gone
     keep_until: datetime | None = None
+    duration_seconds: float | None = None
+    details: Mapping[str, Any] | None = None
 
 
 DAY_SECONDS = 86_400.0
@@ -219,7 +227,7 @@ def bury(tx: Tx, wanted: ColumnElement[bool]) -> list[Artifact]:
     gone = (
         update(artifacts)
         .where(wanted, artifacts.c.deleted_at.is_(None))
-        .values(deleted_at=db_now(), thumbhash="", sha256="", seed=None, keep_until=None)
+        .values(deleted_at=db_now(), thumbhash="", sha256="", seed=None, keep_until=None, details=None)
         .returning(*artifacts.c)
     )
     return [_from_row(row) for row in tx.execute(gone)]

@@ -10,12 +10,13 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
 from typing import Any, Literal, assert_never
 
 import structlog
 from structlog.contextvars import bound_contextvars
 
-from safelight.artifacts import Artifact, ArtifactStore, BadPicture
+from safelight.artifacts import Artifact, ArtifactStore, BadFilm, BadPicture
 from safelight.db import Database
 from safelight.errors import Unavailable
 from safelight.jobs import (
@@ -255,7 +256,7 @@ class Runner:
             return Completed(made)
         except ProviderError as error:
             return self._judge(attempt, error)
-        except BadPicture as error:
+        except (BadPicture, BadFilm) as error:
             return self._judge(attempt, BadOutput(error.detail))
         except Unavailable as error:
             # The failure is ours (database, storage): the provider's job is well, and the next attempt adopts it.
@@ -304,28 +305,37 @@ class Runner:
                 self._tell_progress(attempt)
             case Preview(data=data, content_type=content_type):
                 self._tell_preview(attempt, data, content_type)
-            case Output(data=data, seed=seed):
-                await self._hold(attempt)
-                attempt.stage, attempt.message = "storing", "Storing the result"
-                artifact = await self._artifacts.store(
-                    job_id=job.id,
-                    attempt=job.attempt,
-                    position=len(made),
-                    owner_id=job.owner_id,
-                    data=data,
-                    text=recipe_of(job, seed),
-                    seed=job.seed if seed is None else seed if seed <= MAX_SEED else None,
-                )
-                made.append(artifact)
-                log.info(
-                    "artifact.stored",
-                    artifact_id=artifact.id,
-                    storage_key=artifact.storage_key,
-                    size_bytes=artifact.size_bytes,
-                )
-                self._publish(attempt, "job.output")
+            case Output(data=data):
+                try:
+                    await self._store(attempt, update, made)
+                finally:
+                    if isinstance(data, Path):
+                        await asyncio.to_thread(data.unlink, missing_ok=True)
             case _:
                 assert_never(update)
+
+    async def _store(self, attempt: Attempt, output: Output, made: list[Artifact]) -> None:
+        job, seed = attempt.job, output.seed
+        await self._hold(attempt)
+        attempt.stage, attempt.message = "storing", "Storing the result"
+        artifact = await self._artifacts.store(
+            job_id=job.id,
+            attempt=job.attempt,
+            position=len(made),
+            owner_id=job.owner_id,
+            data=output.data,
+            text=recipe_of(job, seed),
+            seed=job.seed if seed is None else seed if seed <= MAX_SEED else None,
+            details=output.details,
+        )
+        made.append(artifact)
+        log.info(
+            "artifact.stored",
+            artifact_id=artifact.id,
+            storage_key=artifact.storage_key,
+            size_bytes=artifact.size_bytes,
+        )
+        self._publish(attempt, "job.output")
 
     async def _record_accepted(self, attempt: Attempt, remote_id: str) -> bool:
         """Write the provider's id down, through any outage of the database: forgetting it would mean to pay twice."""
