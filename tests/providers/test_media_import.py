@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from films import film
+from safelight.artifacts import find_ffmpeg
 from safelight.providers import address
 from safelight.providers.base import (
     Generation,
@@ -21,7 +23,7 @@ from safelight.providers.base import (
     ProviderError,
 )
 from safelight.providers.media_import import Description, MediaImport, Workspace
-from stand_ins.media_host import MediaHost, ffmpeg, film
+from stand_ins.media_host import MediaHost
 
 pytestmark = pytest.mark.anyio
 Make = Callable[..., MediaImport]
@@ -47,7 +49,7 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
 
     def make(keep_free_bytes: int = 0, quota_bytes: int | None = None, **changes: Any) -> MediaImport:
         workspace = Workspace(tmp_path / "imports", keep_free_bytes=keep_free_bytes, quota_bytes=quota_bytes)
-        given = {"networks": [LOOPBACK], "ffmpeg": ffmpeg(), "limits": Limits(60, 70)} | changes
+        given: dict[str, Any] = {"networks": [LOOPBACK], "ffmpeg": find_ffmpeg(), "limits": Limits(60, 70)} | changes
         made.append(MediaImport(workspace=workspace, **given))
         return made[-1]
 
@@ -119,7 +121,7 @@ async def test_a_plain_file_comes_byte_for_byte(make: Make, host: MediaHost, nam
 
 async def test_the_media_of_a_page_comes_by_yt_dlp(make: Make, host: MediaHost) -> None:
     output, data, told = await imported(make(), f"{host.url}/page.html")
-    assert data == film()
+    assert data == film("mp4")
     assert output.content_type == "video/mp4"
     assert "A lighthouse" in output.details["title"]
     assert output.details["extractor"]
@@ -129,19 +131,19 @@ async def test_the_media_of_a_page_comes_by_yt_dlp(make: Make, host: MediaHost) 
 async def test_the_sound_of_a_film_alone(make: Make, host: MediaHost) -> None:
     output, data, _ = await imported(make(), f"{host.url}/lighthouse.mp4", audio_only=True)
     assert output.content_type == "audio/mp4"
-    assert 0 < len(data) < len(film())
+    assert 0 < len(data) < len(film("mp4"))
 
 
 async def test_redirects_are_followed(make: Make, host: MediaHost) -> None:
     output, data, _ = await imported(make(), f"{host.url}/redirect?times=4&to=/lighthouse.mp4")
-    assert data == film()
+    assert data == film("mp4")
     assert output.details["title"] == "lighthouse.mp4"
 
 
 async def test_a_transfer_that_breaks_off_goes_on_where_it_broke(make: Make, host: MediaHost) -> None:
     _, data, _ = await imported(make(), f"{host.url}/cut.mp4")
-    assert data == film()
-    assert [asked for _, asked in host.asked] == [None, f"bytes={len(film()) // 2}-"]
+    assert data == film("mp4")
+    assert [asked for _, asked in host.asked] == [None, f"bytes={len(film('mp4')) // 2}-"]
 
 
 async def test_a_slow_source_is_waited_for(make: Make, host: MediaHost) -> None:
@@ -149,7 +151,7 @@ async def test_a_slow_source_is_waited_for(make: Make, host: MediaHost) -> None:
     body = asyncio.create_task(imported(provider, f"{host.url}/slow.mp4"))
     await asyncio.to_thread(host.dripping.wait, 10)
     host.released.set()
-    assert (await body)[1] == film()
+    assert (await body)[1] == film("mp4")
 
 
 async def test_a_look_tells_before_anything_is_fetched(make: Make, host: MediaHost) -> None:
@@ -158,9 +160,9 @@ async def test_a_look_tells_before_anything_is_fetched(make: Make, host: MediaHo
         title="lighthouse.mp4",
         extractor=None,
         content_type="video/mp4",
-        duration_seconds=pytest.approx(2, abs=0.2),
-        size_bytes=len(film()),
-        heights=(120,),
+        duration_seconds=2.0,
+        size_bytes=len(film("mp4")),
+        heights=(72,),
     )
     seen = await provider.probe(f"{host.url}/page.html")
     assert seen.title is not None and "A lighthouse" in seen.title

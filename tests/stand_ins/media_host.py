@@ -1,42 +1,14 @@
 """A web server of small real films, and of every trouble that a download can meet."""
 
-import functools
-import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import imageio_ffmpeg
+from films import film
 
 GIB = 1024**3
 PIECE = 4096
-PICTURE = ("-f", "lavfi", "-i", "testsrc=d={seconds}:s={width}x{height}:r=10")
-SOUND = ("-f", "lavfi", "-i", "sine=d={seconds}")
-FORMS = {
-    "mp4": ("-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p", "-c:a", "aac", "-movflags", "faststart"),
-    "webm": ("-c:v", "libvpx", "-deadline", "realtime", "-c:a", "libvorbis"),
-    "mp3": ("-c:a", "libmp3lame"),
-}
-
-
-def ffmpeg() -> str:
-    """The program that the wheel carries."""
-    return imageio_ffmpeg.get_ffmpeg_exe()
-
-
-@functools.cache
-def film(form: str = "mp4", *, seconds: float = 2, width: int = 160, height: int = 120, sound: bool = True) -> bytes:
-    """A real one; made once."""
-    sources = [*(PICTURE if form != "mp3" else ()), *(SOUND if sound or form == "mp3" else ())]
-    told = [part.format(seconds=seconds, width=width, height=height) for part in sources]
-    with TemporaryDirectory() as folder:
-        target = Path(folder) / f"film.{form}"
-        command = [ffmpeg(), "-v", "error", *told, "-t", str(seconds), *FORMS[form], str(target)]
-        subprocess.run(command, check=True)
-        return target.read_bytes()
 
 
 class MediaHost:
@@ -47,12 +19,12 @@ class MediaHost:
         self.dripping = threading.Event()  # set when a slow film has begun
         self.released = threading.Event()  # lets slow films go on to their end
         self.files: dict[str, tuple[str, bytes]] = {
-            "/lighthouse.mp4": ("video/mp4", film()),
+            "/lighthouse.mp4": ("video/mp4", film("mp4")),
             "/lighthouse.webm": ("video/webm", film("webm")),
-            "/silent.mp4": ("video/mp4", film(sound=False)),
+            "/silent.mp4": ("video/mp4", film("black.mp4")),
             "/sea.mp3": ("audio/mpeg", film("mp3")),
             "/fake.mp4": ("video/mp4", b"<html>This is no film.</html>" * 50),
-            "/broken.mp4": ("video/mp4", film()[:32] + b"\0" * 5000),
+            "/broken.mp4": ("video/mp4", film("mp4")[:32] + b"\0" * 5000),
             "/empty.mp4": ("video/mp4", b""),
             "/page.html": ("text/html", _page('<video src="/lighthouse.mp4"></video>')),
             "/slow.html": ("text/html", _page('<video src="/slow.mp4"></video>')),
@@ -98,7 +70,7 @@ class MediaHost:
         place = urlsplit(request.path)
         path, query = place.path, {name: values[0] for name, values in parse_qs(place.query).items()}
         self.asked.append((path, request.headers.get("Range")))
-        whole = film()
+        whole = film("mp4")
         match path:
             case "/redirect":
                 left = int(query.get("times", "1")) - 1

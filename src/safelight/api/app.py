@@ -90,9 +90,22 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     authentication.describe(app)
     for module in (
-            jobs, events, artifacts, files, projects, chapters, scenes, characters, session, keys, providers,
-            templates, media, webhooks, health,
-        ):
+        jobs,
+        events,
+        artifacts,
+        files,
+        projects,
+        chapters,
+        scenes,
+        characters,
+        session,
+        keys,
+        providers,
+        templates,
+        media,
+        webhooks,
+        health,
+    ):
         app.include_router(module.router)
     plain.install(app)
     app.add_middleware(Authentication, has_accounts=settings.has_accounts)

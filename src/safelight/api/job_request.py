@@ -10,7 +10,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Self
 
 import orjson
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from safelight.config import Settings, Tier
 from safelight.db import new_id

@@ -228,9 +228,7 @@ async def retry(
         "origin_job_id": job.id,
     }
     if isinstance(body, MediaRequest):
-        return await answer_accepted(
-            request, world, asker, new_import(body, **about), submit=submit_import(world)
-        )
+        return await answer_accepted(request, world, asker, new_import(body, **about), submit=submit_import(world))
     new = new_job(body, **about, closures=world.dispatcher.closures)
     return await answer_accepted(request, world, asker, new)
 
