@@ -96,6 +96,9 @@ class MediaHost:
                 _begin(request, 200, "video/mp4", len(whole), **extra)
                 request.wfile.write(whole[: len(whole) // 2])
                 request.close_connection = True
+            case "/stuck":
+                self.released.wait(30)
+                _send(request, 404, "text/plain", b"nothing after all")
             case "/slow.mp4":
                 _begin(request, 200, "video/mp4", len(whole))
                 for at in range(0, len(whole), PIECE):

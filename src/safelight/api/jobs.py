@@ -333,8 +333,8 @@ async def take_token(request: Request, world: Safelight, asker: Identity) -> dic
     if tier is None or tier.submits_per_minute is None:
         return {}
     verdict = await world.limiter.take(Policy("submit", tier.submits_per_minute), asker.owner_id)
-    if verdict is None or verdict.is_allowed:
-        return {} if verdict is None else dict(verdict.headers)
+    if verdict.is_allowed:
+        return dict(verdict.headers)
     detail = f"You may submit {verdict.policy.quota} jobs a minute; the next one in {verdict.wait_seconds} s."
     again = {**verdict.headers, "Retry-After": str(verdict.wait_seconds)}
     return problem(request.state.request_id, 429, "rate_limited", detail, headers=again)

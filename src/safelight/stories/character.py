@@ -12,7 +12,7 @@ from safelight.db import Instant, RowId, Tx, db_now, metadata
 from safelight.errors import FieldError, SafelightError
 from safelight.stories.chapter import ProjectFull
 from safelight.stories.picture import Picture, Pictures, columns
-from safelight.stories.project import ProjectNotFound, hold_project
+from safelight.stories.project import ProjectNotFound, get_project, hold_project
 
 MAX_CHARACTERS = 1000
 
@@ -38,13 +38,6 @@ class CharacterNotFound(SafelightError):
 
     kind = "not_found"
     code = "character_not_found"
-
-
-class CharacterEmpty(SafelightError):
-    """The character has no description, so its portrait needs a prompt."""
-
-    kind = "invalid"
-    code = "character_empty"
 
 
 class ReferenceMissing(SafelightError):
@@ -95,8 +88,13 @@ def get_character(tx: Tx, character_id: str, owner_id: str) -> Character | Chara
     return found[0] if found else CharacterNotFound(f"There is no character {character_id}.")
 
 
-def list_characters(tx: Tx, project_id: str, after_id: str | None, limit: int) -> list[Character]:
-    """The characters of a project that was looked up before, in the order in which they were made."""
+def list_characters(
+    tx: Tx, project_id: str, owner_id: str, after_id: str | None, limit: int
+) -> list[Character] | ProjectNotFound:
+    """In the order in which they were made."""
+    project = get_project(tx, project_id, owner_id)
+    if isinstance(project, ProjectNotFound):
+        return project
     later = [] if after_id is None else [characters.c.id > after_id]
     return read_characters(tx, characters.c.project_id == project_id, *later, limit=limit)
 
@@ -135,14 +133,6 @@ def set_reference(
 def _missing(artifact_id: str) -> ReferenceMissing:
     detail = f"There is no picture {artifact_id} of yours."
     return ReferenceMissing(detail, errors=[FieldError("#/artifact_id", detail)])
-
-
-def prompt_of_portrait(character: Character, style: str) -> str | CharacterEmpty:
-    """Who it is, how they look, and the style of the project."""
-    if not character.description.strip():
-        return CharacterEmpty()
-    parts = [f"Portrait of {character.name}: {character.description.strip()}", style.strip()]
-    return "\n".join(part for part in parts if part)
 
 
 def read_characters(tx: Tx, *conditions: Any, limit: int | None = None) -> list[Character]:

@@ -5,11 +5,11 @@ stands in the job alone, whether the picture is still there in its artifact alon
 go on telling of a picture that was deleted.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, String, select
+from sqlalchemy import Column, RowMapping, String, select
 
 from safelight.artifacts import Artifact, living
 from safelight.db import Json, RowId, Tx
@@ -50,9 +50,7 @@ def columns(name: str) -> list[Column[Any]]:
 class Pictures:
     """The pictures of these names that some rows have, looked up together; and other artifacts beside them."""
 
-    def __init__(
-        self, tx: Tx, rows: Sequence[Mapping[str, Any]], *names: str, besides: Iterable[str | None] = ()
-    ) -> None:
+    def __init__(self, tx: Tx, rows: Sequence[RowMapping], *names: str, besides: Iterable[str | None] = ()) -> None:
         shown: set[str | None] = {row[f"{name}_artifact_id"] for row in rows for name in names} | set(besides)
         self._artifacts = living(tx, [artifact_id for artifact_id in shown if artifact_id is not None])
         going_on = {row[f"{name}_job_id"] for row in rows for name in names if row[f"{name}_status"] in OPEN}
@@ -64,12 +62,12 @@ class Pictures:
     def artifact(self, artifact_id: str | None) -> Artifact | None:
         return self._artifacts.get(artifact_id or "")
 
-    def of(self, row: Mapping[str, Any], name: str) -> Picture:
+    def of(self, row: RowMapping, name: str) -> Picture:
         artifact = self.artifact(row[f"{name}_artifact_id"])
         job_id: str | None = row[f"{name}_job_id"]
         status: Status | None = row[f"{name}_status"]
         if job_id is not None:
-            status = self._statuses.get(job_id, status)
+            status = self._statuses[job_id] if job_id in self._statuses else status
         if status == "completed" and artifact is None:
             status = None
         return Picture(status, job_id, artifact, row[f"{name}_error"])

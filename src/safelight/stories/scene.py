@@ -24,8 +24,8 @@ from sqlalchemy import (
 from safelight.db import Instant, RowId, Tx, db_now, metadata
 from safelight.errors import FieldError, SafelightError
 from safelight.jobs import renumber_scenes
-from safelight.stories.chapter import Chapter, ChapterNotFound, hold_chapter
-from safelight.stories.character import Character, characters, read_characters
+from safelight.stories.chapter import Chapter, ChapterNotFound, get_chapter, hold_chapter
+from safelight.stories.character import characters
 from safelight.stories.picture import Picture, Pictures, columns
 
 MAX_SCENES = 1000  # what one batch takes
@@ -92,13 +92,6 @@ class CharactersUnknown(SafelightError):
     code = "character_unknown"
 
 
-class SceneEmpty(SafelightError):
-    """The scene has no description, so its picture needs a prompt."""
-
-    kind = "invalid"
-    code = "scene_empty"
-
-
 @dataclass(frozen=True, slots=True)
 class Scene:
     """A scene with the ids of its characters in their order, its picture, and the media imported for it."""
@@ -150,24 +143,21 @@ def create_scene(tx: Tx, new: NewScene) -> Scene | ChapterNotFound | SceneNumber
     }
     tx.execute(insert(scenes).values(values, created_at=db_now(), updated_at=db_now()))
     _cast(tx, new.id, new.character_ids)
-    return _read(tx, scenes.c.id == new.id)[0]
+    return read_scenes(tx, scenes.c.id == new.id)[0]
 
 
 def get_scene(tx: Tx, scene_id: str, owner_id: str) -> Scene | SceneNotFound:
     """A scene of this owner; another's does not exist for them."""
-    found = _read(tx, scenes.c.id == scene_id, scenes.c.owner_id == owner_id)
+    found = read_scenes(tx, scenes.c.id == scene_id, scenes.c.owner_id == owner_id)
     return found[0] if found else SceneNotFound(f"There is no scene {scene_id}.")
 
 
-def numbered_scene(tx: Tx, chapter_id: str, number: int) -> Scene | SceneNotFound:
-    """The scene with this number of a chapter that was looked up before."""
-    found = _read(tx, scenes.c.chapter_id == chapter_id, scenes.c.scene_number == number)
-    return found[0] if found else SceneNotFound(f"The chapter has no scene with the number {number}.")
-
-
-def list_scenes(tx: Tx, chapter_id: str, after_number: int, limit: int) -> list[Scene]:
-    """The scenes of a chapter that was looked up before, by number."""
-    return _read(tx, scenes.c.chapter_id == chapter_id, scenes.c.scene_number > after_number, limit=limit)
+def list_scenes(tx: Tx, chapter_id: str, owner_id: str, after_number: int, limit: int) -> list[Scene] | ChapterNotFound:
+    """By number."""
+    chapter = get_chapter(tx, chapter_id, owner_id)
+    if isinstance(chapter, ChapterNotFound):
+        return chapter
+    return read_scenes(tx, scenes.c.chapter_id == chapter_id, scenes.c.scene_number > after_number, limit=limit)
 
 
 def change_scene(
@@ -194,7 +184,7 @@ def change_scene(
         tx.execute(delete(scene_characters).where(scene_characters.c.scene_id == scene_id))
         _cast(tx, scene_id, character_ids)
     tx.execute(update(scenes).where(scenes.c.id == scene_id).values(**changes, updated_at=db_now()))
-    return _read(tx, scenes.c.id == scene_id)[0]
+    return read_scenes(tx, scenes.c.id == scene_id)[0]
 
 
 def order_scenes(
@@ -221,22 +211,8 @@ def order_scenes(
     return None
 
 
-def prompt_of_scene(scene: Scene, style: str, cast: Sequence[Character]) -> str | SceneEmpty:
-    """What the scene shows, how those in it look, and the style of the project."""
-    if not scene.description.strip():
-        return SceneEmpty()
-    looks = [f"{one.name}: {one.description.strip()}" if one.description.strip() else one.name for one in cast]
-    parts = [scene.description.strip(), "; ".join(looks), style.strip()]
-    return "\n".join(part for part in parts if part)
-
-
-def cast_of(tx: Tx, scene: Scene) -> list[Character]:
-    """Its characters, in their order."""
-    found = {one.id: one for one in read_characters(tx, characters.c.id.in_(scene.character_ids))}
-    return [found[character_id] for character_id in scene.character_ids if character_id in found]
-
-
-def _read(tx: Tx, *conditions: Any, limit: int | None = None) -> list[Scene]:
+def read_scenes(tx: Tx, *conditions: Any, limit: int | None = None) -> list[Scene]:
+    """Those that meet the conditions, by number."""
     query = select(scenes).where(*conditions).order_by(scenes.c.scene_number).limit(limit)
     rows = tx.execute(query).mappings().all()
     pictures = Pictures(tx, rows, "image", "media")

@@ -8,7 +8,6 @@ asked for earlier, changes nothing.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-from uuid import UUID
 
 from sqlalchemy import ColumnElement, Table, and_, delete, or_, select, update
 
@@ -20,6 +19,7 @@ from safelight.stories.chapter import ChapterNotFound, chapters, close_gap, hold
 from safelight.stories.character import Character, CharacterNotFound, characters, get_character
 from safelight.stories.project import ProjectNotFound, hold_project, projects
 from safelight.stories.scene import Scene, SceneNotFound, get_scene, scenes
+from safelight.stories.subject import is_story_id
 
 PICTURE, IMPORT = "image.generate", "media.import"
 
@@ -43,23 +43,13 @@ class _Subject:
         return and_(*(self.table.c[name] == value for name, value in self.values))
 
 
-def story_id(value: str | None) -> str | None:
-    """The id in its canonical spelling, if it can be one of a story: callers have ids of their own, of any shape."""
-    try:
-        return str(UUID(value or ""))
-    except ValueError:
-        return None
-
-
 def _subject_of(
     owner_id: str, chapter_id: str | None, scene_number: int | None, character_id: str | None
 ) -> _Subject | None:
     if scene_number is not None and chapter_id is not None:
-        chapter = story_id(chapter_id)
-        values = (("chapter_id", chapter), ("scene_number", scene_number), ("owner_id", owner_id))
-        return None if chapter is None else _Subject(scenes, values)
-    character = story_id(character_id)
-    return None if character is None else _Subject(characters, (("id", character), ("owner_id", owner_id)))
+        values = (("chapter_id", chapter_id), ("scene_number", scene_number), ("owner_id", owner_id))
+        return _Subject(scenes, values) if is_story_id(chapter_id) else None
+    return _Subject(characters, (("id", character_id), ("owner_id", owner_id))) if is_story_id(character_id) else None
 
 
 # --- what follows jobs ------------------------------------------------------------------------------------------------

@@ -1,0 +1,285 @@
+"""Chapters over HTTP: their scenes, and the pictures of these. A chapter may also be kept elsewhere, under any id."""
+
+from dataclasses import replace
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Header, Path, Query, Request
+from pydantic import StringConstraints
+from starlette.responses import Response
+
+from safelight import stories
+from safelight.accounts import Identity
+from safelight.api.deps import (
+    Asker,
+    Cursor,
+    ItemId,
+    Limit,
+    Owner,
+    World,
+    cursor_of,
+    idempotency_key,
+    json_response,
+    read_id_cursor,
+    read_number_cursor,
+)
+from safelight.api.events import with_latest
+from safelight.api.job_request import GenerationRequest, new_job
+from safelight.api.job_view import Estimator
+from safelight.api.jobs import LIMITED, RETRY_AFTER_SECONDS, Text, accept, tier_of
+from safelight.api.problems import PROBLEMS
+from safelight.api.projects import WithImages
+from safelight.api.story_view import (
+    API,
+    ChapterChanges,
+    ChapterView,
+    ImageList,
+    SceneImageRequest,
+    SceneImageView,
+    SceneList,
+    SceneOrder,
+    SceneRequest,
+    SceneView,
+    chapter_view,
+    image_view,
+    scene_image_view,
+    scene_status_url,
+    scene_view,
+)
+from safelight.bootstrap import Safelight
+from safelight.db import Tx, new_id
+from safelight.errors import FieldError, SafelightError
+from safelight.jobs import Filter, NewJob, Page, Submitted, find
+
+router = APIRouter(prefix=f"{API}/chapters", tags=["stories"], responses=PROBLEMS)
+ChapterId = Annotated[
+    Text,
+    StringConstraints(min_length=1, max_length=200),
+    Path(alias="chapter_id", description="Of a chapter kept here, or an id of your own for one kept elsewhere"),
+]
+SceneNumber = Annotated[int, Path(ge=0, le=1_000_000)]
+
+
+class SceneImageNotFound(SafelightError):
+    """No picture was asked for of this scene."""
+
+    kind = "not_found"
+    code = "scene_image_not_found"
+
+
+class PromptMissing(SafelightError):
+    """This chapter is none of Safelight's stories, so the picture needs a prompt."""
+
+    kind = "invalid"
+    code = "prompt_missing"
+
+
+# --- chapters and their scenes ----------------------------------------------------------------------------------------
+
+
+@router.get("/{id}", response_model=ChapterView, summary="Look at a chapter")
+async def get(chapter_id: ItemId, world: World, owner: Owner) -> Response:
+    """Its place, title and script."""
+    chapter = await world.database.read(stories.get_chapter, chapter_id, owner)
+    if isinstance(chapter, SafelightError):
+        raise chapter
+    return json_response(chapter_view(chapter))
+
+
+@router.patch("/{id}", response_model=ChapterView, summary="Change or move a chapter")
+async def change(chapter_id: ItemId, body: ChapterChanges, world: World, owner: Owner) -> Response:
+    """Title, script, and its position among the chapters of its project."""
+    chapter = await world.database.write(
+        stories.change_chapter, chapter_id, owner, body.given("position"), body.position
+    )
+    if isinstance(chapter, SafelightError):
+        raise chapter
+    return json_response(chapter_view(chapter))
+
+
+@router.delete("/{id}", status_code=204, response_class=Response, summary="Delete a chapter")
+async def delete(chapter_id: ItemId, world: World, owner: Owner, images: WithImages = "keep") -> Response:
+    """With its scenes. Jobs of theirs that have not ended are cancelled.
+
+    Pictures are kept, under the same address as before, or deleted with their jobs, as `images` says.
+    """
+    gone = await world.database.write(
+        lambda tx: stories.delete_chapter(tx, world.jobs, chapter_id, owner, with_images=images == "delete")
+    )
+    if isinstance(gone, SafelightError):
+        raise gone
+    await world.retention.delete_jobs(gone)
+    return Response(status_code=204)
+
+
+@router.post("/{id}/scenes", status_code=201, response_model=SceneView, summary="Make a scene")
+async def create_scene(chapter_id: ItemId, body: SceneRequest, world: World, owner: Owner) -> Response:
+    """Under a number that no other scene of the chapter has."""
+    new = stories.NewScene(new_id(), owner, chapter_id, body.scene_number, body.description, tuple(body.character_ids))
+    scene = await world.database.write(stories.create_scene, new)
+    if isinstance(scene, SafelightError):
+        raise scene
+    return json_response(scene_view(scene), 201, {"Location": f"{API}/scenes/{scene.id}"})
+
+
+@router.get("/{id}/scenes", response_model=SceneList, summary="The scenes of a chapter, by number")
+async def list_scenes(
+    chapter_id: ItemId, world: World, owner: Owner, cursor: Cursor = None, limit: Limit = 50
+) -> Response:
+    """A page of them, each with its picture and how its newest job stands."""
+    after = read_number_cursor(cursor)
+    found = await world.database.read(stories.list_scenes, chapter_id, owner, -1 if after is None else after, limit + 1)
+    if isinstance(found, SafelightError):
+        raise found
+    page = found[:limit]
+    following = cursor_of(page[-1].scene_number) if len(found) > limit else None
+    return json_response({"items": [scene_view(scene) for scene in page], "next_cursor": following})
+
+
+@router.post("/{id}/scenes/order", status_code=204, response_class=Response, summary="Bring the scenes into an order")
+async def order_scenes(chapter_id: ItemId, body: SceneOrder, world: World, owner: Owner) -> Response:
+    """Numbers them from 1 as they are named here. Their pictures and their jobs go with them."""
+    wrong = await world.database.write(stories.order_scenes, chapter_id, owner, body.scene_ids)
+    if wrong is not None:
+        raise wrong
+    return Response(status_code=204)
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+@router.post(
+    "/{chapter_id}/images/scenes/{scene_number}",
+    status_code=202,
+    response_model=SceneImageView,
+    responses=LIMITED,
+    summary="Draw a scene",
+)
+async def draw(
+    chapter_id: ChapterId,
+    scene_number: SceneNumber,
+    request: Request,
+    world: World,
+    asker: Asker,
+    body: Annotated[SceneImageRequest | None, Body(examples=[{}, {"prompt": "a lamp room at dusk", "seed": 7}])] = None,
+    key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
+) -> Response:
+    """Accept a job for the scene and answer at once.
+
+    Its prompt is what the scene shows, how its characters look and the style of the project, if none is given. With one
+    the chapter may be any id of your own: nothing else need be known of it.
+    """
+    asked = body or SceneImageRequest.model_validate({})
+    drawn = await world.database.read(stories.drawn_scene, chapter_id, scene_number, asker.owner_id)
+    if isinstance(drawn, SafelightError):
+        raise drawn
+    if drawn is None and asked.prompt is None:
+        raise PromptMissing(errors=[FieldError("#/prompt", "This field is required here")])
+    new = _scene_job(asked, chapter_id, scene_number, drawn, request, world, asker, key=idempotency_key(key))
+
+    async def submit(new: NewJob) -> Submitted | SafelightError:
+        return await world.database.write(stories.submit_picture, world.jobs, new)
+
+    accepted = await accept(request, world, asker, new, submit=None if drawn is None else submit)
+    if isinstance(accepted, Response):
+        return accepted
+    image = accepted.artifacts[0] if accepted.artifacts else None
+    estimator: Estimator = request.app.state.estimator
+    view = scene_image_view(accepted.job, image, chapter_id, await estimator.estimate(accepted.job))
+    headers = accepted.headers | {"Location": scene_status_url(chapter_id, scene_number)}
+    return json_response(view, 202, headers)
+
+
+@router.get(
+    "/{chapter_id}/images/scenes/{scene_number}/status",
+    response_model=SceneImageView,
+    summary="The newest job of a scene",
+)
+async def status(
+    chapter_id: ChapterId, scene_number: SceneNumber, request: Request, world: World, owner: Owner
+) -> Response:
+    """However it was submitted. Pages that cannot listen to its events ask every three seconds, for five minutes."""
+    wanted = Filter(owner, kind=stories.PICTURE, chapter_id=chapter_id, scene_number=scene_number, limit=1)
+    page = await world.database.read(find, wanted)
+    if not page.jobs:
+        raise SceneImageNotFound(f"No picture was asked for of scene {scene_number} of chapter {chapter_id[:80]}.")
+    job, _ = await with_latest(world.stream, page.jobs[0])
+    made = page.artifacts.get(job.id)
+    estimator: Estimator = request.app.state.estimator
+    view = scene_image_view(job, made[0] if made else None, chapter_id, await estimator.estimate(job))
+    headers = {"Cache-Control": "no-cache"} | ({} if job.is_terminal else {"Retry-After": str(RETRY_AFTER_SECONDS)})
+    return json_response(view, headers=headers)
+
+
+@router.get("/{chapter_id}/images", response_model=ImageList, summary="All pictures of a chapter")
+async def list_images(
+    chapter_id: ChapterId,
+    world: World,
+    owner: Owner,
+    scene_number: Annotated[int | None, Query(ge=0, le=1_000_000)] = None,
+    cursor: Cursor = None,
+    limit: Limit = 50,
+) -> Response:
+    """Whatever was made for it, newest first, until it is deleted; of one scene, if a number is given."""
+    found = await world.database.read(_images_of, chapter_id, owner, scene_number, read_id_cursor(cursor), limit)
+    if isinstance(found, SafelightError):
+        raise found
+    return json_response(images_view(found))
+
+
+def images_view(page: Page) -> dict[str, Any]:
+    """The fields of `ImageList`, ready to be encoded."""
+    items = [image_view(job, artifact) for job in page.jobs for artifact in page.artifacts.get(job.id, ())]
+    return {"items": items, "next_cursor": cursor_of(page.jobs[-1].id) if page.more else None}
+
+
+def _images_of(
+    tx: Tx, chapter_id: str, owner_id: str, scene_number: int | None, before_id: str | None, limit: int
+) -> Page | SafelightError:
+    chapter = stories.find_chapter(tx, chapter_id, owner_id) if stories.is_story_id(chapter_id) else None
+    if isinstance(chapter, SafelightError):
+        return chapter
+    wanted = Filter(
+        owner_id,
+        statuses=["completed"],
+        kind=stories.PICTURE,
+        chapter_id=chapter_id,
+        scene_number=scene_number,
+        before_id=before_id,
+        limit=limit,
+    )
+    return find(tx, wanted)
+
+
+# --- from a scene to its job ------------------------------------------------------------------------------------------
+
+
+def _scene_job(
+    asked: SceneImageRequest,
+    chapter_id: str,
+    scene_number: int,
+    drawn: stories.DrawnScene | None,
+    request: Request,
+    world: Safelight,
+    asker: Identity,
+    *,
+    key: str | None = None,
+) -> NewJob:
+    """The job that draws a scene. Raises what is wrong with the request or with the scene."""
+    whole = asked.model_dump(exclude_unset=True) | {
+        "prompt": drawn.prompt() if drawn is not None and asked.prompt is None else asked.prompt,
+        "chapter_id": chapter_id,
+        "scene_number": scene_number,
+        "project_id": None if drawn is None else drawn.project.id,
+    }
+    new = new_job(
+        GenerationRequest.model_validate(whole),
+        owner_id=asker.owner_id,
+        providers=world.providers,
+        settings=world.settings,
+        request_id=request.state.request_id,
+        tier=tier_of(asker, world),
+        idempotency_key=key,
+        closures=world.dispatcher.closures,
+    )
+    # What was sent counts, not what the story made of it: that may have changed since.
+    return replace(new, fingerprint=asked.fingerprint(request.url.path)) if key is not None else new

@@ -1,0 +1,138 @@
+"""Projects over HTTP, with their chapters and characters."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from starlette.responses import Response
+
+from safelight import stories
+from safelight.api.deps import (
+    Cursor,
+    ItemId,
+    Limit,
+    Owner,
+    World,
+    cursor_of,
+    json_response,
+    read_id_cursor,
+    read_number_cursor,
+)
+from safelight.api.problems import PROBLEMS
+from safelight.api.story_view import (
+    API,
+    ChapterList,
+    ChapterRequest,
+    ChapterView,
+    CharacterList,
+    CharacterRequest,
+    CharacterView,
+    Images,
+    ProjectChanges,
+    ProjectList,
+    ProjectRequest,
+    ProjectView,
+    chapter_view,
+    character_view,
+    project_view,
+)
+from safelight.db import new_id
+from safelight.errors import SafelightError
+
+router = APIRouter(prefix=f"{API}/projects", tags=["stories"], responses=PROBLEMS)
+WithImages = Annotated[Images, Query(alias="images", description="What becomes of the pictures that were made")]
+
+
+@router.post("", status_code=201, response_model=ProjectView, summary="Make a project")
+async def create(body: ProjectRequest, world: World, owner: Owner) -> Response:
+    """A title, and the style of all its pictures."""
+    project = await world.database.write(stories.create_project, new_id(), owner, body.title, body.style)
+    return json_response(project_view(project), 201, {"Location": f"{API}/projects/{project.id}"})
+
+
+@router.get("", response_model=ProjectList, summary="Your projects, newest first")
+async def list_all(world: World, owner: Owner, cursor: Cursor = None, limit: Limit = 50) -> Response:
+    """A page of them."""
+    found = await world.database.read(stories.list_projects, owner, read_id_cursor(cursor), limit + 1)
+    page = found[:limit]
+    following = cursor_of(page[-1].id) if len(found) > limit else None
+    return json_response({"items": [project_view(project) for project in page], "next_cursor": following})
+
+
+@router.get("/{id}", response_model=ProjectView, summary="Look at a project")
+async def get(project_id: ItemId, world: World, owner: Owner) -> Response:
+    """Its title and style."""
+    project = await world.database.read(stories.get_project, project_id, owner)
+    if isinstance(project, SafelightError):
+        raise project
+    return json_response(project_view(project))
+
+
+@router.patch("/{id}", response_model=ProjectView, summary="Change a project")
+async def change(project_id: ItemId, body: ProjectChanges, world: World, owner: Owner) -> Response:
+    """A new style is that of the pictures to come."""
+    project = await world.database.write(stories.change_project, project_id, owner, body.given())
+    if isinstance(project, SafelightError):
+        raise project
+    return json_response(project_view(project))
+
+
+@router.delete("/{id}", status_code=204, response_class=Response, summary="Delete a project")
+async def delete(project_id: ItemId, world: World, owner: Owner, images: WithImages = "keep") -> Response:
+    """With its chapters, scenes and characters. Jobs of theirs that have not ended are cancelled.
+
+    Pictures are kept, in the list of your jobs, or deleted with their jobs, as `images` says.
+    """
+    gone = await world.database.write(
+        lambda tx: stories.delete_project(tx, world.jobs, project_id, owner, with_images=images == "delete")
+    )
+    if isinstance(gone, SafelightError):
+        raise gone
+    await world.retention.delete_jobs(gone)
+    return Response(status_code=204)
+
+
+@router.post("/{id}/chapters", status_code=201, response_model=ChapterView, summary="Make a chapter")
+async def create_chapter(project_id: ItemId, body: ChapterRequest, world: World, owner: Owner) -> Response:
+    """At the end of the project."""
+    chapter = await world.database.write(stories.create_chapter, new_id(), owner, project_id, body.title, body.script)
+    if isinstance(chapter, SafelightError):
+        raise chapter
+    return json_response(chapter_view(chapter), 201, {"Location": f"{API}/chapters/{chapter.id}"})
+
+
+@router.get("/{id}/chapters", response_model=ChapterList, summary="The chapters of a project, in their order")
+async def list_chapters(
+    project_id: ItemId, world: World, owner: Owner, cursor: Cursor = None, limit: Limit = 50
+) -> Response:
+    """A page of them."""
+    after = read_number_cursor(cursor) or 0
+    found = await world.database.read(stories.list_chapters, project_id, owner, after, limit + 1)
+    if isinstance(found, SafelightError):
+        raise found
+    page = found[:limit]
+    following = cursor_of(page[-1].position) if len(found) > limit else None
+    return json_response({"items": [chapter_view(chapter) for chapter in page], "next_cursor": following})
+
+
+@router.post("/{id}/characters", status_code=201, response_model=CharacterView, summary="Make a character")
+async def create_character(project_id: ItemId, body: CharacterRequest, world: World, owner: Owner) -> Response:
+    """A name, and how they look in the project's pictures."""
+    character = await world.database.write(
+        stories.create_character, new_id(), owner, project_id, body.name, body.description
+    )
+    if isinstance(character, SafelightError):
+        raise character
+    return json_response(character_view(character), 201, {"Location": f"{API}/characters/{character.id}"})
+
+
+@router.get("/{id}/characters", response_model=CharacterList, summary="The characters of a project")
+async def list_characters(
+    project_id: ItemId, world: World, owner: Owner, cursor: Cursor = None, limit: Limit = 50
+) -> Response:
+    """A page of them, in the order in which they were made."""
+    found = await world.database.read(stories.list_characters, project_id, owner, read_id_cursor(cursor), limit + 1)
+    if isinstance(found, SafelightError):
+        raise found
+    page = found[:limit]
+    following = cursor_of(page[-1].id) if len(found) > limit else None
+    return json_response({"items": [character_view(character) for character in page], "next_cursor": following})

@@ -1,0 +1,60 @@
+"""Scenes over HTTP: look, change, choose the picture, delete."""
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from safelight import stories
+from safelight.api.deps import ItemId, Owner, World, json_response
+from safelight.api.problems import PROBLEMS
+from safelight.api.projects import WithImages
+from safelight.api.story_view import API, Choice, SceneChanges, SceneView, scene_view
+from safelight.db import new_id
+from safelight.errors import SafelightError
+
+router = APIRouter(prefix=f"{API}/scenes", tags=["stories"], responses=PROBLEMS)
+
+
+@router.get("/{id}", response_model=SceneView, summary="Look at a scene")
+async def get(scene_id: ItemId, world: World, owner: Owner) -> Response:
+    """What it shows, who is in it, its picture and how its newest job stands."""
+    scene = await world.database.read(stories.get_scene, scene_id, owner)
+    if isinstance(scene, SafelightError):
+        raise scene
+    return json_response(scene_view(scene))
+
+
+@router.patch("/{id}", response_model=SceneView, summary="Change a scene")
+async def change(scene_id: ItemId, body: SceneChanges, world: World, owner: Owner) -> Response:
+    """Its pictures go with it to a new number, which must be free: `POST /chapters/{id}/scenes/order` moves several."""
+    changes = body.given("character_ids")
+    scene = await world.database.write(stories.change_scene, scene_id, owner, changes, body.character_ids)
+    if isinstance(scene, SafelightError):
+        raise scene
+    return json_response(scene_view(scene))
+
+
+@router.put("/{id}/image", response_model=SceneView, summary="Show another picture of a scene")
+async def choose(scene_id: ItemId, body: Choice, world: World, owner: Owner) -> Response:
+    """One that a job of this scene made: `GET /chapters/{id}/images?scene_number=` lists them.
+
+    It stays until a picture is stored that was asked for after this choice.
+    """
+    scene = await world.database.write(stories.choose_scene_image, scene_id, owner, body.artifact_id, new_id())
+    if isinstance(scene, SafelightError):
+        raise scene
+    return json_response(scene_view(scene))
+
+
+@router.delete("/{id}", status_code=204, response_class=Response, summary="Delete a scene")
+async def delete(scene_id: ItemId, world: World, owner: Owner, images: WithImages = "keep") -> Response:
+    """Its jobs that have not ended are cancelled.
+
+    Pictures are kept with their chapter, without a scene number, or deleted with their jobs, as `images` says.
+    """
+    gone = await world.database.write(
+        lambda tx: stories.delete_scene(tx, world.jobs, scene_id, owner, with_images=images == "delete")
+    )
+    if isinstance(gone, SafelightError):
+        raise gone
+    await world.retention.delete_jobs(gone)
+    return Response(status_code=204)
