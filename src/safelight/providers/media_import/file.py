@@ -139,7 +139,8 @@ class _Sink:
         self._max_bytes = max_bytes
         self._answer = answer
         self._buffer = bytearray()
-        self._began = self._told_at = time.monotonic()
+        self._began = time.monotonic()
+        self._told_at = 0.0
 
     @property
     def transfer(self) -> Transfer:
