@@ -166,3 +166,13 @@ def test_cancel_and_long_poll(api: ScriptedApi, client: Client) -> None:
     assert client.cancel(JOB_ID)["status"] == "cancelled"
     assert client.get(JOB_ID, wait=3)["is_terminal"]
     assert api.requests[-1].path == f"{JOB_PATH}?wait=3"
+
+
+def test_media_is_stored_once_and_looked_at(api: ScriptedApi, client: Client) -> None:
+    api.answer("POST", "/api/v1/media/store", DROPPED, document(job(), 202))
+    api.answer("POST", "/api/v1/media/probe", document({"title": "A lighthouse"}))
+    assert client.media.store("https://example.com/a.mp4", scene_id=None, audio_only=True)["id"] == JOB_ID
+    first, second = api.asked("POST", "/api/v1/media/store")
+    assert first.body == second.body == {"url": "https://example.com/a.mp4", "audio_only": True}
+    assert first.headers["Idempotency-Key"] == second.headers["Idempotency-Key"]
+    assert client.media.probe("https://example.com/a.mp4") == {"title": "A lighthouse"}

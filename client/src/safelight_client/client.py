@@ -12,6 +12,7 @@ import httpx
 
 from safelight_client.error import ApiError, Unreachable
 from safelight_client.event import Event, EventReader
+from safelight_client.media import Media
 
 API = "/api/v1"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -44,6 +45,7 @@ class Client:
         # A proxy from the environment can never lead back to this machine.
         is_here = httpx.URL(self.base_url).host in LOOPBACK
         self._http = httpx.Client(timeout=timeout, trust_env=not is_here, follow_redirects=True)
+        self.media = Media(self._call)
         self._own_headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
 
     def close(self) -> None:

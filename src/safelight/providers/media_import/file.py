@@ -75,6 +75,7 @@ class Files:
                         return
                     sink = _Sink(file, self._max_bytes, answer)
                     await sink.take(head)
+                    yield sink.transfer
                     version = _version(response)
                     async with aclosing(sink.fill(chunks)) as transfers:
                         async for transfer in transfers:
@@ -139,8 +140,7 @@ class _Sink:
         self._max_bytes = max_bytes
         self._answer = answer
         self._buffer = bytearray()
-        self._began = time.monotonic()
-        self._told_at = 0.0
+        self._began = self._told_at = time.monotonic()
 
     @property
     def transfer(self) -> Transfer:
