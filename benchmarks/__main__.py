@@ -18,11 +18,21 @@ from benchmarks.ground import BACKENDS, Backend, Ground, versions
 from benchmarks.plot import plot
 from benchmarks.process import ROOT
 from benchmarks.sample import Bench, Options, Sample
-from benchmarks.workloads import authentication, contention, owners, requests, tables, throughput, waiting, watching
+from benchmarks.workloads import (
+    authentication,
+    contention,
+    imports,
+    owners,
+    requests,
+    tables,
+    throughput,
+    waiting,
+    watching,
+)
 
 WORKLOADS: dict[str, Callable[[Bench], Iterator[Sample]]] = {
     module.NAME: module.run
-    for module in (throughput, requests, contention, watching, waiting, tables, owners, authentication)
+    for module in (throughput, requests, contention, watching, waiting, tables, owners, authentication, imports)
 }
 PEERS = ("dramatiq", "aiosqlite", "asyncpg", "greenlet")
 

@@ -18,8 +18,9 @@ EXPECTED: dict[str, set[str]] = {
     "tables": {"p50_ms", "p99_ms"},
     "owners": {"p50_ms", "p99_ms"},
     "authentication": {"p50_us", "p99_us"},
+    "imports": {"seconds", "cpu_seconds"},
 }
-BESIDE = ("throughput", "requests", "watching", "tables", "owners")  # where even the quick form compares
+BESIDE = ("throughput", "requests", "watching", "tables", "owners", "imports")  # where even the quick form compares
 
 
 def test_every_workload_runs_through(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

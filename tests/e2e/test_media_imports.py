@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from films import film
 from running_stack import Stack, await_true, run
 
+from films import film
 from object_stores import Place, Rclone, server
 from safelight_client import Client
 from servers import Postgres

@@ -110,6 +110,14 @@ class Trial:
             self.watch(job_id, breaks=watch)
         return job_id
 
+    def import_media(self, url: str, *, ends: frozenset[str] = COMPLETED, codes: Iterable[str] = ()) -> str:
+        """Have an import accepted; its id."""
+        self._submits += 1
+        body = {"url": url, "project_id": self.project}
+        job_id = until(lambda: self._ask(body, self._submits, "/media/store"), what="an accepted import")
+        self.promises[job_id] = Promise(ends, frozenset(codes))
+        return job_id
+
     def submit_once(self) -> str | None:
         """One submit that may be cut off: None then, and `submit_again` must follow."""
         self._submits += 1
@@ -127,11 +135,11 @@ class Trial:
         options: dict[str, Any] = {"duration_seconds": duration} | ({"mock": script} if script else {})
         return {"prompt": "a lighthouse at dusk", **TINY, "provider_options": options, "project_id": self.project}
 
-    def _ask(self, body: dict[str, Any], number: int) -> str | None:
+    def _ask(self, body: dict[str, Any], number: int, path: str = "/generation-jobs") -> str | None:
         """The id of the accepted job; None if nobody answered, or the service could not."""
         try:
             headers = {"Idempotency-Key": f"{self.project}-{number}"}
-            answer = self.stack.http.post("/generation-jobs", json=body, headers=headers)
+            answer = self.stack.http.post(path, json=body, headers=headers)
         except httpx.TransportError:
             return None
         if answer.status_code == 202:

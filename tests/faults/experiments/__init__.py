@@ -2,6 +2,7 @@
 
 from faults.experiments.cancels import CANCELS
 from faults.experiments.databases import DATABASES
+from faults.experiments.imports import IMPORTS
 from faults.experiments.neighbours import NEIGHBOURS
 from faults.experiments.outages import OUTAGES
 from faults.experiments.points import POINT_EXPERIMENTS
@@ -10,5 +11,5 @@ from faults.experiments.unrest import UNREST
 from faults.trial import Experiment
 
 EXPERIMENTS: tuple[Experiment, ...] = (
-    *STORMS, *POINT_EXPERIMENTS, *OUTAGES, *DATABASES, *NEIGHBOURS, *CANCELS, *UNREST
+    *STORMS, *POINT_EXPERIMENTS, *OUTAGES, *DATABASES, *NEIGHBOURS, *CANCELS, *IMPORTS, *UNREST
 )  # fmt: skip

@@ -12,6 +12,18 @@ from safelight.providers.media_import.proxy import Proxy
 NEAR = "file"
 FAR = "http,https,httpproxy,tcp,tls"
 SILENT_MICROSECONDS = 15_000_000
+DEMUXERS = {  # so that what was looked at as a film is not read as a list that leads elsewhere
+    "video/mp4": "mov",
+    "audio/mp4": "mov",
+    "video/quicktime": "mov",
+    "video/webm": "matroska",
+    "video/x-matroska": "matroska",
+    "video/x-msvideo": "avi",
+    "audio/mpeg": "mp3",
+    "audio/flac": "flac",
+    "audio/ogg": "ogg",
+    "audio/wav": "wav",
+}
 STREAM = re.compile(r"Stream #0:\d+[^:]*: (Video|Audio): (\w+)(.*)")
 SIZE = re.compile(r"\b(\d{2,5})x(\d{2,5})\b")
 SOUNDS = {"aac": "m4a", "alac": "m4a", "mp3": "mp3", "opus": "ogg", "vorbis": "ogg", "flac": "flac"}
@@ -27,12 +39,14 @@ class Sketch:
     audio_codec: str | None
 
 
-async def sketch(ffmpeg: str | None, source: Path | str, folder: Path, proxy: Proxy | None = None) -> Sketch:
-    """Describe a file, or what stands at a URL (through `proxy`). Raises `NotMedia`, `ToolMissing`."""
+async def sketch(
+    ffmpeg: str | None, source: Path | str, content_type: str, folder: Path, proxy: Proxy | None = None
+) -> Sketch:
+    """Describe a film in a file, or at a URL (through `proxy`). Raises `NotMedia`, `ToolMissing`."""
     protocols = NEAR if proxy is None else FAR
     place = f"file:{source}" if proxy is None else str(source)
     silence = () if proxy is None else ("-rw_timeout", str(SILENT_MICROSECONDS))
-    options = ("-protocol_whitelist", protocols, *silence, "-i", place)
+    options = ("-protocol_whitelist", protocols, *silence, "-f", DEMUXERS[content_type], "-i", place)
     _, said = await _ffmpeg(ffmpeg, options, folder, {} if proxy is None else proxy.environment)
     if "Input #0" not in said:
         raise NotMedia("The file is no video or sound that can be played; it may be corrupt.")

@@ -38,7 +38,11 @@ FAILURES: Sequence[tuple[str, type[ProviderError], str]] = (
     (r"No suitable extractor", SiteNotAllowed, "This installation imports nothing from this site."),
     (r"Requested format is not available", NoMedia, "The media comes in no form that can be fetched here."),
     (r"HTTP Error (404|410)", SourceMissing, "There is nothing at this URL any more."),
-    (r"HTTP Error (429|5\d\d)|timed out|Connection|Unable to download|reset by peer", SourceUnavailable, ""),
+    (
+        r"HTTP Error (429|5\d\d)|timed out|[Cc]onnection|Unable to download|[Pp]roxy|reset by peer",
+        SourceUnavailable,
+        "",
+    ),
     (r"HTTP Error 4\d\d|[Ss]ign in|[Ll]og ?in|[Pp]rivate|DRM|geo|not available", SourceRefuses, ""),
 )
 
@@ -93,6 +97,10 @@ class YtDlp:
     def __init__(self, *, extractors: Sequence[str], ffmpeg: str | None) -> None:
         self._extractors = ",".join(extractors)
         self._ffmpeg = ffmpeg
+
+    @property
+    def is_installed(self) -> bool:
+        return importlib.util.find_spec("yt_dlp") is not None
 
     async def look(self, url: str, folder: Path, proxy: Proxy) -> Found:
         """What is there, without fetching it. Raises a `ProviderError`."""
@@ -151,7 +159,7 @@ class YtDlp:
         yield file
 
     def _command(self, url: str, options: Sequence[str]) -> list[str]:
-        if importlib.util.find_spec("yt_dlp") is None:
+        if not self.is_installed:
             raise ToolMissing("Media of pages needs yt-dlp: install Safelight with its extra `video`.")
         return [
             *(sys.executable, "-I", "-m", "yt_dlp"),

@@ -161,6 +161,13 @@ class MediaImport(Provider):
         except TimeoutError:
             raise SourceUnavailable(f"The source did not say within {PROBE_SECONDS:g} s what it has.") from None
 
+    async def health(self) -> str | None:
+        if self._ffmpeg is None:
+            return "There is no ffmpeg: only pictures can be imported. Install it, or the extra `video`."
+        if not self._pages.is_installed:
+            return "There is no yt-dlp: only plain files can be imported. Install the extra `video`."
+        return None
+
     async def close(self) -> None:
         await self._client.aclose()
 
@@ -208,7 +215,8 @@ class MediaImport(Provider):
     def _guard(self, source: "_Source", transfer: Transfer) -> None:
         if transfer.done_bytes - source.looked_at_bytes >= CHECK_BYTES:
             source.looked_at_bytes = transfer.done_bytes
-            self._workspace.require_room(max(CHECK_BYTES, (transfer.total_bytes or 0) - transfer.done_bytes))
+            total = transfer.total_bytes
+            self._workspace.require_room(CHECK_BYTES if total is None else max(0, total - transfer.done_bytes))
 
     def _check_length(self, seconds: float | None) -> None:
         if seconds is not None and seconds > self._max_seconds:
@@ -222,7 +230,7 @@ class MediaImport(Provider):
             if wish.audio_only:
                 raise NotMedia("This is a picture, which has no sound.")
             return Output(file, content_type, details=details)
-        found = await sketch(self._ffmpeg, file, folder)
+        found = await sketch(self._ffmpeg, file, content_type, folder)
         self._check_length(found.duration_seconds)
         if wish.audio_only and found.has_picture:
             if found.audio_codec is None:
@@ -241,7 +249,7 @@ class MediaImport(Provider):
             )
         seconds, heights = None, ()
         if not answer.content_type.startswith("image/"):
-            seen = await sketch(self._ffmpeg, url, folder, proxy)
+            seen = await sketch(self._ffmpeg, url, answer.content_type, folder, proxy)
             seconds, heights = seen.duration_seconds, (seen.height,) if seen.height else ()
             self._check_length(seconds)
         return Description(answer.title, None, answer.content_type, seconds, answer.total_bytes, heights)
