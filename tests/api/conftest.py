@@ -91,9 +91,22 @@ def guarded(api_valkey: ValkeyServer, sqlite_template: Path, tmp_path_factory: p
 
 @pytest.fixture(scope="session")
 def adas(guarded: Any) -> dict[str, str]:
-    """Things of Ada's: a finished job, its artifact, a key."""
-    done = guarded.ada.post("/api/v1/generation-jobs", json=order(), headers={"Prefer": "wait=20"}).json()
+    """Things of Ada's: a finished job, its artifact, a key, a story whose first scene that job drew."""
+
+    def made(path: str, **body: Any) -> str:
+        answer = guarded.ada.post(f"/api/v1/{path}", json=body)
+        assert answer.status_code == 201, answer.text
+        return answer.json()["id"]
+
+    project = made("projects", title="Hers")
+    chapter = made(f"projects/{project}/chapters", title="One")
+    story = {
+        "project": project,
+        "chapter": chapter,
+        "scene": made(f"chapters/{chapter}/scenes", description="dusk"),
+        "character": made(f"projects/{project}/characters", name="Eve", description="tall"),
+    }
+    wanted = order(chapter_id=chapter, scene_number=1)
+    done = guarded.ada.post("/api/v1/generation-jobs", json=wanted, headers={"Prefer": "wait=20"}).json()
     assert done["status"] == "completed", done
-    key = guarded.ada.post("/api/v1/keys", json={"name": "another"})
-    assert key.status_code == 201, key.text
-    return {"job": done["id"], "artifact": done["artifacts"][0]["id"], "key": key.json()["id"]}
+    return story | {"job": done["id"], "artifact": done["artifacts"][0]["id"], "key": made("keys", name="another")}

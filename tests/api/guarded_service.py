@@ -2,12 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
-from api_service import JOBS, Service, order, settings_for
+from api_service import Service, order, settings_for
 
 from accounts.identity_provider import AUDIENCE, ISSUER, SECRET
 from safelight.accounts import (
@@ -33,6 +33,24 @@ OPEN = {
 }
 SESSION, KEYS = "/api/v1/session", "/api/v1/keys"
 PROVIDERS, TEMPLATES = "/api/v1/providers", "/api/v1/templates"  # nobody's own
+NOUNS = {
+    "artifacts": "artifact",
+    "keys": "key",
+    "projects": "project",
+    "chapters": "chapter",
+    "scenes": "scene",
+    "characters": "character",
+}
+BODIES: dict[str, Any] = {
+    "post generation-jobs": order(),
+    "post keys": {"name": "x"},
+    "post projects": {"title": "x"},
+    "post chapters": {"title": "x"},
+    "post scenes": {},
+    "post order": {"scene_ids": []},
+    "post characters": {"name": "x"},
+    "put image": {"artifact_id": "00000000-0000-7000-8000-000000000000"},
+}
 ACCOUNTS: dict[str, Any] = {
     "auth": "required",
     "jwt_secret": SECRET,
@@ -125,13 +143,20 @@ def problem_of(response: httpx.Response, status: int) -> str:
     return body["code"]
 
 
-def filled(path: str, job_id: str, artifact_id: str, key_id: str) -> str:
+def filled(path: str, adas: Mapping[str, str]) -> str:
     """A path with the ids of real things of Ada's."""
-    item = artifact_id if "/artifacts/" in path else key_id if path.startswith(KEYS) else job_id
+    noun = path.removeprefix("/api/v1/").partition("/")[0]
+    item = adas[NOUNS.get(noun, "job")]
     name = "mock" if path.startswith(PROVIDERS) else "txt2img" if path.startswith(TEMPLATES) else "none"
-    return path.replace("{id}", item).replace("{name}", name).replace("{width}", "256")
+    values = {"id": item, "name": name, "width": "256", "chapter_id": adas["chapter"], "scene_number": "1"}
+    for parameter, value in values.items():
+        path = path.replace("{" + parameter + "}", value)
+    return path
 
 
 def send(client: httpx.Client, method: str, path: str) -> httpx.Response:
-    bodies = {JOBS: order(), KEYS: {"name": "x"}}
-    return client.request(method.upper(), path, json=bodies.get(path) if method == "post" else None)
+    """With the least body that can be read, if there must be one."""
+    end = path.rpartition("/")[2]
+    noun = path.removeprefix("/api/v1/").partition("/")[0]
+    body = BODIES.get(f"{method} {end}", {} if method == "patch" and noun in NOUNS else None)
+    return client.request(method.upper(), path, json=body)

@@ -39,7 +39,7 @@ def test_every_operation_as_nobody(guarded: Guarded, adas: dict[str, str]) -> No
     for method, path in guarded.operations():
         if path in OPEN:
             continue
-        where = filled(path, adas["job"], adas["artifact"], adas["key"])
+        where = filled(path, adas)
         assert problem_of(send(guarded.nobody, method, where), 401) == "unauthenticated", path
         checked += 1
     assert checked >= 15
@@ -68,7 +68,7 @@ def test_every_operation_with_bad_credentials(guarded: Guarded, adas: dict[str, 
         client = guarded.client(credential)
         for method, path in guarded.operations():
             if path not in OPEN:
-                where = filled(path, adas["job"], adas["artifact"], adas["key"])
+                where = filled(path, adas)
                 response = send(client, method, where)
                 assert problem_of(response, 401) == code, path
                 assert "invalid_token" in response.headers["www-authenticate"]
@@ -79,7 +79,7 @@ def test_every_operation_with_bad_credentials(guarded: Guarded, adas: dict[str, 
 
 def test_every_operation_as_another_user(guarded: Guarded, adas: dict[str, str]) -> None:
     for method, path in guarded.operations():
-        where = filled(path, adas["job"], adas["artifact"], adas["key"])
+        where = filled(path, adas)
         if path in OPEN or path.startswith((PROVIDERS, TEMPLATES)):
             continue
         if "{" not in path:
@@ -101,7 +101,7 @@ def test_every_operation_with_a_read_only_key(guarded: Guarded, adas: dict[str, 
     for method, path in guarded.operations():
         if path in OPEN or path == SESSION:
             continue
-        where = filled(path, adas["job"], adas["artifact"], adas["key"])
+        where = filled(path, adas)
         response = send(reader, method, where)
         if method not in SAFE or path.startswith(KEYS):
             assert problem_of(response, 403) == "scope_missing", path

@@ -22,6 +22,7 @@ from servers import ValkeyServer
 
 LONG = int(os.environ.get("SAFELIGHT_TEST_FUZZ", "0"))
 UPLOADS = "/api/v1/artifacts"
+STORIES = "/api/v1/"
 UNTOLD = {f"GET {JOBS}/{{id}}": {304}}  # what the document does not tell yet
 
 
@@ -59,7 +60,16 @@ def document(fuzzed: Guarded) -> Document:
     upload = fuzzed.ada.post(UPLOADS, content=picture.getvalue(), headers={"Content-Type": "image/png"}).json()
     link = fuzzed.ada.post(f"{UPLOADS}/{upload['id']}/link").json()["url"].rpartition("/")[2]
     key = fuzzed.ada.post(KEYS, json={"name": "another"}).json()
+    project = fuzzed.ada.post(STORIES + "projects", json={"title": "x"}).json()["id"]
+    chapter = fuzzed.ada.post(f"{STORIES}projects/{project}/chapters", json={"title": "x"}).json()["id"]
+    scene = fuzzed.ada.post(f"{STORIES}chapters/{chapter}/scenes", json={"description": "x"}).json()["id"]
+    character = fuzzed.ada.post(f"{STORIES}projects/{project}/characters", json={"name": "x"}).json()["id"]
+    fuzzed.ada.post(f"{STORIES}chapters/{chapter}/images/scenes/1", json=order())
     known = {
+        STORIES + "projects": [project],
+        STORIES + "chapters": [chapter],
+        STORIES + "scenes": [scene],
+        STORIES + "characters": [character],
         JOBS: [done["id"], failed["id"]],
         UPLOADS: [done["artifacts"][0]["id"], upload["id"]],
         KEYS: [key["id"]],
@@ -71,6 +81,10 @@ def document(fuzzed: Guarded) -> Document:
             return [link, link[:-2]]
         if name == "width":
             return ["256", "512", "1"]
+        if name == "chapter_id":
+            return [chapter, "theirs"]
+        if name == "scene_number":
+            return ["1", "2"]
         if name != "id":
             return ["none"]
         slice_of = next((prefix for prefix in known if operation.path.startswith(prefix)), "")

@@ -11,11 +11,11 @@ from datetime import timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, Index, and_, case, delete, func, select, text, update
+from sqlalchemy import ColumnElement, Index, and_, case, delete, func, literal, select, text, update
 
 from safelight import artifacts as results
 from safelight.artifacts import Artifact, ArtifactStore
-from safelight.db import Database, Tx, db_now
+from safelight.db import Database, Instant, Tx, db_now
 from safelight.errors import SafelightError, Unavailable
 from safelight.jobs.job import TERMINAL, Job, attempts, jobs
 from safelight.jobs.lookup import kept_attempts
@@ -81,7 +81,9 @@ def keep_for(retention_days_of: RetentionDays) -> OnSettled:
         days = retention_days_of(tx, job.owner_id)
         if days is not None:
             until = job.finished_at + timedelta(days=days)
-            sooner = func.coalesce(jobs.c.keep_until, until)  # it was to be discarded when it had ended
+            sooner = func.coalesce(
+                jobs.c.keep_until, literal(until, Instant)
+            )  # it was to be discarded when it had ended
             tx.execute(update(jobs).where(jobs.c.id == job.id).values(keep_until=sooner))
 
     return settled

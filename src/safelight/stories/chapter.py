@@ -74,7 +74,7 @@ def create_chapter(
         "title": title,
         "script": script,
     }
-    made = insert(chapters).values(values, created_at=db_now(), updated_at=db_now())
+    made = insert(chapters).values(**values, created_at=db_now(), updated_at=db_now())
     return Chapter(*tx.execute(made.returning(*chapters.c)).one())
 
 

@@ -78,7 +78,7 @@ def create_character(
         "name": name,
         "description": description,
     }
-    tx.execute(insert(characters).values(values, created_at=db_now(), updated_at=db_now()))
+    tx.execute(insert(characters).values(**values, created_at=db_now(), updated_at=db_now()))
     return read_characters(tx, characters.c.id == character_id)[0]
 
 

@@ -67,7 +67,7 @@ class Pictures:
         job_id: str | None = row[f"{name}_job_id"]
         status: Status | None = row[f"{name}_status"]
         if job_id is not None:
-            status = self._statuses[job_id] if job_id in self._statuses else status
+            status = self._statuses.get(job_id) or status
         if status == "completed" and artifact is None:
             status = None
         return Picture(status, job_id, artifact, row[f"{name}_error"])

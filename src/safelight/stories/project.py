@@ -45,7 +45,7 @@ class Project:
 def create_project(tx: Tx, project_id: str, owner_id: str, title: str, style: str) -> Project:
     """A new project without chapters and characters."""
     values = {"id": project_id, "owner_id": owner_id, "title": title, "style": style}
-    made = insert(projects).values(values, created_at=db_now(), updated_at=db_now())
+    made = insert(projects).values(**values, created_at=db_now(), updated_at=db_now())
     return Project(*tx.execute(made.returning(*projects.c)).one())
 
 

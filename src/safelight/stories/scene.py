@@ -141,7 +141,7 @@ def create_scene(tx: Tx, new: NewScene) -> Scene | ChapterNotFound | SceneNumber
         "scene_number": number,
         "description": new.description,
     }
-    tx.execute(insert(scenes).values(values, created_at=db_now(), updated_at=db_now()))
+    tx.execute(insert(scenes).values(**values, created_at=db_now(), updated_at=db_now()))
     _cast(tx, new.id, new.character_ids)
     return read_scenes(tx, scenes.c.id == new.id)[0]
 
