@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from running_stack import Stack, await_true, run
 
@@ -73,14 +74,26 @@ def ended(client: Client, job: dict[str, Any]) -> dict[str, Any]:
     return client.get(job["id"])
 
 
+def a_scene(stack: Stack) -> str:
+    """The id of a new scene."""
+    with httpx.Client(base_url=f"{stack.url}/api/v1") as http:
+        project = http.post("/projects", json={"title": "The coast"}).json()
+        chapter = http.post(f"/projects/{project['id']}/chapters", json={"title": "Night"}).json()
+        scene = {"scene_number": 1, "description": "A lighthouse"}
+        return http.post(f"/chapters/{chapter['id']}/scenes", json=scene).json()["id"]
+
+
 def test_a_film_for_a_scene(stack: Stack, client: Client, host: MediaHost, tmp_path: Path) -> None:
     """By the command, in bytes that are those of its source; a page by yt-dlp."""
     target = tmp_path / "lighthouse.mp4"
     code, output, words = run(stack.data_dir, "import", f"{host.url}/lighthouse.mp4", "-o", str(target))
     assert (code, output) == (0, f"{target}\n"), words
     assert target.read_bytes() == film("mp4")
-    job = ended(client, client.media.store(f"{host.url}/page.html"))
+    scene = a_scene(stack)
+    job = ended(client, client.media.store(f"{host.url}/page.html", scene_id=scene))
     [made] = job["artifacts"]
+    shown = httpx.get(f"{stack.url}/api/v1/scenes/{scene}").json()
+    assert (shown["media_status"], shown["media_job_id"], shown["media_url"]) == ("completed", job["id"], made["url"])
     assert (made["kind"], made["duration_seconds"], made["height"]) == ("video", 2.0, 72)
     assert client.download(made["url"]) == film("mp4")
     assert client.download(made["thumbnails"][-1]["url"])

@@ -1,18 +1,23 @@
 """Media imports: from real servers, through every trouble, and nothing left behind."""
 
 import asyncio
+import base64
+import contextlib
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from films import film
 from safelight.artifacts import find_ffmpeg
 from safelight.providers import address
+from safelight.providers.address import FetchRefused
 from safelight.providers.base import (
     Generation,
     InvalidParameters,
@@ -23,6 +28,10 @@ from safelight.providers.base import (
     ProviderError,
 )
 from safelight.providers.media_import import Description, MediaImport, Workspace
+from safelight.providers.media_import.error import TooLarge
+from safelight.providers.media_import.process import running
+from safelight.providers.media_import.proxy import Proxy
+from safelight.testing import check_provider
 from stand_ins.media_host import MediaHost
 
 pytestmark = pytest.mark.anyio
@@ -337,3 +346,97 @@ async def test_what_a_dead_process_left_is_swept(make: Make, host: MediaHost, tm
     (left / "file").write_bytes(b"half")
     await imported(make(), f"{host.url}/lighthouse.mp4")
     assert not left.exists()
+
+
+# --- its parts --------------------------------------------------------------------------------------------------------
+
+
+async def test_it_keeps_the_contract(make: Make, host: MediaHost) -> None:
+    parameters = Parameters("media.import", "", options={"url": f"{host.url}/lighthouse.mp4"})
+    others = [Parameters("media.import", "", options={"url": f"{host.url}/sea.mp3"})]
+    await check_provider(make, parameters=parameters, others=others)
+
+
+async def asked_through(proxy: Proxy, request: bytes, *, secret: str | None = None) -> bytes:
+    """What the proxy answers to a request, with its secret or another."""
+    given = urlsplit(proxy.environment["http_proxy"])
+    credential = base64.b64encode(f"import:{given.password if secret is None else secret}".encode()).decode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", given.port)
+    line, _, rest = request.partition(b"\r\n")
+    writer.write(line + f"\r\nProxy-Authorization: Basic {credential}\r\n".encode() + rest)
+    answer = await reader.read()
+    writer.close()
+    return answer
+
+
+async def test_the_proxy_is_for_its_own_import(host: MediaHost) -> None:
+    request = f"GET {host.url}/words.html HTTP/1.1\r\nHost: films\r\n\r\n".encode()
+    async with Proxy([LOOPBACK], 10_000) as proxy:
+        assert b"Only words." in await asked_through(proxy, request)
+        assert (await asked_through(proxy, request, secret="another")).startswith(b"HTTP/1.1 407")
+    assert len(host.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        "GET http://169.254.169.254/latest/meta-data HTTP/1.1",
+        "CONNECT 127.0.0.2:443 HTTP/1.1",
+        "CONNECT [::1]:443 HTTP/1.1",
+        "CONNECT 2130706433:443 HTTP/1.1",
+        "GET http://user:word@127.0.0.1/ HTTP/1.1",
+        "GET file:///etc/passwd HTTP/1.1",
+        "GET /relative HTTP/1.1",
+    ],
+)
+async def test_the_proxy_refuses(request_line: str) -> None:
+    async with Proxy([LOOPBACK], 10_000) as proxy:
+        answer = await asked_through(proxy, f"{request_line}\r\n\r\n".encode())
+        assert answer.startswith(b"HTTP/1.1 403")
+        assert isinstance(proxy.refused, FetchRefused)
+
+
+async def test_the_proxy_tunnels_to_the_address_it_looked_at(host: MediaHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    named(monkeypatch, ["127.0.0.1"], ["127.0.0.2"])
+    inner = b"GET /words.html HTTP/1.1\r\nHost: films\r\nConnection: close\r\n\r\n"
+    connect = f"CONNECT films.example:{host.port} HTTP/1.1\r\n\r\n".encode() + inner
+    async with Proxy([LOOPBACK], 10_000) as proxy:
+        assert b"Only words." in await asked_through(proxy, connect)
+        assert (await asked_through(proxy, connect)).startswith(b"HTTP/1.1 403")
+
+
+async def test_the_proxy_counts_what_comes(host: MediaHost) -> None:
+    async with Proxy([LOOPBACK], 1000) as proxy:
+        with contextlib.suppress(ConnectionResetError):
+            await asked_through(proxy, f"GET {host.url}/lighthouse.mp4 HTTP/1.1\r\n\r\n".encode())
+        assert isinstance(proxy.refused, TooLarge)
+
+
+ESCAPES = """
+import os, subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+if os.fork() == 0:
+    os.setsid()
+    time.sleep(60)
+print("ready", flush=True)
+time.sleep(float(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("seconds", ["0", "60"])
+async def test_no_program_leaves_a_child_behind(tmp_path: Path, seconds: str) -> None:
+    """Neither one that ends by itself, nor one that is stopped; children that went into sessions of their own too."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    async with running([sys.executable, "-c", ESCAPES, seconds], folder) as program:
+        assert await anext(program.lines()) == "ready"
+        if seconds == "0":
+            assert await program.end() == 0
+    assert not programs_in(folder)
+
+
+async def test_a_program_is_told_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFELIGHT_SIGNING_KEY", "a secret")
+    async with running([sys.executable, "-c", "import os; print(dict(os.environ))"], tmp_path) as program:
+        told = await anext(program.lines())
+    assert "a secret" not in told and str(tmp_path) in told
