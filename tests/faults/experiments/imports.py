@@ -31,6 +31,8 @@ def killed_halfway(trial: Trial) -> None:
                 kill_pid(process, random.choice((signal.SIGKILL, signal.SIGSEGV)))
             host.released.set()
             trial.wait_ended()
+            for job_id in ids[:2]:
+                trial.expect(stack.rows.job(job_id).attempt >= 2, f"import {job_id} ended in its killed process")
             # What a dead process left is swept by the next import, if those above began before it was dead.
             trial.import_media(f"{host.url}/sea.mp3")
             trial.wait_ended()
