@@ -268,6 +268,7 @@ async def test_a_name_that_stands_for_another_address_on_the_second_look(
     [
         ("/words.html", "no_media", False),
         ("/fake.mp4", "not_media", False),
+        ("/fake.html", "not_media", False),
         ("/broken.mp4", "not_media", False),
         ("/empty.mp4", "not_media", False),
         ("/nowhere.mp4", "source_not_found", False),

@@ -29,6 +29,7 @@ class MediaHost:
             "/page.html": ("text/html", _page('<video src="/lighthouse.mp4"></video>')),
             "/slow.html": ("text/html", _page('<video src="/slow.mp4"></video>')),
             "/inner.html": ("text/html", _page('<video src="http://169.254.169.254/film.mp4"></video>')),
+            "/fake.html": ("text/html", _page('<video src="/fake.mp4"></video>')),
             "/words.html": ("text/html", _page("<p>Only words.</p>")),
         }
         host = self

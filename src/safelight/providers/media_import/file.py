@@ -21,6 +21,7 @@ WRITE_BYTES = 1024 * 1024
 TELL_SECONDS = 0.2
 RESUMES = 4  # in a row that brought nothing
 RESUME_SECONDS = 0.2  # before the first; doubled for each further
+MAX_RETRY_AFTER_SECONDS = 600.0  # nobody may put a job off for years
 MEDIA = ("video/", "audio/", "image/")
 LISTS = (b"#EXTM3U", b"<?xml", b"<MPD")  # of pieces, which go by the name of media too
 
@@ -112,7 +113,7 @@ class Files:
             after = response.headers.get("retry-after", "")
             raise SourceUnavailable(
                 f"{place} cannot be fetched now (HTTP {status}).",
-                retry_after=float(after) if after.isdecimal() else None,
+                retry_after=min(float(after), MAX_RETRY_AFTER_SECONDS) if after.isdecimal() else None,
             )
         if status != 200:
             return Answer(found_at, None, None)  # yt-dlp may know how to ask

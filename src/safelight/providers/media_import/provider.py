@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import structlog
 
-from safelight.providers.address import FetchRefused, Network, checked_url
+from safelight.providers.address import FetchRefused, Network, checked_url, shown
 from safelight.providers.base import (
+    BadOutput,
     Capabilities,
     Generation,
     InvalidParameters,
@@ -25,7 +27,7 @@ from safelight.providers.base import (
     Provider,
     Update,
 )
-from safelight.providers.fetch import content_type_of, shared_tls
+from safelight.providers.fetch import HEAD_BYTES, content_type_of, shared_tls
 from safelight.providers.media_import.error import (
     NoMedia,
     NotMedia,
@@ -63,6 +65,9 @@ class Description:
     duration_seconds: float | None
     size_bytes: int | None
     heights: tuple[int, ...]
+
+
+log = structlog.get_logger()
 
 
 class MediaImport(Provider):
@@ -139,7 +144,7 @@ class MediaImport(Provider):
         options = self.check(generation.parameters).options
         url, wish = str(options["url"]), Wish(options["max_height"], options["audio_only"])
         yield Progress(0, "connecting", "Looking what is there")
-        with self._workspace.folder() as folder:
+        async with self._workspace.folder() as folder:
             source = _Source(url)
             async with aclosing(self._fetched(url, folder, wish, source)) as steps:
                 async for step in steps:
@@ -147,17 +152,15 @@ class MediaImport(Provider):
             if source.file is None:
                 raise NoMedia
             yield Progress(99, "checking", "Looking at what came")
-            output = await self._inspected(source, source.file, folder, wish)
-            yield output
+            yield await self._inspected(source, source.file, folder, wish)
 
     async def probe(self, url: str) -> Description:
         """What is there, within `PROBE_SECONDS`, without fetching it. Raises a `ProviderError`."""
         checked_url(url, self._networks)
         try:
             async with asyncio.timeout(PROBE_SECONDS):
-                with self._workspace.folder() as folder:
-                    async with Proxy(self._networks, PROBE_BYTES) as proxy:
-                        return await self._described(url, folder, proxy)
+                async with self._workspace.folder() as folder, Proxy(self._networks, PROBE_BYTES) as proxy:
+                    return await self._described(url, folder, proxy)
         except TimeoutError:
             raise SourceUnavailable(f"The source did not say within {PROBE_SECONDS:g} s what it has.") from None
 
@@ -180,6 +183,7 @@ class MediaImport(Provider):
             async for step in steps:
                 if isinstance(step, Answer):
                     source.take_answer(step)
+                    log.info("import.answered", at=shown(step.url), size_bytes=step.total_bytes, type=step.content_type)
                     self._workspace.require_room(step.total_bytes or 0 if step.content_type else 0)
                 else:
                     self._guard(source, step)
@@ -197,6 +201,7 @@ class MediaImport(Provider):
                 match step:
                     case Found():
                         source.take_found(step)
+                        log.info("import.found", extractor=step.extractor, title=step.title, size_bytes=step.size_bytes)
                         self._judge(step)
                         self._workspace.require_room(step.size_bytes or 0)
                     case Transfer():
@@ -275,8 +280,12 @@ class _Source:
 
 
 def _type_of(file: Path) -> str:
+    """Raises `NotMedia`."""
     with file.open("rb") as opened:
-        return content_type_of(opened.read(64))
+        try:
+            return content_type_of(opened.read(HEAD_BYTES))
+        except BadOutput as error:
+            raise NotMedia(error.message) from None
 
 
 def _progress(transfer: Transfer) -> Progress:

@@ -4,12 +4,13 @@ A folder is held by a lock of the kernel's, which ends with the process that hol
 take the lock of a folder knows that it is rubbish.
 """
 
+import asyncio
 import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from safelight.providers.media_import.error import NoRoom
@@ -26,10 +27,18 @@ class Workspace:
         self._keep_free_bytes = keep_free_bytes
         self._quota_bytes = quota_bytes
 
-    @contextmanager
-    def folder(self) -> Generator[Path]:
+    @asynccontextmanager
+    async def folder(self) -> AsyncGenerator[Path]:
         """A new empty folder, removed with all that is in it at the end of the block."""
-        self.sweep()
+        await asyncio.to_thread(self.sweep)
+        path, lock = await asyncio.to_thread(self._make)
+        try:
+            yield path
+        finally:
+            await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)  # a large file takes its time
+            os.close(lock)
+
+    def _make(self) -> tuple[Path, int]:
         while True:
             path = self._root / uuid.uuid4().hex
             path.mkdir(parents=True, mode=0o700)
@@ -37,12 +46,7 @@ class Workspace:
             with suppress(BlockingIOError):  # a sweeper was quicker
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if (path / LOCK).exists():
-                    break
-            os.close(lock)
-        try:
-            yield path
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
+                    return path, lock
             os.close(lock)
 
     def sweep(self) -> int:
