@@ -63,7 +63,8 @@ class _Announcements:
 
     def event(self, event: JobEvent) -> None:
         payload = event.as_json()
-        self._stream.publish(event.job_id, event.task_id, event.as_message(payload), payload, event.as_celery_result())
+        result = event.as_celery_result()
+        self._stream.publish(event.job_id, event.task_id, event.as_message(payload), payload, result, event.batch_id)
         log.info(
             "job.status_changed",
             job_id=event.job_id,

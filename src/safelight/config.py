@@ -72,6 +72,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65535)
     max_body_bytes: int = 1024 * 1024
+    max_batch_bytes: int = Field(8 * 1024 * 1024, ge=1)  # of a batch of jobs, which is read whole
     max_upload_bytes: int = Field(25 * 1024 * 1024, ge=1)
     allowed_hosts: list[str] = []  # names this service is called by, beside loopback's; "*" with accounts only
 

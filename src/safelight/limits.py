@@ -64,6 +64,11 @@ class Verdict:
         missing = math.floor(self.tokens) + 1 - self.tokens
         return max(1, math.ceil(missing * policy.window_seconds / policy.quota))
 
+    def seconds_until(self, count: int) -> int:
+        """Whole seconds until so many tokens are there; no more than the bucket holds can be waited for."""
+        missing = min(count, self.policy.quota) - self.tokens
+        return max(0, math.ceil(missing * self.policy.window_seconds / self.policy.quota))
+
     @property
     def headers(self) -> Mapping[str, str]:
         """`RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers)."""

@@ -1,16 +1,18 @@
 """Live events: published once, as ready bytes, to any number of watchers.
 
 A worker publishes through one Lua script that refuses an older attempt and anything after the terminal event. An API
-process has one connection, subscribed to the jobs somebody watches. What Redis loses is found in the rows: state
-events are numbered without gaps, so a watcher that sees a gap, a (re)subscription, or a few seconds of silence makes
-the hub read the rows again through the function it was given.
+process has one connection, subscribed to the jobs and batches somebody watches. What Redis loses is found in the rows:
+state events are numbered without gaps, so a watcher that sees a gap, a (re)subscription, or a few seconds of silence
+makes the hub read the rows again through the function it was given. A batch has a channel of its own, but no numbers:
+whoever watches it keeps the number of each of its jobs.
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Set
+from functools import partial
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
@@ -21,8 +23,10 @@ LATEST_SECONDS = 3600
 CELERY_RESULT_SECONDS = 3600
 PREVIEW_SECONDS = 300
 REREAD_SECONDS = 2.0
+NEWS_OF_BATCHES = "job.progress"  # previews and outputs are told to those who watch the job itself
 
-# KEYS: latest of the job. ARGV: version, seq, terminal, channel, message, json, celery result.
+# KEYS: latest of the job, its channel, Celery's result key. ARGV: version, seq, terminal, public channel, message,
+# json, celery result, seconds to keep the latest, and the result, job id, channel of its batch (or nothing).
 # Returns 1 if published; 0 if an equal, newer or terminal event has been published before.
 PUBLISH = Script(
     """
@@ -35,6 +39,7 @@ end
 redis.call('HSET', KEYS[1], 'version', version, 'seq', seq, 'terminal', ARGV[3], 'json', ARGV[6])
 redis.call('EXPIRE', KEYS[1], ARGV[8])
 redis.call('PUBLISH', KEYS[2], ARGV[5])
+if ARGV[11] ~= '' then redis.call('PUBLISH', ARGV[11], ARGV[10] .. ' ' .. ARGV[5]) end
 redis.call('PUBLISH', ARGV[4], ARGV[6])
 redis.call('SET', KEYS[3], ARGV[7], 'EX', ARGV[9])
 redis.call('PUBLISH', KEYS[3], ARGV[7])
@@ -55,6 +60,11 @@ class Message(NamedTuple):
     topic: str
     frame: bytes
 
+    @property
+    def frame_without_id(self) -> bytes:
+        """The frame for a stream of many jobs, which has ids of its own."""
+        return self.frame.partition(b"\n")[2] if self.is_state else self.frame
+
     def pack(self) -> bytes:
         flags = ("s" if self.is_state else "n") + ("t" if self.is_terminal else "-")
         return f"{self.version} {self.seq} {flags} {self.topic}\n".encode() + self.frame
@@ -70,10 +80,55 @@ _seq = attrgetter("seq")
 Reread = Callable[[Mapping[str, int]], Awaitable[Mapping[str, list[Message]]]]
 
 
+class Bell:
+    """Wakes a reader: a bare future, and one timer that outlives many of them (a timer for each event costs half of
+    sending it).
+    """
+
+    __slots__ = ("_timer", "_waiting", "_waits_until")
+
+    def __init__(self) -> None:
+        self._waiting: asyncio.Future[None] | None = None
+        self._waits_until = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def wait(self, timeout: float) -> None:
+        """Until it rings, or for `timeout` seconds."""
+        loop = asyncio.get_running_loop()
+        self._waiting = loop.create_future()
+        self._waits_until = loop.time() + timeout
+        if self._timer is None or self._timer.when() > self._waits_until:
+            self.close()
+            self._timer = loop.call_at(self._waits_until, self._time_out)
+        await self._waiting
+
+    def ring(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    def close(self) -> None:
+        """Nobody will wait again."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _time_out(self) -> None:
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._waits_until:
+            self._timer = loop.call_at(self._waits_until, self._time_out)
+        else:
+            self._timer = None
+            self.ring()
+
+
 class Watch:
     """One watcher's view of one job: state events in order without gaps, of the news only the latest of each topic."""
 
-    def __init__(self, job_id: str, on_gap: Callable[[], None]) -> None:
+    __slots__ = (
+        "_bell", "_early", "_messages", "_news", "_on_gap", "_on_heard", "_seq", "ended", "job_id", "version",
+    )  # fmt: skip
+
+    def __init__(self, job_id: str, on_gap: Callable[[], None], on_heard: Callable[[bool], None] | None = None) -> None:
+        """`on_heard`, if somebody else waits than `next`, is told of all that is kept and whether it is a state."""
         self.job_id = job_id
         self.version = 0
         self._early: list[Message] | None = []  # what came before the reader knew where it stands
@@ -81,9 +136,8 @@ class Watch:
         self._on_gap = on_gap
         self._messages: list[Message] = []  # states, and the news that came before the last of them
         self._news: dict[str, Message] = {}
-        self._waiting: asyncio.Future[None] | None = None  # somebody in `next`
-        self._waits_until = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._bell = Bell()
+        self._on_heard = on_heard or self._ring
         self.ended = False
 
     def start(self, version: int, seq: int = 0) -> None:
@@ -123,39 +177,26 @@ class Watch:
                 return
             self._seq = message.seq
             self._news[message.topic] = message
-        self._wake()
+        self._on_heard(message.is_state)
 
-    def _wake(self) -> None:
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result(None)
+    def _ring(self, is_state: bool) -> None:
+        self._bell.ring()
 
     async def next(self, timeout: float) -> list[Message]:
         """Everything new, in order; empty after `timeout` seconds without anything, or once all has been told."""
         if not self._messages and not self._news and not self.ended:
-            loop = asyncio.get_running_loop()
-            # A bare future, and one timer that outlives many of them: a timer for each event costs half of sending it.
-            self._waiting = loop.create_future()
-            self._waits_until = loop.time() + timeout
-            if self._timer is None or self._timer.when() > self._waits_until:
-                self.close()
-                self._timer = loop.call_at(self._waits_until, self._ring)
-            await self._waiting
+            await self._bell.wait(timeout)
+        return self.take()
+
+    def take(self) -> list[Message]:
+        """What `next` would tell now, without waiting."""
         messages = self._messages + self._take_news()
         self._messages = []
         return messages
 
     def close(self) -> None:
         """Nobody will ask again."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _ring(self) -> None:
-        loop = asyncio.get_running_loop()
-        if loop.time() < self._waits_until:
-            self._timer = loop.call_at(self._waits_until, self._ring)
-        else:
-            self._timer = None
-            self._wake()
+        self._bell.close()
 
     def _take_news(self) -> list[Message]:
         if not self._news:
@@ -165,6 +206,69 @@ class Watch:
         return news if len(news) == 1 else sorted(news, key=_seq)
 
 
+class BatchWatch:
+    """One watcher's view of a batch: a view of each of its jobs, and one ear for all of them.
+
+    States wake the reader at once, progress does not: of that only the latest is told, as often as the reader asks.
+    """
+
+    def __init__(self, batch_id: str, on_gap: Callable[[str], None]) -> None:
+        self.batch_id = batch_id
+        self._on_gap = on_gap
+        self._early: list[tuple[str, Message]] | None = []  # what came before the reader knew where it stands
+        self._open: dict[str, Watch] = {}
+        self._heard: dict[str, Watch] = {}  # those with something to tell, in the order in which they were heard
+        self._has_state = False
+        self._bell = Bell()
+
+    def start(self, versions: Mapping[str, int]) -> None:
+        """From here on: what is newer than the versions the reader has been told, of the jobs that have not ended."""
+        early, self._early = self._early or [], None
+        for job_id, version in versions.items():
+            watch = Watch(job_id, partial(self._on_gap, job_id), partial(self._hear, job_id))
+            watch.start(version)
+            self._open[job_id] = watch
+        for job_id, message in early:
+            self.offer(job_id, message)
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """What the reader knows of the jobs whose end it has not been told."""
+        return {job_id: watch.version for job_id, watch in self._open.items()}
+
+    def offer(self, job_id: str, message: Message) -> None:
+        """Keep it if it is newer than what was kept of its job; a gap is reported and filled from the rows."""
+        if not message.is_state and message.topic != NEWS_OF_BATCHES:
+            return
+        if self._early is not None:
+            self._early.append((job_id, message))
+        elif (watch := self._open.get(job_id)) is not None:
+            watch.offer(message)
+
+    async def next(self, timeout: float) -> list[tuple[str, Message]]:
+        """Everything new with its job, as soon as there is a state among it or `timeout` seconds have passed."""
+        if not self._has_state:
+            await self._bell.wait(timeout)
+        heard, self._heard, self._has_state = self._heard, {}, False
+        for job_id, watch in heard.items():
+            if watch.ended:
+                self._open.pop(job_id, None)
+        return [(job_id, message) for job_id, watch in heard.items() for message in watch.take()]
+
+    def close(self) -> None:
+        """Nobody will ask again."""
+        self._bell.close()
+
+    def _hear(self, job_id: str, is_state: bool) -> None:
+        self._heard[job_id] = self._open[job_id]
+        if is_state:
+            self._has_state = True
+            self._bell.ring()
+
+
+AnyWatch = TypeVar("AnyWatch", Watch, BatchWatch)
+
+
 class Stream:
     """Publishing, watching, latest progress, previews and nudges, under one namespace."""
 
@@ -172,8 +276,10 @@ class Stream:
         self._valkey = valkey
         self._ns = namespace
         self._job_prefix = f"{namespace}:job:".encode()
+        self._batch_prefix = f"{namespace}:batch:".encode()
         self._nudge_channel = f"{namespace}:nudge".encode()
         self._watches: dict[str, set[Watch]] = {}
+        self._batch_watches: dict[str, set[BatchWatch]] = {}
         self._reread_wanted: set[str] = set()
         self._reread_wake = asyncio.Event()
         self._on_nudge: Callable[[str], None] | None = None
@@ -183,9 +289,23 @@ class Stream:
     def is_connected(self) -> bool:
         return self._valkey.connected
 
-    def publish(self, job_id: str, task_id: str, message: Message, payload: bytes, celery_result: bytes) -> bool:
-        """Send an event, without waiting; False if Redis is away (watchers will find the state in the rows)."""
-        channel = self._job_channel(job_id)
+    def publish(
+        self,
+        job_id: str,
+        task_id: str,
+        message: Message,
+        payload: bytes,
+        celery_result: bytes,
+        batch_id: str | None = None,
+    ) -> bool:
+        """Send an event, without waiting; False if Redis is away (watchers will find the state in the rows).
+
+        To the watchers of the job's batch, too, if it has one.
+        """
+        channel = self._job_prefix + job_id.encode()
+        of_batch = b""
+        if batch_id is not None and (message.is_state or message.topic == NEWS_OF_BATCHES):
+            of_batch = self._batch_prefix + batch_id.encode()
         return self._valkey.post_script(
             PUBLISH,
             [f"{self._ns}:latest:{job_id}", channel, f"celery-task-meta-{task_id}"],
@@ -199,6 +319,8 @@ class Stream:
                 celery_result,
                 LATEST_SECONDS,
                 CELERY_RESULT_SECONDS,
+                job_id,
+                of_batch,
             ],
         )
 
@@ -240,24 +362,38 @@ class Stream:
     async def watch(self, job_id: str) -> AsyncGenerator[Watch]:
         """Follow a job. Once entered the subscription stands: read the row, then `start` from its version."""
         watch = Watch(job_id, lambda: self._want_reread(job_id))
-        watches = self._watches.setdefault(job_id, set())
+        async with self._listening(self._watches, job_id, self._job_prefix + job_id.encode(), watch):
+            yield watch
+
+    @contextlib.asynccontextmanager
+    async def watch_batch(self, batch_id: str) -> AsyncGenerator[BatchWatch]:
+        """Follow all jobs of a batch. Once entered the subscription stands: read the rows, then `start` from them."""
+        watch = BatchWatch(batch_id, self._want_reread)
+        async with self._listening(self._batch_watches, batch_id, self._batch_prefix + batch_id.encode(), watch):
+            yield watch
+
+    @contextlib.asynccontextmanager
+    async def _listening(
+        self, all_watches: dict[str, set[AnyWatch]], key: str, channel: bytes, watch: AnyWatch
+    ) -> AsyncGenerator[None]:
+        watches = all_watches.setdefault(key, set())
         if not watches:
-            self._valkey.subscribe(self._job_channel(job_id))
+            self._valkey.subscribe(channel)
         watches.add(watch)
         try:
             await self._settled_subscriptions()
-            yield watch
+            yield
         finally:
             watch.close()
             watches.discard(watch)
-            if not watches and self._watches.get(job_id) is watches:
-                del self._watches[job_id]
-                self._valkey.unsubscribe(self._job_channel(job_id))
+            if not watches and all_watches.get(key) is watches:
+                del all_watches[key]
+                self._valkey.unsubscribe(channel)
 
     @property
     def watched(self) -> int:
-        """How many jobs somebody watches in this process."""
-        return len(self._watches)
+        """How many jobs and batches somebody watches in this process."""
+        return len(self._watches) + len(self._batch_watches)
 
     def on_push(self, push: list[Any]) -> None:
         """What the connection hands over: messages, and confirmations of subscriptions."""
@@ -266,6 +402,12 @@ class Stream:
             if channel == self._nudge_channel:
                 if self._on_nudge is not None:
                     self._on_nudge(push[2].decode())
+                return
+            if channel.startswith(self._batch_prefix):
+                job, _, packed = push[2].partition(b" ")
+                message = Message.unpack(packed)
+                for batch_watch in list(self._batch_watches.get(channel[len(self._batch_prefix) :].decode(), ())):
+                    batch_watch.offer(job.decode(), message)
                 return
             job_id = channel[len(self._job_prefix) :].decode()
             message = Message.unpack(push[2])
@@ -278,7 +420,7 @@ class Stream:
 
     async def _catch_up(self) -> None:
         await self._settled_subscriptions()
-        for job_id in self._watches:
+        for job_id in self._known(None):
             self._want_reread(job_id)
 
     async def _settled_subscriptions(self) -> None:
@@ -294,16 +436,11 @@ class Stream:
                 async with asyncio.timeout_at(next_round):
                     await self._reread_wake.wait()
             now = asyncio.get_running_loop().time()
-            wanted = self._reread_wanted & self._watches.keys() if now < next_round else set(self._watches)
+            versions = self._known(self._reread_wanted if now < next_round else None)
             if now >= next_round:
                 next_round = now + REREAD_SECONDS
             self._reread_wake.clear()
             self._reread_wanted.clear()
-            versions = {
-                job_id: min(watch.version for watch in watches)
-                for job_id in wanted
-                if (watches := self._watches.get(job_id))
-            }
             if not versions:
                 continue
             try:
@@ -311,14 +448,25 @@ class Stream:
             except Unavailable as error:
                 log.warning("watchers.reread_failed", reason=error.detail, jobs=len(versions))
                 continue
+            for_batches = [watch for watches in self._batch_watches.values() for watch in watches]
             for job_id, messages in found.items():
                 for message in messages:
                     for watch in list(self._watches.get(job_id, ())):
                         watch.offer(message)
+                    for batch_watch in for_batches:
+                        batch_watch.offer(job_id, message)
+
+    def _known(self, wanted: Set[str] | None) -> dict[str, int]:
+        """Of each of these jobs, or of all that are watched, the version of the watcher who knows least."""
+        ids = self._watches.keys() if wanted is None else wanted & self._watches.keys()
+        known = {job_id: min(watch.version for watch in self._watches[job_id]) for job_id in ids}
+        for watches in self._batch_watches.values():
+            for watch in watches:
+                for job_id, version in watch.versions.items():
+                    if wanted is None or job_id in wanted:
+                        known[job_id] = min(version, known.get(job_id, version))
+        return known
 
     def _want_reread(self, job_id: str) -> None:
         self._reread_wanted.add(job_id)
         self._reread_wake.set()
-
-    def _job_channel(self, job_id: str) -> bytes:
-        return self._job_prefix + job_id.encode()

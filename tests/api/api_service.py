@@ -16,15 +16,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import UnionType
 from typing import Any, Self, TypeVar
 
 import httpx
 import orjson
 import redis
 import uvicorn
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel, SecretStr, TypeAdapter
 
 from safelight.api.app import create_app
+from safelight.api.batch_view import BatchList, BatchView
 from safelight.api.health import ReadyView
 from safelight.api.job_view import ArtifactView, AttemptList, JobList, JobView
 from safelight.api.problems import Problem
@@ -35,6 +37,7 @@ from safelight.worker.engine import Engine
 from servers import ValkeyServer
 
 JOBS = "/api/v1/generation-jobs"
+BATCHES = "/api/v1/batches"
 QUEUES = (IMAGE_GENERATION, DEFAULT, LOCAL, ISOLATED)
 PATIENCE_SECONDS = 15.0
 T = TypeVar("T")
@@ -216,6 +219,31 @@ class Service:
 
         return eventually(see, f"{what}; the job is {self.look(job_id)['status']}", seconds)
 
+    def submit_batch(self, *jobs: Json, **fields: Any) -> Json:
+        """Submit a batch of these jobs."""
+        response = self.http.post(BATCHES, json={"jobs": list(jobs), **fields})
+        assert response.status_code == 202, response.text
+        return response.json()
+
+    def hold_batch(self, *jobs: Json) -> Json:
+        """A batch of jobs that wait until each is let go."""
+        later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+        return self.submit_batch(*(job | {"run_at": later} for job in jobs))
+
+    def look_at_batch(self, batch_id: str) -> Json:
+        response = self.http.get(f"{BATCHES}/{batch_id}")
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def end_of_batch(self, batch_id: str, seconds: float = PATIENCE_SECONDS) -> Json:
+        """The batch as soon as it has ended."""
+
+        def see() -> Json | None:
+            batch = self.look_at_batch(batch_id)
+            return batch if batch["is_terminal"] else None
+
+        return eventually(see, f"the batch ends; it is {self.look_at_batch(batch_id)['counts']}", seconds)
+
     def end_of(self, job_id: str, seconds: float = PATIENCE_SECONDS) -> Json:
         """The job as soon as it has ended."""
         return self.when(job_id, lambda job: job["is_terminal"], "the job ends", seconds)
@@ -228,15 +256,19 @@ class Service:
         """A job that waits until `let_go`, so that it can be watched from its beginning; its id."""
         return self.submit(run_at=(datetime.now(UTC) + timedelta(hours=1)).isoformat(), **fields)["id"]
 
-    def let_go(self, job_id: str) -> None:
-        """Let a job that is held start now (SQLite only)."""
+    def let_go(self, *job_ids: str) -> None:
+        """Let jobs that are held start now (SQLite only)."""
         path = self.settings.database_url.removeprefix("sqlite:///")
         with contextlib.closing(sqlite3.connect(path)) as connection, connection:
-            connection.execute("UPDATE jobs SET run_at = created_at WHERE id = ?", (job_id,))
+            connection.executemany("UPDATE jobs SET run_at = created_at WHERE id = ?", [(each,) for each in job_ids])
 
     def events(self, job_id: str, *, last_id: str | None = None, by: str = "header") -> "Events":
         """Open a job's event stream."""
-        return Events(self.api.url, job_id, last_id=last_id, by=by)
+        return Events(f"{self.api.url}{JOBS}/{job_id}/events", last_id=last_id, by=by)
+
+    def batch_events(self, batch_id: str, *, last_id: str | None = None, by: str = "header") -> "Events":
+        """Open a batch's event stream."""
+        return Events(f"{self.api.url}{BATCHES}/{batch_id}/events", last_id=last_id, by=by)
 
     def watch_held(self, job_id: str) -> "list[Event]":
         """Every event of a job that is held, which is let go once it is watched."""
@@ -281,9 +313,11 @@ def check_answer(response: httpx.Response) -> None:
             assert_shape(model, response.json())
 
 
-SHAPES: tuple[tuple[str, type[BaseModel]], ...] = (
+SHAPES: tuple[tuple[str, type[BaseModel] | UnionType], ...] = (
     (rf"{JOBS}/[^/]+(/cancel|/retry)?", JobView),
     (rf"{JOBS}/[^/]+/attempts", AttemptList),
+    (rf"{BATCHES}/[^/]+(/cancel|/retry)?", BatchView),
+    (BATCHES, BatchView | BatchList),
     (r"/api/v1/artifacts/[^/]+", ArtifactView),
     (r"(/api/v1)?/health/ready", ReadyView),
     (r"/api/v1/providers", ProviderList),
@@ -291,9 +325,10 @@ SHAPES: tuple[tuple[str, type[BaseModel]], ...] = (
 )
 
 
-def assert_shape(model: type[BaseModel], value: Any) -> None:
+def assert_shape(model: type[BaseModel] | UnionType, value: Any) -> None:
     """It is the model's JSON, with exactly its keys at every depth."""
-    same_keys(model.model_validate(value).model_dump(mode="json"), value, model.__name__)
+    adapter: TypeAdapter[Any] = TypeAdapter(model)
+    same_keys(adapter.dump_python(adapter.validate_python(value), mode="json"), value, str(model))
 
 
 def same_keys(expected: Any, given: Any, where: str) -> None:
@@ -337,9 +372,9 @@ class Event:
 
 
 class Events:
-    """A job's event stream as a browser reads it: remembers the last id, counts comments, yields events."""
+    """An event stream as a browser reads it: remembers the last id, counts comments, yields events."""
 
-    def __init__(self, url: str, job_id: str, *, last_id: str | None = None, by: str = "header") -> None:
+    def __init__(self, url: str, *, last_id: str | None = None, by: str = "header") -> None:
         headers = {"Accept": "text/event-stream"}
         query: dict[str, str] = {}
         if last_id is not None:
@@ -352,9 +387,7 @@ class Events:
         self.comments: list[str] = []
         self._stack = contextlib.ExitStack()
         client = self._stack.enter_context(httpx.Client(timeout=20))
-        self.response = self._stack.enter_context(
-            client.stream("GET", f"{url}{JOBS}/{job_id}/events", params=query, headers=headers)
-        )
+        self.response = self._stack.enter_context(client.stream("GET", url, params=query, headers=headers))
 
     def __enter__(self) -> Self:
         return self

@@ -352,6 +352,51 @@ def test_deleting_keeps_or_deletes_pictures_and_cancels_jobs(story: Story, what:
         assert story.refused("GET", f"chapters/{chapter}/images/scenes/1/status") == (404, "scene_image_not_found")
 
 
+def test_a_whole_chapter_is_drawn_as_one_batch(story: Story) -> None:
+    chapter = story.chapter()
+    rows = [story.scene(chapter, description=f"scene {number}") for number in range(4)]
+    story.drawn_scene(chapter, 2)
+    running = story.draw_scene(chapter, 4, seconds=60)
+    where = f"{API}/chapters/{chapter}/images"
+    body = {"width": 64, "height": 64, "provider_options": {"duration_seconds": 0}}
+    answer = story.http.post(where, json=body, headers={"Idempotency-Key": chapter})
+    assert answer.status_code == 202, answer.text
+    batch = answer.json()
+    assert batch["total"] == 2
+    jobs = story.service.jobs(ids=",".join(batch["job_ids"]))
+    assert sorted((job["scene_number"], job["prompt"]) for job in jobs) == [
+        (1, "scene 0\nink and wash"), (3, "scene 2\nink and wash"),
+    ]  # fmt: skip
+    assert {job["project_id"] for job in jobs} == {story.id}
+    assert story.get(f"scenes/{rows[0]['id']}")["image_job_id"] == batch["job_ids"][0]
+    again = story.http.post(where, json=body, headers={"Idempotency-Key": chapter})
+    assert (again.json()["id"], again.headers["idempotency-replayed"]) == (batch["id"], "true")
+    story.service.end_of_batch(batch["id"])
+    listed = story.get(f"chapters/{chapter}/scenes")["items"]
+    assert [row["image_status"] for row in listed][:3] == ["completed"] * 3
+    answer = story.http.post(where, json=body)
+    assert (answer.status_code, answer.json()["code"]) == (409, "nothing_to_draw")
+    story.http.post(running["urls"]["cancel"])
+    story.service.end_of(running["job_id"])
+    assert story.http.post(where, json=body).json()["total"] == 1
+
+
+def test_bad_requests_for_a_chapter_change_nothing(story: Story) -> None:
+    chapter = story.chapter()
+    assert story.refused("POST", f"chapters/{chapter}/images") == (409, "nothing_to_draw")
+    for key in ({}, {"Idempotency-Key": f"n-{chapter}"}) * 2:
+        answer = story.http.post(f"{API}/chapters/{chapter}/images", headers=key)
+        assert (answer.status_code, answer.json()["code"]) == (409, "nothing_to_draw")
+    story.scene(chapter)
+    assert story.refused("POST", "chapters/their own/images") == (404, "chapter_not_found")
+    wrong = story.http.post(f"{API}/chapters/{chapter}/images", json={"model": "no such"})
+    assert (wrong.status_code, [error["pointer"] for error in wrong.json()["errors"]]) == (422, ["#/model"])
+    assert story.refused("POST", f"chapters/{chapter}/images", {"prompt": "x"}) == (422, "invalid_request")
+    story.scene(chapter, description="")
+    assert story.refused("POST", f"chapters/{chapter}/images") == (422, "scene_empty")
+    assert story.service.jobs(chapter_id=chapter) == []
+
+
 # --- characters drawn -------------------------------------------------------------------------------------------------
 
 

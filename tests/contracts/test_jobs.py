@@ -36,8 +36,9 @@ from safelight.jobs import (
     get,
     with_artifacts,
 )
-from safelight.jobs.job import idempotency_keys, jobs
-from safelight.jobs.service import ISOLATED, purge_idempotency_keys
+from safelight.jobs.idempotency import idempotency_keys, purge_idempotency_keys
+from safelight.jobs.job import jobs
+from safelight.jobs.service import ISOLATED
 
 pytestmark = pytest.mark.anyio
 

@@ -34,7 +34,7 @@ from safelight.jobs import (
     keep_for,
 )
 from safelight.jobs import retention as module
-from safelight.jobs.job import idempotency_keys
+from safelight.jobs.idempotency import idempotency_keys
 from safelight.schema import REVISIONS, SchemaOutdated, SchemaTooNew, admit, require
 from safelight.storage import Storage, StorageUnavailable
 
@@ -330,7 +330,7 @@ async def test_cleanup_by_age_takes_what_was_promised_to_nobody(
 
 
 def old_key(tx: Tx, job: Job) -> None:
-    key = {"owner_id": OWNER, "key": "k", "fingerprint": "f", "job_id": job.id}
+    key = {"owner_id": OWNER, "key": "k", "fingerprint": "f", "made_id": job.id}
     tx.execute(insert(idempotency_keys).values(created_at=db_now(-2 * 86400.0), **key))
 
 

@@ -173,6 +173,7 @@ def event(version: int, kind: str = "job.progress", *, seq: int = 0, job_id: str
         blocked_reason=None,
         provider="mock",
         mocked=True,
+        batch_id=None,
         project_id=None,
         chapter_id=None,
         scene_number=None,

@@ -5,7 +5,7 @@ import contextlib
 import gc
 import re
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import structlog
@@ -16,6 +16,8 @@ from structlog.contextvars import bound_contextvars
 from safelight.api import (
     artifacts,
     authentication,
+    batch_events,
+    batches,
     chapters,
     characters,
     events,
@@ -92,6 +94,8 @@ def create_app(settings: Settings) -> FastAPI:
     for module in (
         jobs,
         events,
+        batches,
+        batch_events,
         artifacts,
         files,
         projects,
@@ -110,7 +114,8 @@ def create_app(settings: Settings) -> FastAPI:
     plain.install(app)
     app.add_middleware(Authentication, has_accounts=settings.has_accounts)
     hosts = LOCAL_HOSTS | {settings.host} | {host.lower() for host in settings.allowed_hosts}
-    app.add_middleware(Entrance, max_body_bytes=settings.max_body_bytes, hosts=hosts)
+    larger = dict.fromkeys((batches.PREFIX, f"{batches.PREFIX}/"), settings.max_batch_bytes)
+    app.add_middleware(Entrance, max_body_bytes=settings.max_body_bytes, larger=larger, hosts=hosts)
     return app
 
 
@@ -125,9 +130,11 @@ class Entrance:
     own (DNS rebinding): the Host header has to be one of ours. `*` among the hosts, which accounts allow, is any.
     """
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int, hosts: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, larger: Mapping[str, int], hosts: frozenset[str]) -> None:
+        """`larger`: the paths that take more than `max_body_bytes`, and how much."""
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._larger = larger
         self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -150,12 +157,13 @@ class Entrance:
 
         with bound_contextvars(request_id=request_id):
             takes_files = artifacts.takes_file(scope["path"])  # and reads its body itself
-            refused = self._refuse(headers, request_id, is_limited=not takes_files)
+            most = self._larger.get(scope["path"], self._max_body_bytes)
+            refused = self._refuse(headers, request_id, None if takes_files else most)
             body: bytes | None = None
             if refused is None and not takes_files:
-                body = await self._read(receive) if scope["method"] in ("POST", "PUT", "PATCH") else None
+                body = await self._read(receive, most) if scope["method"] in ("POST", "PUT", "PATCH") else None
                 if body is TOO_LARGE:
-                    refused = self._too_large(request_id)
+                    refused = self._too_large(request_id, most)
             if refused is not None:
                 await refused(scope, receive, answer)
             else:
@@ -176,21 +184,21 @@ class Entrance:
                 milliseconds=round((time.monotonic() - began) * 1000, 1),
             )
 
-    def _refuse(self, headers: dict[bytes, bytes], request_id: str, *, is_limited: bool) -> ASGIApp | None:
+    def _refuse(self, headers: dict[bytes, bytes], request_id: str, most_bytes: int | None) -> ASGIApp | None:
         host = re.sub(r":\d*$", "", headers.get(b"host", b"").decode("latin-1")).lower()
         if host not in self._hosts and "*" not in self._hosts:
             detail = f"This service does not answer for the host {host[:100]!r}; its names are SAFELIGHT_ALLOWED_HOSTS."
             return problem(request_id, 421, "wrong_host", detail)
         length = headers.get(b"content-length", b"0")
-        if is_limited and length.isdigit() and int(length) > self._max_body_bytes:
-            return self._too_large(request_id)
+        if most_bytes is not None and length.isdigit() and int(length) > most_bytes:
+            return self._too_large(request_id, most_bytes)
         return None
 
-    def _too_large(self, request_id: str) -> ASGIApp:
-        detail = f"The body may have at most {self._max_body_bytes} bytes."
+    def _too_large(self, request_id: str, most_bytes: int) -> ASGIApp:
+        detail = f"The body may have at most {most_bytes} bytes."
         return problem(request_id, 413, "body_too_large", detail, headers={"Connection": "close"})
 
-    async def _read(self, receive: Receive) -> "bytes | None":
+    async def _read(self, receive: Receive, most_bytes: int) -> "bytes | None":
         parts: list[bytes] = []
         size = 0
         while True:
@@ -199,7 +207,7 @@ class Entrance:
                 return b""
             part: bytes = message.get("body", b"")
             size += len(part)
-            if size > self._max_body_bytes:
+            if size > most_bytes:
                 return TOO_LARGE
             parts.append(part)
             if not message.get("more_body", False):

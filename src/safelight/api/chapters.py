@@ -1,5 +1,6 @@
 """Chapters over HTTP: their scenes, and the pictures of these. A chapter may also be kept elsewhere, under any id."""
 
+import re
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -9,6 +10,8 @@ from starlette.responses import Response
 
 from safelight import stories
 from safelight.accounts import Identity
+from safelight.api.batch_view import BatchView
+from safelight.api.batches import accept_batch, checked_jobs
 from safelight.api.deps import (
     Asker,
     Cursor,
@@ -26,11 +29,12 @@ from safelight.api.events import with_latest
 from safelight.api.job_request import GenerationRequest, new_job
 from safelight.api.job_view import Estimator
 from safelight.api.jobs import LIMITED, RETRY_AFTER_SECONDS, Text, accept, tier_of
-from safelight.api.problems import PROBLEMS
+from safelight.api.problems import PROBLEMS, invalid_fields
 from safelight.api.projects import WithImages
 from safelight.api.story_view import (
     API,
     ChapterChanges,
+    ChapterImagesRequest,
     ChapterView,
     ImageList,
     SceneImageRequest,
@@ -47,8 +51,8 @@ from safelight.api.story_view import (
 )
 from safelight.bootstrap import Safelight
 from safelight.db import Tx, new_id
-from safelight.errors import FieldError, SafelightError
-from safelight.jobs import Filter, NewJob, Page, Submitted, find
+from safelight.errors import FieldError, Invalid, SafelightError
+from safelight.jobs import Filter, NewBatch, NewJob, Page, Submitted, SubmittedBatch, find
 
 router = APIRouter(prefix=f"{API}/chapters", tags=["stories"], responses=PROBLEMS)
 ChapterId = Annotated[
@@ -226,6 +230,56 @@ async def list_images(
     return json_response(images_view(found))
 
 
+@router.post(
+    "/{chapter_id}/images",
+    status_code=202,
+    response_model=BatchView,
+    responses=LIMITED,
+    summary="Draw every scene without a picture",
+)
+async def draw_missing(
+    chapter_id: ChapterId,
+    request: Request,
+    world: World,
+    asker: Asker,
+    body: Annotated[ChapterImagesRequest | None, Body(examples=[{}, {"width": 768, "height": 512}])] = None,
+    key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
+) -> Response:
+    """Accept a job for each scene that shows no picture and has no job under way, as one batch: all or none.
+
+    What is given here counts for each of them; with one seed for all they resemble each other.
+    """
+    if not stories.is_story_id(chapter_id):
+        raise stories.ChapterNotFound(f"There is no chapter {chapter_id[:80]}.")
+    asked = body or ChapterImagesRequest.model_validate({})
+    missing = await world.database.read(stories.undrawn_scenes, chapter_id, asker.owner_id)
+    if isinstance(missing, SafelightError):
+        raise missing
+    key = idempotency_key(key)
+    if not missing and key is None:
+        raise stories.NothingToDraw
+    fields = asked.model_dump(mode="json", exclude_unset=True)
+    bodies = [fields | _about(drawn, chapter_id, drawn.scene.scene_number) for drawn in missing]
+    try:
+        jobs = await checked_jobs([(each, None) for each in bodies], request, world, asker)
+    except Invalid as error:  # it is wrong with what was sent once for all of them
+        pointers = {re.sub(r"^#/jobs/\d+", "#", each.pointer): each.detail for each in error.errors}
+        raise invalid_fields([FieldError(pointer, detail) for pointer, detail in pointers.items()]) from None
+    new = NewBatch(
+        id=new_id(),
+        owner_id=asker.owner_id,
+        jobs=jobs,
+        metadata={"chapter_id": chapter_id},
+        idempotency_key=key,
+        fingerprint=asked.fingerprint(request.url.path) if key is not None else "",
+    )
+
+    async def submit(new: NewBatch) -> SubmittedBatch | SafelightError:
+        return await world.database.write(stories.submit_missing, world.jobs, chapter_id, new)
+
+    return await accept_batch(request, world, asker, new, submit=submit)
+
+
 def images_view(page: Page) -> dict[str, Any]:
     """The fields of `ImageList`, ready to be encoded."""
     items = [image_view(job, artifact) for job in page.jobs for artifact in page.artifacts.get(job.id, ())]
@@ -265,12 +319,8 @@ def _scene_job(
     key: str | None = None,
 ) -> NewJob:
     """The job that draws a scene. Raises what is wrong with the request or with the scene."""
-    whole = asked.model_dump(exclude_unset=True) | {
-        "prompt": drawn.prompt() if drawn is not None and asked.prompt is None else asked.prompt,
-        "chapter_id": chapter_id,
-        "scene_number": scene_number,
-        "project_id": None if drawn is None else drawn.project.id,
-    }
+    about = _about(drawn, chapter_id, scene_number, asked.prompt)
+    whole = asked.model_dump(exclude_unset=True) | about
     new = new_job(
         GenerationRequest.model_validate(whole),
         owner_id=asker.owner_id,
@@ -283,3 +333,15 @@ def _scene_job(
     )
     # What was sent counts, not what the story made of it: that may have changed since.
     return replace(new, fingerprint=asked.fingerprint(request.url.path)) if key is not None else new
+
+
+def _about(
+    drawn: stories.DrawnScene | None, chapter_id: str, scene_number: int, prompt: str | None = None
+) -> dict[str, Any]:
+    """The fields of a submit that tell what is drawn."""
+    return {
+        "prompt": drawn.prompt() if drawn is not None and prompt is None else prompt,
+        "chapter_id": chapter_id,
+        "scene_number": scene_number,
+        "project_id": None if drawn is None else drawn.project.id,
+    }

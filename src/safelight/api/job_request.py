@@ -37,6 +37,8 @@ MAX_SEED = 2**63 - 8  # the last of eight pictures has a seed higher by seven, w
 RANDOM_SEEDS = 2**32
 MAX_ROUTE = 8
 
+Answers = dict[bytes, InvalidParameters | None]  # of providers' servers, by what they were asked
+
 Int = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=300)]
@@ -98,6 +100,15 @@ def _storable(value: dict[str, Any], most_bytes: int) -> dict[str, Any]:
     return value
 
 
+Metadata = Annotated[
+    dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=100)],
+        Annotated[str, StringConstraints(max_length=1000)],
+    ],
+    AfterValidator(lambda value: _storable(value, MAX_OPTIONS_BYTES)),
+]
+
+
 class PictureRequest(Body):
     """How one or more pictures are to be made, whatever they show."""
 
@@ -134,10 +145,7 @@ class PictureRequest(Body):
     )
     timeout_seconds: Number | None = Field(None, ge=1, le=86400, description="Soft limit of an attempt")
     max_retries: Int | None = Field(None, ge=0, le=20, description="Of transient failures; default 3")
-    metadata: dict[
-        Annotated[str, StringConstraints(min_length=1, max_length=100)],
-        Annotated[str, StringConstraints(max_length=1000)],
-    ] = Field({}, max_length=50, description="Your own notes, given back in every view")
+    metadata: Metadata = Field({}, max_length=50, description="Your own notes, given back in every view")
 
     @field_validator("provider", mode="before")
     @classmethod
@@ -180,7 +188,7 @@ class PictureRequest(Body):
     def storable(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         return None if value is None else _storable(value, MAX_WORKFLOW_BYTES)
 
-    @field_validator("provider_options", "metadata", "inputs")
+    @field_validator("provider_options", "inputs")
     @classmethod
     def small(cls, value: dict[str, Any]) -> dict[str, Any]:
         return _storable(value, MAX_OPTIONS_BYTES)
@@ -365,22 +373,44 @@ def _parameters(request: GenerationRequest, model: str | None) -> Parameters:
     )
 
 
-async def verified(new: NewJob, providers: Registry) -> NewJob:
-    """The job with the first provider of its route whose servers have what it asks for. Raises `Invalid`."""
+async def verified(new: NewJob, providers: Registry, answers: Answers | None = None) -> NewJob:
+    """The job with the first provider of its route whose servers have what it asks for. Raises `Invalid`.
+
+    `answers` remembers what was said of a batch's earlier jobs, so that those alike are asked about once.
+    """
     values: dict[str, Any] = dict(new.values)
     refusals: list[InvalidParameters] = []
     while True:
-        provider = providers.resolve(values["provider"])[1]
-        try:
-            await provider.verify(_parameters_of(new.kind, values))
+        error = await _ask(values["provider"], _parameters_of(new.kind, values), providers, answers)
+        if error is None:
             return replace(new, values=values) if refusals else new
-        except InvalidParameters as error:
-            refusals.append(error)
-            if not values["route"]:
-                raise _invalid(*refusals) from None
-            passed = skip(values["provider"], error.code, error.message, datetime.now(UTC))
-            following, *rest = values["route"]
-            values |= {**following, "route": rest or None, "skips": [*(values["skips"] or []), passed]}
+        refusals.append(error)
+        if not values["route"]:
+            raise _invalid(*refusals)
+        passed = skip(values["provider"], error.code, error.message, datetime.now(UTC))
+        following, *rest = values["route"]
+        values |= {**following, "route": rest or None, "skips": [*(values["skips"] or []), passed]}
+
+
+async def _ask(
+    name: str, parameters: Parameters, providers: Registry, answers: Answers | None
+) -> InvalidParameters | None:
+    """What a provider's servers have against these parameters."""
+    question: bytes | None = None
+    if answers is not None:
+        # Servers know models and nodes: what is told to the model is not theirs to refuse.
+        asked = replace(parameters, prompt="", negative_prompt=None, seed=None)
+        question = orjson.dumps([name, asked], option=orjson.OPT_SORT_KEYS)
+        if question in answers:
+            return answers[question]
+    error: InvalidParameters | None = None
+    try:
+        await providers.resolve(name)[1].verify(parameters)
+    except InvalidParameters as found:
+        error = found
+    if answers is not None and question is not None:
+        answers[question] = error
+    return error
 
 
 def _parameters_of(kind: str, values: Mapping[str, Any]) -> Parameters:

@@ -49,7 +49,7 @@ from safelight.jobs import (
     get,
     with_artifacts,
 )
-from safelight.limits import Policy
+from safelight.limits import Policy, Verdict
 
 RETRY_AFTER_SECONDS = 2
 MAX_IDS = 100
@@ -119,6 +119,7 @@ async def list_jobs(
     status: Annotated[list[Status] | None, Query(description="May be repeated")] = None,
     kind: Text | None = None,
     provider: Text | None = None,
+    batch_id: Annotated[str | None, Query(description="The jobs of a batch")] = None,
     project_id: Text | None = None,
     chapter_id: Text | None = None,
     scene_number: Annotated[int | None, Query(ge=0, le=1_000_000)] = None,
@@ -136,6 +137,7 @@ async def list_jobs(
         statuses=status,
         kind=kind,
         provider=provider,
+        batch_id=None if batch_id is None else parse_id(batch_id),
         project_id=project_id,
         chapter_id=chapter_id,
         scene_number=scene_number,
@@ -282,9 +284,9 @@ async def accept(
     `submit` does so in a transaction of the caller's. Raises what stands in the way.
     """
     new = await verified(new, world.providers)
-    told = await take_token(request, world, asker)
-    if isinstance(told, Response):
-        return told
+    verdict = await take_tokens(world, asker)
+    if verdict is not None and not verdict.is_allowed:
+        return too_quick(request, verdict)
     values = new.values
     hint = new.run_at is None and world.dispatcher.take_room(new.queue, values["provider"], values["owner_limit"])
     new = replace(new, hint=hint)
@@ -298,7 +300,7 @@ async def accept(
         await _wait_for_end(world, job.id, job.owner_id, wait)
     if wait is not None or outcome.replayed:
         job, artifacts = await _look(world, job.id, job.owner_id)
-    headers = {"Location": f"{PREFIX}/{job.id}", **told}
+    headers = {"Location": f"{PREFIX}/{job.id}", **(verdict.headers if verdict is not None else {})}
     if outcome.replayed:
         headers["Idempotency-Replayed"] = "true"
     if wait is not None:
@@ -327,17 +329,30 @@ def tier_of(asker: Identity, world: Safelight) -> Tier | None:
     return None if asker.tier is None else world.settings.tiers[asker.tier]
 
 
-async def take_token(request: Request, world: Safelight, asker: Identity) -> dict[str, str] | Response:
-    """Count one request of those that tiers limit: headers that tell what is left, or the answer if there is none."""
+async def take_tokens(world: Safelight, asker: Identity, count: int = 1) -> Verdict | None:
+    """Let so many jobs be submitted now, all or none; more than a minute's worth count as a minute's worth.
+
+    None: there is no limit.
+    """
     tier = tier_of(asker, world)
     if tier is None or tier.submits_per_minute is None:
-        return {}
-    verdict = await world.limiter.take(Policy("submit", tier.submits_per_minute), asker.owner_id)
-    if verdict.is_allowed:
-        return dict(verdict.headers)
-    detail = f"You may submit {verdict.policy.quota} jobs a minute; the next one in {verdict.wait_seconds} s."
-    again = {**verdict.headers, "Retry-After": str(verdict.wait_seconds)}
-    return problem(request.state.request_id, 429, "rate_limited", detail, headers=again)
+        return None
+    policy = Policy("submit", tier.submits_per_minute)
+    wanted = min(count, policy.quota)
+    if wanted > 1:  # a refusal shall cost nothing
+        bucket = await world.limiter.take(policy, asker.owner_id, 0)
+        if bucket.tokens < wanted:
+            return replace(bucket, is_allowed=False)
+    return await world.limiter.take(policy, asker.owner_id, wanted)
+
+
+def too_quick(request: Request, verdict: Verdict, count: int = 1) -> Response:
+    """The answer to who submits more than a tier may."""
+    wait = verdict.seconds_until(count)
+    what = "the next one" if count == 1 else f"these {count}"
+    detail = f"You may submit {verdict.policy.quota} jobs a minute; {what} in {wait} s."
+    headers = {**verdict.headers, "Retry-After": str(wait)}
+    return problem(request.state.request_id, 429, "rate_limited", detail, headers=headers)
 
 
 async def _look(world: Safelight, job_id: str, owner: str) -> tuple[Job, Sequence[Artifact]]:

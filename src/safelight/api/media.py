@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from safelight.api.deps import Asker, World, idempotency_key, json_response
 from safelight.api.job_view import JobView
-from safelight.api.jobs import LIMITED, answer_accepted, take_token, tier_of
+from safelight.api.jobs import LIMITED, answer_accepted, take_tokens, tier_of, too_quick
 from safelight.api.media_request import IMPORT, PROVIDER, MediaRequest, ProbeRequest, new_import, refused, submit_import
 from safelight.api.problems import PROBLEMS, problem
 from safelight.bootstrap import Safelight
@@ -96,9 +96,10 @@ async def probe(body: ProbeRequest, request: Request, world: World, asker: Asker
 
     Takes up to 20 s. What cannot be imported is refused with the code that its job would have failed with.
     """
-    limited = await take_token(request, world, asker)
-    if isinstance(limited, Response):
-        return limited
+    verdict = await take_tokens(world, asker)
+    if verdict is not None and not verdict.is_allowed:
+        return too_quick(request, verdict)
+    limits = {} if verdict is None else verdict.headers
     provider = _importer(world)
     try:
         provider.check(Parameters(IMPORT, "", options={"url": body.url}))
@@ -113,7 +114,7 @@ async def probe(body: ProbeRequest, request: Request, world: World, asker: Asker
     except ProviderError as error:
         status = 503 if error.retryable else 422
         errors = [FieldError("#/url", error.message)]
-        return problem(request.state.request_id, status, error.code, error.message, errors=errors, headers=limited)
+        return problem(request.state.request_id, status, error.code, error.message, errors=errors, headers=limits)
     finally:
         probes.running -= 1
     view: dict[str, Any] = {
@@ -125,7 +126,7 @@ async def probe(body: ProbeRequest, request: Request, world: World, asker: Asker
         "size_bytes": found.size_bytes,
         "heights": list(found.heights),
     }
-    return json_response(view, headers={"Cache-Control": "no-store", **limited})
+    return json_response(view, headers={"Cache-Control": "no-store", **limits})
 
 
 def _importer(world: Safelight) -> MediaImport:

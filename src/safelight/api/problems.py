@@ -189,7 +189,11 @@ def _invalid(request: Request, found: Sequence[Any]) -> Response:
 
 def invalid_body(found: Sequence[Any]) -> Invalid:
     """The same for a body that a route checks itself; the places that pydantic tells begin at the body."""
-    errors = [FieldError(_pointer(("body", *error["loc"])), _sentence(error)) for error in found]
+    return invalid_fields([FieldError(_pointer(("body", *error["loc"])), _sentence(error)) for error in found])
+
+
+def invalid_fields(errors: Sequence[FieldError]) -> Invalid:
+    """The error that tells of these fields; the first of them in its sentence."""
     return Invalid(_summary(errors), errors=errors)
 
 

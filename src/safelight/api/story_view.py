@@ -141,6 +141,10 @@ class SceneImageRequest(PictureRequest):
     prompt: Prompt | None = Field(None, description="Needed where the chapter is none of Safelight's stories")
 
 
+class ChapterImagesRequest(PictureRequest):
+    """How to draw the scenes; each has a prompt of its own, built of the story."""
+
+
 class PortraitRequest(PictureRequest):
     """How to draw a character. Without a prompt it is built from the description and the project's style."""
 

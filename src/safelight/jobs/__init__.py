@@ -1,9 +1,28 @@
 """The heart: jobs, their events, and who runs next."""
 
 from safelight.jobs.availability import BreakerPolicy, Closure, ProviderState, Verdict, next_open, read_states, skip
+from safelight.jobs.batch import (
+    MAX_BATCH_JOBS,
+    Batch,
+    BatchDeleted,
+    BatchEnded,
+    BatchNotFound,
+    BatchPage,
+    Member,
+    NewBatch,
+    Standing,
+    SubmittedBatch,
+    find_batches,
+    get_batch,
+    last_to_end,
+    look_at_batch,
+    members_of,
+    retryable_of,
+)
 from safelight.jobs.dispatch import Dispatcher, QueueLoad, read_loads
 from safelight.jobs.events import JobEvent, describe_artifact, message_of, snapshot
-from safelight.jobs.job import Attempt, Job, Status
+from safelight.jobs.idempotency import IdempotencyKeyReused
+from safelight.jobs.job import QUEUE_OF_KIND, Attempt, Job, NewJob, Status
 from safelight.jobs.lookup import (
     Filter,
     Page,
@@ -33,27 +52,34 @@ from safelight.jobs.retention import (
     keep_for,
 )
 from safelight.jobs.service import (
-    QUEUE_OF_KIND,
     Claim,
-    IdempotencyKeyReused,
     JobDeleted,
     JobEnded,
     JobNotFound,
     Jobs,
-    NewJob,
     Submitted,
     get,
     job_error,
     time_limit_error,
 )
 from safelight.jobs.settlement import Cancelled, Completed, Defer, Failed, HandBack, Settlement, TryAgain
+from safelight.jobs.tally import ALL_TOLD, BATCH_ENDS, BatchEvent, Tally, position_of, versions_at
 from safelight.jobs.waiting import Caps
 
 __all__ = [
+    "ALL_TOLD",
+    "BATCH_ENDS",
+    "MAX_BATCH_JOBS",
     "QUEUE_OF_KIND",
     "ArtifactDeleted",
     "ArtifactNotFound",
     "Attempt",
+    "Batch",
+    "BatchDeleted",
+    "BatchEnded",
+    "BatchEvent",
+    "BatchNotFound",
+    "BatchPage",
     "Beat",
     "BreakerPolicy",
     "Cancelled",
@@ -75,6 +101,8 @@ __all__ = [
     "JobEvent",
     "JobNotFound",
     "Jobs",
+    "Member",
+    "NewBatch",
     "NewJob",
     "Page",
     "ProviderLoad",
@@ -85,8 +113,11 @@ __all__ = [
     "RetentionDays",
     "RunTime",
     "Settlement",
+    "Standing",
     "Status",
     "Submitted",
+    "SubmittedBatch",
+    "Tally",
     "TryAgain",
     "Verdict",
     "artifacts_of",
@@ -96,7 +127,9 @@ __all__ = [
     "detach_scene",
     "discard",
     "find",
+    "find_batches",
     "get",
+    "get_batch",
     "history",
     "is_held",
     "job_error",
@@ -104,20 +137,26 @@ __all__ = [
     "jobs_at_provider",
     "keep_for",
     "kept_attempts",
+    "last_to_end",
+    "look_at_batch",
+    "members_of",
     "message_of",
     "missed",
     "next_open",
     "open_jobs",
+    "position_of",
     "provider_loads",
     "read_loads",
     "read_states",
     "register_worker",
     "renumber_scenes",
+    "retryable_of",
     "run_seconds",
     "run_times",
     "skip",
     "snapshot",
     "time_limit_error",
     "unregister_worker",
+    "versions_at",
     "with_artifacts",
 ]

@@ -20,8 +20,9 @@ from safelight.db import Database, Tx, db_now
 from safelight.errors import Unavailable
 from safelight.jobs import availability
 from safelight.jobs.availability import Closure, ProviderState, closures_of, read_states
+from safelight.jobs.idempotency import purge_idempotency_keys
 from safelight.jobs.job import PROCESSING, RELEASED, WAITING, Job, jobs, leases, workers
-from safelight.jobs.service import Jobs, is_unstarted, purge_idempotency_keys
+from safelight.jobs.service import Jobs, is_unstarted
 from safelight.jobs.waiting import (
     MAX_RELEASED,
     Caps,

@@ -64,6 +64,7 @@ class JobEvent:
     blocked_reason: str | None
     provider: str
     mocked: bool
+    batch_id: str | None
     project_id: str | None
     chapter_id: str | None
     scene_number: int | None
@@ -214,6 +215,7 @@ def _tell(
         blocked_reason=job.blocked_reason,
         provider=job.provider,
         mocked=job.mocked,
+        batch_id=job.batch_id,
         project_id=job.project_id,
         chapter_id=job.chapter_id,
         scene_number=job.scene_number,

@@ -46,6 +46,8 @@ BLOCKED: Mapping[str, str] = {
     "rate_limited": "The provider may not start more jobs so quickly",
 }
 
+QUEUE_OF_KIND: Mapping[str, str] = {"image.generate": "image_generation", "media.import": "local"}
+
 Outcome = Literal["completed", "failed", "cancelled", "retry", "deferred", "moved", "handed_back", "lost"]
 
 
@@ -119,6 +121,7 @@ class Job:
     inputs: dict[str, Any] | None = None
     workflow: dict[str, Any] | None = None
     input_images: list[str] | None = None
+    progress_reached: int | None = None
 
     @property
     def is_terminal(self) -> bool:
@@ -133,6 +136,25 @@ class Job:
     def of(cls, row: Row[*tuple[Any, ...]]) -> "Job":
         """From a row of all columns of the table, in order."""
         return cls(*row)
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A checked request. `values` holds every column that `submit` does not fill in itself."""
+
+    id: str
+    kind: str
+    owner_id: str
+    values: Mapping[str, Any]
+    run_at: datetime | None = None
+    start_within_seconds: float | None = None
+    idempotency_key: str | None = None
+    fingerprint: str = ""
+    hint: bool = False  # the caller found room for a hint: wake a worker as soon as this is committed
+
+    @property
+    def queue(self) -> str:
+        return QUEUE_OF_KIND[self.kind]
 
 
 jobs = Table(
@@ -205,6 +227,7 @@ jobs = Table(
     Column("inputs", Json),
     Column("workflow", Json),
     Column("input_images", Json),
+    Column("progress_reached", Integer),  # the furthest that an attempt before this one came
 )
 
 # States of a row in the words of the indexes' conditions, so that those can serve. Without the type Boolean, or SQLite
@@ -296,6 +319,7 @@ _partial(
     jobs.c.id,
     where=text("deleted_at IS NULL AND project_id IS NOT NULL"),
 )
+_partial("ix_jobs_batch", jobs.c.owner_id, jobs.c.batch_id, jobs.c.id, where=text("batch_id IS NOT NULL"))
 _partial("ix_jobs_script", jobs.c.script_id, jobs.c.id, where=text("script_id IS NOT NULL"))
 _partial("ix_jobs_keep_until", jobs.c.keep_until, where=text("keep_until IS NOT NULL AND deleted_at IS NULL"))
 
@@ -335,16 +359,6 @@ attempts = Table(
     Column("error", Json),
     Column("started_version", Integer, nullable=False),
     Column("ended_version", Integer),
-)
-
-idempotency_keys = Table(
-    "idempotency_keys",
-    metadata,
-    Column("owner_id", String(200), primary_key=True),
-    Column("key", String(255), primary_key=True),
-    Column("fingerprint", String(64), nullable=False),
-    Column("job_id", RowId, nullable=False),
-    Column("created_at", Instant, nullable=False, index=True),
 )
 
 leases = Table(

@@ -31,6 +31,7 @@ class Filter:
     statuses: Sequence[str] | None = None
     kind: str | None = None
     provider: str | None = None
+    batch_id: str | None = None
     project_id: str | None = None
     chapter_id: str | None = None
     scene_number: int | None = None
@@ -59,6 +60,7 @@ def find(tx: Tx, wanted: Filter) -> Page:
     for column, value in (
         (jobs.c.kind, wanted.kind),
         (jobs.c.provider, wanted.provider),
+        (jobs.c.batch_id, wanted.batch_id),
         (jobs.c.project_id, wanted.project_id),
         (jobs.c.chapter_id, wanted.chapter_id),
         (jobs.c.scene_number, wanted.scene_number),
@@ -143,8 +145,7 @@ def missed(tx: Tx, versions: Mapping[str, int]) -> dict[str, list[Message]]:
 
     For a job that waits, also how it stands, if that changed lately: a blocked reason comes and goes without an event.
     """
-    behind: list[Job] = []
-    waiting: list[Job] = []
+    found: dict[str, list[Message]] = {}
     ids = list(versions)
     for start in range(0, len(ids), 500):
         some = ids[start : start + 500]
@@ -152,21 +153,39 @@ def missed(tx: Tx, versions: Mapping[str, int]) -> dict[str, list[Message]]:
             row[0]: row[1] for row in tx.execute(select(jobs.c.id, jobs.c.version).where(jobs.c.id.in_(some)))
         }
         changed = [job_id for job_id, version in newer.items() if version > versions[job_id]]
-        if changed:
-            behind += [Job.of(row) for row in tx.execute(select(*jobs.c).where(jobs.c.id.in_(changed)))]
+        behind = [Job.of(row) for row in tx.execute(select(*jobs.c).where(jobs.c.id.in_(changed)))] if changed else []
+        for job_id, told in _histories(tx, behind, versions).items():
+            found[job_id] = [event.as_message() for event in told]
         explained = select(*jobs.c).where(
             jobs.c.id.in_(some), jobs.c.status == "pending", jobs.c.updated_at > db_now(-LATELY_SECONDS)
         )
-        waiting += [Job.of(row) for row in tx.execute(explained)]
-    found = {job.id: [event.as_message() for event in history(tx, job, versions[job.id])] for job in behind}
-    for job in waiting:
-        found.setdefault(job.id, []).append(events.snapshot(job, ()).as_message())
+        for job in map(Job.of, tx.execute(explained)):
+            found.setdefault(job.id, []).append(events.snapshot(job, ()).as_message())
     return found
 
 
 def history(tx: Tx, job: Job, after: int) -> list[events.JobEvent]:
     """The state events of a job after a version, rebuilt from its rows."""
-    return events.history(job, attempts_of(tx, job.id), artifacts_of(tx, job), after)
+    return _histories(tx, [job], {job.id: after})[job.id]
+
+
+def _histories(tx: Tx, some: Sequence[Job], versions: Mapping[str, int]) -> dict[str, list[events.JobEvent]]:
+    made = results.of_jobs(tx, [job.id for job in some if job.status == "completed"])
+    told: dict[str, list[events.JobEvent]] = {}
+    tried: dict[str, list[Attempt]] = {}
+    for job in some:
+        if job.is_terminal and job.version == versions[job.id] + 1:
+            told[job.id] = [events.of_state(job, made.get(job.id, ()))]  # which the job's own row tells
+        else:
+            tried[job.id] = []
+    if tried:
+        query = select(*attempts.c).where(attempts.c.job_id.in_(list(tried)))
+        for attempt in (Attempt(*row) for row in tx.execute(query.order_by(attempts.c.number))):
+            tried[attempt.job_id].append(attempt)
+    for job in some:
+        if job.id in tried:
+            told[job.id] = events.history(job, tried[job.id], made.get(job.id, ()), versions[job.id])
+    return told
 
 
 def kept_attempts(tx: Tx, job_ids: Sequence[str]) -> set[tuple[str, int]]:

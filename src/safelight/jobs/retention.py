@@ -17,9 +17,11 @@ from safelight import artifacts as results
 from safelight.artifacts import Artifact, ArtifactStore
 from safelight.db import Database, Instant, Tx, db_now
 from safelight.errors import SafelightError, Unavailable
+from safelight.jobs.batch import forget_batches, lock_batches
+from safelight.jobs.idempotency import purge_idempotency_keys
 from safelight.jobs.job import TERMINAL, Job, attempts, jobs
 from safelight.jobs.lookup import kept_attempts
-from safelight.jobs.service import JobNotFound, OnSettled, get, purge_idempotency_keys
+from safelight.jobs.service import JobNotFound, OnSettled, get
 
 BITE_JOBS = 100
 BITE_TOMBSTONES = 1000  # which have no files to be removed
@@ -386,9 +388,11 @@ def _deleted_before(days: int) -> ColumnElement[bool]:
 
 
 def _bury(tx: Tx, job_ids: Sequence[str]) -> list[Artifact]:
+    theirs = lock_batches(tx, job_ids)
     tx.execute(update(jobs).where(jobs.c.id.in_(job_ids)).values(**_EMPTY, deleted_at=db_now(), updated_at=db_now()))
     tx.execute(delete(attempts).where(attempts.c.job_id.in_(job_ids)))
     results.forget_inputs(tx, job_ids)
+    forget_batches(tx, theirs)
     return results.bury(tx, results.artifacts.c.job_id.in_(job_ids))
 
 

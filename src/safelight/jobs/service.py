@@ -7,42 +7,31 @@ must follow the commit, an event or a hint, is a note on the transaction.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import partial
 from typing import Any, Protocol, assert_never
 
-from sqlalchemy import (
-    ColumnElement,
-    Update,
-    and_,
-    bindparam,
-    delete,
-    exists,
-    func,
-    select,
-    update,
-)
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import ColumnElement, Update, and_, bindparam, exists, func, select, update
 
 from safelight import artifacts as results
 from safelight.artifacts import Artifact
 from safelight.db import Tx, db_now
 from safelight.errors import FieldError, SafelightError
-from safelight.jobs import availability, events, step
+from safelight.jobs import availability, batch, events, idempotency, step
 from safelight.jobs.availability import BreakerPolicy, Verdict
+from safelight.jobs.batch import BatchDeleted, BatchEnded, BatchNotFound, NewBatch, Standing, SubmittedBatch
 from safelight.jobs.events import JobEvent
-from safelight.jobs.job import PENDING, Job, Outcome, attempts, idempotency_keys, jobs
+from safelight.jobs.idempotency import IdempotencyKeyReused
+from safelight.jobs.job import PENDING, QUEUE_OF_KIND, Job, NewJob, Outcome, attempts, jobs
 from safelight.jobs.settlement import Cancelled, Completed, Defer, Failed, HandBack, Settlement, TryAgain
 
 ISOLATED = "isolated"
 MAX_CRASHES = 3
-IDEMPOTENCY_SECONDS = 24 * 3600.0
 OVERDUE_GRACE_SECONDS = 5.0
 RECOVERY_BATCH = 200
+CANCEL_BITE = 100  # each is an event to be told by the loop
+MAX_FIELD_ERRORS = 50
 MAX_DEFERRALS = 100  # beyond this they count as retries: nothing goes round for ever
 MAX_PAUSE_DOUBLINGS = 5
-
-QUEUE_OF_KIND: Mapping[str, str] = {"image.generate": "image_generation", "media.import": "local"}
 
 
 class JobNotFound(SafelightError):
@@ -71,32 +60,6 @@ class InputImageMissing(SafelightError):
 
     kind = "invalid"
     code = "invalid_request"
-
-
-class IdempotencyKeyReused(SafelightError):
-    """This Idempotency-Key was used before with another body."""
-
-    kind = "invalid"
-    code = "idempotency_key_reused"
-
-
-@dataclass(frozen=True, slots=True)
-class NewJob:
-    """A checked request. `values` holds every column that `submit` does not fill in itself."""
-
-    id: str
-    kind: str
-    owner_id: str
-    values: Mapping[str, Any]
-    run_at: datetime | None = None
-    start_within_seconds: float | None = None
-    idempotency_key: str | None = None
-    fingerprint: str = ""
-    hint: bool = False  # the caller found room for a hint: wake a worker as soon as this is committed
-
-    @property
-    def queue(self) -> str:
-        return QUEUE_OF_KIND[self.kind]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +131,30 @@ class Jobs:
                     outcomes[each.id] = earlier
                     continue
             missing = _take_inputs(tx, each)
-            if missing is not None:
-                outcomes[each.id] = missing
+            if missing:
+                outcomes[each.id] = _nothing_made(tx, [each], each, missing)
                 continue
             accepted.append(each)
         outcomes |= self._insert(tx, accepted)
         return [outcomes[each.id] for each in new]
+
+    def submit_batch(self, tx: Tx, new: NewBatch) -> SubmittedBatch | SafelightError:
+        """Accept all these jobs or none, or find the batch that the idempotency key stands for."""
+        if new.idempotency_key is not None:
+            first = idempotency.reserve(tx, new.owner_id, new.idempotency_key, new.fingerprint, new.id)
+            if isinstance(first, str):
+                found = batch.look_at_batch(tx, first, new.owner_id)
+                return BatchDeleted() if found is None else SubmittedBatch(*found, replayed=True)
+            if first is not None:
+                return first
+        missing: list[FieldError] = []
+        for place, each in enumerate(new.jobs):
+            missing += _take_inputs(tx, each, f"#/jobs/{place}")
+        if missing:
+            return _nothing_made(tx, new.jobs, new, missing)
+        self._insert(tx, [replace(each, values={**each.values, "batch_id": new.id}) for each in new.jobs])
+        made = batch.insert_batch(tx, new)
+        return SubmittedBatch(made, Standing.fresh(made.total), [each.id for each in new.jobs], replayed=False)
 
     def _insert(self, tx: Tx, accepted: Sequence[NewJob]) -> dict[str, Submitted]:
         if not accepted:
@@ -232,6 +213,27 @@ class Jobs:
             if job.is_terminal:
                 return job if job.status == "cancelled" else JobEnded(f"The job has already {job.status}.")
             # PostgreSQL: it came back to the queue between the two statements. Look again.
+
+    def cancel_batch(self, tx: Tx, batch_id: str, owner_id: str) -> int | BatchNotFound | BatchEnded:
+        """End a bite of its waiting jobs now and ask the workers of its running ones to stop.
+
+        Returns how many are left for another call: the rest, and those that another transaction is changing. A batch
+        that was cancelled before is no error.
+        """
+        if batch.get_batch(tx, batch_id, owner_id) is None:
+            return BatchNotFound(f"There is no batch {batch_id}.")
+        standing = batch.standings(tx, owner_id, [batch_id])[batch_id]
+        if standing.is_terminal:
+            return 0 if standing.status == "cancelled" else BatchEnded(f"The batch has already {standing.status}.")
+        unasked = batch.unasked(batch_id, owner_id)
+        bite = tx.execute(unasked.limit(CANCEL_BITE).with_for_update(skip_locked=True)).all()
+        waiting = {"b_ids": [row.id for row in bite if row.status == "pending"]}
+        for row in tx.execute(step.CANCEL_THESE, waiting).all():
+            self._settled(tx, Job.of(row), ())
+        running = {"b_ids": [row.id for row in bite if row.status == "processing"]}
+        for job_id in tx.execute(step.REQUEST_THESE, running).scalars():
+            tx.on_commit(partial(self._announcer.nudge, job_id))
+        return tx.execute(select(func.count()).select_from(unasked.order_by(None).subquery())).scalar_one()
 
     # --- by its worker ------------------------------------------------------------------------------------------------
 
@@ -550,42 +552,33 @@ def _some(statement: Any) -> Any:
 
 def _first_with_key(tx: Tx, new: NewJob) -> Submitted | IdempotencyKeyReused | JobDeleted | None:
     """Reserve the key for this job; if it was taken, the job it was taken for."""
-    key = {"owner_id": new.owner_id, "key": new.idempotency_key}
-    same = and_(idempotency_keys.c.owner_id == new.owner_id, idempotency_keys.c.key == new.idempotency_key)
-    tx.execute(delete(idempotency_keys).where(same, idempotency_keys.c.created_at < db_now(-IDEMPOTENCY_SECONDS)))
-    dialect = postgresql if tx.is_postgresql else sqlite
-    reserve = dialect.insert(idempotency_keys).values(created_at=db_now()).on_conflict_do_nothing()
-    if tx.execute(reserve, {**key, "fingerprint": new.fingerprint, "job_id": new.id}).rowcount == 1:
-        return None
-    fingerprint, job_id = tx.execute(
-        select(idempotency_keys.c.fingerprint, idempotency_keys.c.job_id).where(same)
-    ).one()
-    if fingerprint != new.fingerprint:
-        return IdempotencyKeyReused()
-    job = get(tx, job_id, new.owner_id)
+    first = idempotency.reserve(tx, new.owner_id, new.idempotency_key or "", new.fingerprint, new.id)
+    if first is None or isinstance(first, IdempotencyKeyReused):
+        return first
+    job = get(tx, first, new.owner_id)
     if job is not None and job.deleted_at is not None:
         return JobDeleted("The job that this Idempotency-Key stands for was deleted.")
     return None if job is None else Submitted(job, replayed=True)
 
 
-def _take_inputs(tx: Tx, new: NewJob) -> InputImageMissing | None:
-    """Note the artifacts it starts from, which are kept as long as it needs them."""
+def _take_inputs(tx: Tx, new: NewJob, where: str = "#") -> list[FieldError]:
+    """Note the artifacts it starts from, which are kept as long as it needs them; returns what is wrong with them."""
     given: list[str] = new.values.get("input_images") or []
     ids = [reference for reference in given if "://" not in reference]
     missing = results.give_inputs(tx, new.id, new.owner_id, ids) if ids else set[str]()
-    if not missing:
-        return None
-    results.forget_inputs(tx, [new.id])
-    errors = [
-        FieldError(f"#/input_images/{place}", f"There is no artifact {reference}.")
+    return [
+        FieldError(f"{where}/input_images/{place}", f"There is no artifact {reference}.")
         for place, reference in enumerate(given)
         if reference in missing
     ]
-    return InputImageMissing(" ".join(error.detail for error in errors), errors=errors)
 
 
-def purge_idempotency_keys(tx: Tx) -> int:
-    """Forget keys older than a day."""
-    return tx.execute(
-        delete(idempotency_keys).where(idempotency_keys.c.created_at < db_now(-IDEMPOTENCY_SECONDS))
-    ).rowcount
+def _nothing_made(
+    tx: Tx, refused: Sequence[NewJob], asked: NewJob | NewBatch, errors: Sequence[FieldError]
+) -> InputImageMissing:
+    """Leave no trace of what is refused: of its inputs, and of its key, which may come again with another body."""
+    results.forget_inputs(tx, [each.id for each in refused])
+    if asked.idempotency_key is not None:
+        idempotency.give_back(tx, asked.owner_id, asked.idempotency_key)
+    errors = errors[:MAX_FIELD_ERRORS]
+    return InputImageMissing(" ".join(error.detail for error in errors[:3]), errors=errors)

@@ -32,6 +32,12 @@ FRESH: Mapping[str, Any] = {
     "version": 1,
 }
 
+# How far an open job ever came: each attempt begins at 0, but what counts it shall not go backwards.
+FURTHEST = case(
+    (jobs.c.progress > func.coalesce(jobs.c.progress_reached, 0), jobs.c.progress),
+    else_=func.coalesce(jobs.c.progress_reached, 0),
+)
+
 
 def _move(*, to: Status, **values: Any) -> Update:
     """The frame of every step: whoever calls adds the WHERE that says from where."""
@@ -88,6 +94,7 @@ RETURN = _move(
     stage="waiting",
     message=bindparam("b_message"),
     progress=null(),
+    progress_reached=FURTHEST,
     error=bindparam("b_error", type_=jobs.c.error.type),
     queue=bindparam("b_queue"),
     run_at=func.coalesce(db_now(bindparam("b_after", type_=Float)), jobs.c.run_at),  # NULL: its place in the line
@@ -97,15 +104,20 @@ RETURN = _move(
     provider_job_id=case((bindparam("b_forget") > 0, null()), else_=jobs.c.provider_job_id),
     submitting_at=case((bindparam("b_forget") > 0, null()), else_=jobs.c.submitting_at),
 ).where(OURS)
-CANCEL_PENDING = _move(to="cancelled", stage="cancelled", message="Cancelled before it started").where(
-    jobs.c.id == bindparam("b_id"), jobs.c.owner_id == bindparam("b_owner"), jobs.c.status == "pending"
+_CANCEL_PENDING = _move(to="cancelled", stage="cancelled", message="Cancelled before it started").where(
+    jobs.c.status == "pending"
 )
-REQUEST_CANCEL = (
+_REQUEST_CANCEL = (
     update(jobs)
-    .where(jobs.c.id == bindparam("b_id"), jobs.c.owner_id == bindparam("b_owner"), jobs.c.status == "processing")
+    .where(jobs.c.status == "processing")
     .values(cancel_requested_at=func.coalesce(jobs.c.cancel_requested_at, db_now()), updated_at=db_now())
-    .returning(*jobs.c)
 )
+_ONE_OF_OWNER = and_(jobs.c.id == bindparam("b_id"), jobs.c.owner_id == bindparam("b_owner"))
+_THESE = jobs.c.id.in_(bindparam("b_ids", expanding=True))
+CANCEL_PENDING = _CANCEL_PENDING.where(_ONE_OF_OWNER)
+REQUEST_CANCEL = _REQUEST_CANCEL.where(_ONE_OF_OWNER).returning(*jobs.c)
+CANCEL_THESE = _CANCEL_PENDING.where(_THESE)
+REQUEST_THESE = _REQUEST_CANCEL.where(_THESE).returning(jobs.c.id)
 END_ATTEMPT = (
     update(attempts)
     .where(attempts.c.job_id == bindparam("b_id"), attempts.c.number == bindparam("b_attempt"))

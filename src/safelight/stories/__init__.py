@@ -42,6 +42,7 @@ from safelight.stories.scene import (
 )
 from safelight.stories.service import (
     PICTURE,
+    NothingToDraw,
     choose_portrait,
     choose_scene_image,
     delete_chapter,
@@ -51,6 +52,7 @@ from safelight.stories.service import (
     expect_media,
     on_accepted,
     on_settled,
+    submit_missing,
     submit_picture,
 )
 from safelight.stories.subject import (
@@ -75,6 +77,7 @@ __all__ = [
     "DrawnCharacter",
     "DrawnScene",
     "NewScene",
+    "NothingToDraw",
     "Picture",
     "Project",
     "ProjectFull",
@@ -114,6 +117,7 @@ __all__ = [
     "on_settled",
     "order_scenes",
     "set_reference",
+    "submit_missing",
     "submit_picture",
     "undrawn_scenes",
 ]

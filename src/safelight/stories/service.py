@@ -6,7 +6,7 @@ asked for earlier, changes nothing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Table, and_, delete, or_, select, update
@@ -14,12 +14,23 @@ from sqlalchemy import ColumnElement, Table, and_, delete, or_, select, update
 from safelight.artifacts import artifacts, forget_inputs, get
 from safelight.db import Tx, db_now
 from safelight.errors import FieldError, SafelightError
-from safelight.jobs import Job, Jobs, NewJob, Submitted, detach_scene, discard, jobs_about, open_jobs
+from safelight.jobs import (
+    Job,
+    Jobs,
+    NewBatch,
+    NewJob,
+    Submitted,
+    SubmittedBatch,
+    detach_scene,
+    discard,
+    jobs_about,
+    open_jobs,
+)
 from safelight.stories.chapter import ChapterNotFound, chapters, close_gap, hold_chapter
 from safelight.stories.character import Character, CharacterNotFound, characters, get_character
 from safelight.stories.project import ProjectNotFound, hold_project, projects
 from safelight.stories.scene import Scene, SceneNotFound, get_scene, scenes
-from safelight.stories.subject import is_story_id
+from safelight.stories.subject import is_story_id, undrawn_scenes
 
 PICTURE, IMPORT = "image.generate", "media.import"
 
@@ -29,6 +40,13 @@ class NotItsPicture(SafelightError):
 
     kind = "invalid"
     code = "not_its_picture"
+
+
+class NothingToDraw(SafelightError):
+    """Every scene of the chapter has a picture, or a job that draws one."""
+
+    kind = "conflict"
+    code = "nothing_to_draw"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +135,25 @@ def submit_picture(tx: Tx, jobs: Jobs, new: NewJob) -> Submitted | SafelightErro
         if tx.execute(there).one_or_none() is None:
             return SceneNotFound() if subject.table is scenes else CharacterNotFound()
     [outcome] = jobs.submit(tx, [new])
+    return outcome
+
+
+def submit_missing(tx: Tx, jobs: Jobs, chapter_id: str, new: NewBatch) -> SubmittedBatch | SafelightError:
+    """Accept the jobs of those scenes that still show no picture and have no job under way.
+
+    Raises `NothingToDraw`, so that nothing stays of the batch, if there are none.
+    """
+    chapter = hold_chapter(tx, chapter_id, new.owner_id)
+    if isinstance(chapter, ChapterNotFound):
+        return chapter
+    missing = undrawn_scenes(tx, chapter_id, new.owner_id)
+    if isinstance(missing, ChapterNotFound):
+        return missing
+    numbers = {drawn.scene.scene_number for drawn in missing}
+    still = [each for each in new.jobs if each.values["scene_number"] in numbers]
+    outcome = jobs.submit_batch(tx, replace(new, jobs=still))
+    if isinstance(outcome, SubmittedBatch) and not outcome.job_ids:
+        raise NothingToDraw
     return outcome
 
 

@@ -484,7 +484,8 @@ class Runner:
             preview_url=preview_url,
         )
         payload = event.as_json()
-        self._stream.publish(event.job_id, event.task_id, event.as_message(payload), payload, event.as_celery_result())
+        result = event.as_celery_result()
+        self._stream.publish(event.job_id, event.task_id, event.as_message(payload), payload, result, event.batch_id)
 
 
 def parameters_of(job: Job) -> Parameters:

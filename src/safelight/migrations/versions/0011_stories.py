@@ -9,7 +9,7 @@ from alembic import op
 from safelight.db import Instant, Json, RowId
 
 revision = "0011_stories"
-down_revision = "0008_films"
+down_revision = "0010_batches"
 branch_labels = None
 depends_on = None
 

@@ -1,0 +1,177 @@
+"""A batch's events as server-sent events: how all stands, then every state of every job, and one progress for all."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import orjson
+import structlog
+from fastapi import APIRouter, Header, Query, Request
+from pydantic import TypeAdapter
+from starlette.responses import Response, StreamingResponse
+
+from safelight.api import events
+from safelight.api.authentication import may_stay
+from safelight.api.batch_view import PREFIX
+from safelight.api.deps import HeaderInvalid, ItemId, Owner, World
+from safelight.api.events import HEADERS, LOOK_AGAIN_SECONDS, RECONNECT_MILLISECONDS
+from safelight.api.problems import PROBLEMS
+from safelight.bootstrap import Safelight
+from safelight.db import Tx
+from safelight.jobs import (
+    ALL_TOLD,
+    BatchEvent,
+    BatchNotFound,
+    JobEvent,
+    Member,
+    Tally,
+    get_batch,
+    look_at_batch,
+    members_of,
+    missed,
+    position_of,
+    versions_at,
+)
+from safelight.stream import Message, Stream
+
+PROGRESS_SECONDS = 0.4  # between two `batch.progress` at least
+
+router = APIRouter(prefix=PREFIX, tags=["events"], responses=PROBLEMS)
+
+log = structlog.get_logger()
+
+
+@router.get(
+    "/{id}/events",
+    summary="Follow a batch live",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "content": {"text/event-stream": {"schema": TypeAdapter(BatchEvent | JobEvent).json_schema()}},
+            "description": "`batch.snapshot`, then the state events of its jobs, each once, and `batch.progress`; ends "
+            "after `batch.completed`, `batch.failed` or `batch.cancelled`",
+        },
+        204: {"description": "The terminal event was received before; do not reconnect"},
+    },
+)
+async def follow(
+    batch_id: ItemId,
+    request: Request,
+    world: World,
+    owner: Owner,
+    last_event_id: Annotated[str | None, Header()] = None,
+    resume_from: Annotated[str | None, Query(alias="last_event_id")] = None,
+) -> Response:
+    """One stream for all jobs. Whoever comes without an id is told the end of each job that has ended; resume with the
+    id of the last event received (`Last-Event-ID`, or the query) and no state event is missed. `batch.progress` comes
+    at most a few times a second and names the jobs that came further; previews are told by a job's own stream. A
+    comment every 15 s keeps the connection open."""
+    given = last_event_id if last_event_id is not None else resume_from
+    known = _known(given)
+    found = await world.database.read(look_at_batch, batch_id, owner)
+    if found is None:
+        raise BatchNotFound(f"There is no batch {batch_id}.")
+    if given == ALL_TOLD and found[1].is_terminal:
+        return Response(status_code=204)
+    return StreamingResponse(
+        _events(request, world, batch_id, owner, known), media_type="text/event-stream", headers=HEADERS
+    )
+
+
+async def _events(
+    request: Request, world: Safelight, batch_id: str, owner: str, known: Sequence[int] | None
+) -> AsyncIterator[bytes]:
+    now = asyncio.get_running_loop().time
+    look_again = now() + LOOK_AGAIN_SECONDS
+    async with world.stream.watch_batch(batch_id) as watch:
+        found = await world.database.read(_standing, batch_id, owner, known)
+        if found is None:
+            return
+        tally = found.tally
+        await _learn_progress(tally, found.members, world.stream)
+        watch.start({member.job_id: member.version for member in found.members if not member.is_terminal})
+        yield f"retry: {RECONNECT_MILLISECONDS}\n".encode() + tally.snapshot().as_frame(found.after) + found.missed
+        told_at = spoke_at = now()
+        while not tally.standing.is_terminal:
+            frames = b""
+            for job_id, message in await watch.next(PROGRESS_SECONDS):
+                if message.is_state:
+                    tally.take_state(job_id, message.topic, message.version)
+                    frames += _frame(message, tally.position)
+                else:
+                    tally.take_progress(job_id, _progress_in(message))
+            if tally.has_changed and now() - told_at >= PROGRESS_SECONDS and not tally.standing.is_terminal:
+                frames += tally.news().as_frame()
+                told_at = now()
+            if frames:
+                spoke_at = now()
+            elif now() - spoke_at >= events.KEEPALIVE_SECONDS:
+                frames, spoke_at = b": keep-alive\n\n", now()
+            if frames:
+                yield frames
+            if now() >= look_again:
+                if not await may_stay(request):
+                    log.info("watcher.put_out", batch_id=batch_id)
+                    return
+                look_again = now() + LOOK_AGAIN_SECONDS
+        yield tally.end().as_frame(ALL_TOLD)
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """How a batch stands, the frames of the state events its watcher has missed, and the id they come after."""
+
+    tally: Tally
+    members: Sequence[Member]
+    missed: bytes
+    after: str
+
+
+def _standing(tx: Tx, batch_id: str, owner: str, known: Sequence[int] | None) -> _Standing | None:
+    batch = get_batch(tx, batch_id, owner)
+    if batch is None:
+        return None
+    members = members_of(tx, batch_id, owner)
+    now = {member.job_id: member.version for member in members}
+    if known is None or len(known) != len(members) or any(a > b for a, b in zip(known, now.values(), strict=True)):
+        # Not an id of this batch: nothing is known. Of what has ended, the end is told.
+        known = [member.version - int(member.is_terminal) for member in members]
+    told = dict(zip(now, known, strict=True))
+    after = position_of(known)
+    found = missed(tx, {job_id: version for job_id, version in told.items() if version < now[job_id]})
+    frames: list[bytes] = []
+    for job_id in told:
+        for message in found.get(job_id, ()):
+            if message.is_state:
+                told[job_id] = message.version
+                frames.append(_frame(message, position_of(told.values())))
+    return _Standing(Tally(batch, members), members, b"".join(frames), after)
+
+
+async def _learn_progress(tally: Tally, members: Sequence[Member], stream: Stream) -> None:
+    """What the rows learn only at the next heartbeat."""
+    running = [member.job_id for member in members if member.status == "processing"]
+    for job_id, latest in zip(running, await asyncio.gather(*map(stream.latest, running)), strict=True):
+        if latest is not None:
+            tally.take_progress(job_id, orjson.loads(latest)["progress"])
+
+
+def _frame(message: Message, position: str) -> bytes:
+    """A state event of a job, with the id that says what is known of all."""
+    return f"id: {position}\n".encode() + message.frame_without_id
+
+
+def _progress_in(message: Message) -> int | None:
+    _, _, data = message.frame.partition(b"\ndata: ")
+    return orjson.loads(data)["progress"]
+
+
+def _known(event_id: str | None) -> list[int] | None:
+    """What the id of an event says that its watcher knows."""
+    if not event_id or event_id == ALL_TOLD:
+        return None
+    versions = versions_at(event_id)
+    if versions is None:
+        raise HeaderInvalid("Last-Event-ID must be the id of an event of this batch, as `3x40.2.1x9`.")
+    return versions

@@ -1,0 +1,381 @@
+"""Batches over HTTP: submit many jobs at once, look, list, cancel, retry what failed."""
+
+import asyncio
+import contextlib
+import hashlib
+import zlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+import orjson
+import structlog
+from fastapi import APIRouter, Header, Query, Request
+from pydantic import ConfigDict, Field, SkipValidation, ValidationError
+from starlette.responses import Response
+
+from safelight.accounts import Identity
+from safelight.api.batch_view import (
+    PREFIX,
+    BatchList,
+    BatchView,
+    batch_view_of,
+    estimate_end,
+    summary_of,
+)
+from safelight.api.deps import (
+    Asker,
+    ItemId,
+    Owner,
+    World,
+    cursor_of,
+    idempotency_key,
+    is_known,
+    json_response,
+    read_id_cursor,
+)
+from safelight.api.job_request import (
+    Answers,
+    Body,
+    GenerationRequest,
+    Metadata,
+    new_job,
+    request_of,
+    verified,
+)
+from safelight.api.jobs import LIMITED, take_tokens, tier_of, too_quick
+from safelight.api.problems import PROBLEMS, invalid_body, invalid_fields
+from safelight.bootstrap import Safelight
+from safelight.db import Tx, new_id
+from safelight.errors import FieldError, Invalid, SafelightError, Unavailable
+from safelight.jobs import (
+    MAX_BATCH_JOBS,
+    Batch,
+    BatchEnded,
+    BatchNotFound,
+    Job,
+    NewBatch,
+    NewJob,
+    Standing,
+    SubmittedBatch,
+    find_batches,
+    last_to_end,
+    look_at_batch,
+    retryable_of,
+)
+
+MAX_FIELD_ERRORS = 50
+SLICE_SECONDS = 0.005  # of checking, after which others have their turn
+VERIFY_SECONDS = 3.0  # for asking providers' servers about all jobs together; what is not asked then, the attempt sees
+CANCEL_SECONDS = 5.0
+RETRY_AFTER_SECONDS = 2
+
+router = APIRouter(prefix=PREFIX, tags=["batches"], responses=PROBLEMS)
+
+log = structlog.get_logger()
+
+
+class NothingToRetry(SafelightError):
+    """No job of this batch failed or was cancelled."""
+
+    kind = "conflict"
+    code = "nothing_to_retry"
+
+
+class BatchNotEnded(SafelightError):
+    """The batch has not ended. Wait for its end, or cancel it."""
+
+    kind = "conflict"
+    code = "batch_not_ended"
+
+
+class BatchJob(GenerationRequest):
+    """One job of a batch: the body of `POST /generation-jobs`, and its kind."""
+
+    kind: Literal["image.generate"] = "image.generate"
+
+
+class BatchRequest(Body):
+    """Jobs that are accepted together or not at all."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "chapter 1",
+                    "jobs": [
+                        {"prompt": "a lighthouse at dusk", "chapter_id": "chapter-1", "scene_number": 1},
+                        {"prompt": "the keeper climbs the stairs", "chapter_id": "chapter-1", "scene_number": 2},
+                    ],
+                }
+            ]
+        },
+    )
+
+    # Checked by `checked_jobs`, a slice at a time: a thousand at once would hold up everybody else.
+    jobs: list[SkipValidation[BatchJob]] = Field(min_length=1, max_length=MAX_BATCH_JOBS)
+    name: str | None = Field(None, min_length=1, max_length=200)
+    metadata: Metadata = Field({}, max_length=50, description="Your own notes, given back in every view")
+
+
+@router.post("", status_code=202, response_model=BatchView, responses=LIMITED, summary="Submit a batch of jobs")
+@router.post("/", status_code=202, response_model=BatchView, include_in_schema=False)
+async def submit(
+    body: BatchRequest,
+    request: Request,
+    world: World,
+    asker: Asker,
+    key: Annotated[
+        str | None,
+        Header(alias="Idempotency-Key", description="Same key, same body: the first batch again. Kept for 24 h"),
+    ] = None,
+) -> Response:
+    """Accept up to 1,000 jobs, all of them or none, and answer at once. What is wrong is told by its place, as
+    `#/jobs/17/prompt`, the first 50 of it. The body may have 8 MiB; the jobs start in their order."""
+    given: list[Any] = body.jobs
+    checked_key = idempotency_key(key)
+    checked = await checked_jobs([(each, None) for each in given], request, world, asker)
+    fingerprint = _fingerprint([body.name, body.metadata, given]) if checked_key is not None else ""
+    new = NewBatch(
+        id=new_id(),
+        owner_id=asker.owner_id,
+        jobs=checked,
+        name=body.name,
+        metadata=body.metadata,
+        idempotency_key=checked_key,
+        fingerprint=fingerprint,
+    )
+    return await accept_batch(request, world, asker, new)
+
+
+@router.get("", response_model=BatchList, summary="List batches, newest first")
+@router.get("/", response_model=BatchList, include_in_schema=False)
+async def list_batches(
+    world: World,
+    owner: Owner,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 50,
+) -> Response:
+    """Your batches, each with its counts and progress."""
+    page = await world.database.read(find_batches, owner, read_id_cursor(cursor), limit)
+    items = [summary_of(batch, standing) for batch, standing in page.batches]
+    next_cursor = cursor_of(page.batches[-1][0].id) if page.more else None
+    return json_response({"items": items, "next_cursor": next_cursor})
+
+
+@router.get("/{id}", response_model=BatchView, summary="Look at a batch")
+async def get_batch(
+    batch_id: ItemId,
+    request: Request,
+    world: World,
+    owner: Owner,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """How many of its jobs have each status, and one progress for all, a few seconds old at most: its events are
+    quicker. `ETag` and `If-None-Match` make polling cheap."""
+    return await _show(request, world, batch_id, owner, if_none_match=if_none_match)
+
+
+@router.post("/{id}/cancel", response_model=BatchView, summary="Cancel a batch")
+async def cancel(batch_id: ItemId, request: Request, world: World, owner: Owner) -> Response:
+    """Its waiting jobs are cancelled at once, its running ones as soon as their workers hear of it; what has ended
+    stays as it is. Repeating is harmless."""
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + CANCEL_SECONDS
+    is_first = True
+    while True:
+        left = await world.database.write(world.jobs.cancel_batch, batch_id, owner)
+        if isinstance(left, BatchEnded) and not is_first:
+            break  # by what we did
+        if isinstance(left, SafelightError):
+            raise left
+        if left == 0:
+            break
+        if loop.time() > give_up:
+            raise Unavailable("Not all jobs of the batch could be cancelled in time. Try again.")
+        is_first = False
+        await asyncio.sleep(0)
+    return await _show(request, world, batch_id, owner)
+
+
+@router.post(
+    "/{id}/retry",
+    status_code=202,
+    response_model=BatchView,
+    responses=LIMITED,
+    summary="Run what failed or was cancelled again",
+)
+async def retry(
+    batch_id: ItemId,
+    request: Request,
+    world: World,
+    asker: Asker,
+    key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
+) -> Response:
+    """A new batch of the same requests, in their order, once the batch has ended; it names its origin, and each of its
+    jobs its own."""
+    found = await world.database.read(_to_retry, batch_id, asker.owner_id)
+    if found is None:
+        raise BatchNotFound(f"There is no batch {batch_id}.")
+    batch, standing, failed = found
+    if not standing.is_terminal:
+        raise BatchNotEnded
+    if not failed:
+        raise NothingToRetry
+    checked_key = idempotency_key(key)
+    new = NewBatch(
+        id=new_id(),
+        owner_id=asker.owner_id,
+        jobs=await checked_jobs([(request_of(job), job.id) for job in failed], request, world, asker),
+        name=batch.name,
+        metadata=batch.metadata,
+        origin_batch_id=batch.id,
+        idempotency_key=checked_key,
+        fingerprint=_fingerprint([batch.id]) if checked_key is not None else "",
+    )
+    return await accept_batch(request, world, asker, new)
+
+
+async def checked_jobs(
+    given: Sequence[tuple[Any, str | None]], request: Request, world: Safelight, asker: Identity
+) -> list[NewJob]:
+    """The jobs that these bodies ask for, each with the id of the job it retries, if any; checked as a single one is.
+
+    Raises `Invalid` with all that is wrong, up to a bound. Others have their turn on the loop every few milliseconds.
+    """
+    turn = _Turn()
+    made: list[NewJob] = []
+    wrong: list[FieldError] = []
+    for place, (body, origin_job_id) in enumerate(given):
+        await turn.over()
+        try:
+            new = new_job(
+                BatchJob.model_validate(body),
+                owner_id=asker.owner_id,
+                providers=world.providers,
+                settings=world.settings,
+                request_id=request.state.request_id,
+                tier=tier_of(asker, world),
+                origin_job_id=origin_job_id,
+                closures=world.dispatcher.closures,
+            )
+            made.append(new)
+        except ValidationError as error:
+            wrong += _placed(place, invalid_body(error.errors()))
+        except Invalid as error:
+            wrong += _placed(place, error)
+        if len(wrong) >= MAX_FIELD_ERRORS:
+            break
+    answers: Answers = {}
+    give_up = turn.now() + VERIFY_SECONDS
+    for place, new in enumerate(made if not wrong else ()):
+        await turn.over()
+        if turn.now() > give_up:
+            break
+        try:
+            made[place] = await verified(new, world.providers, answers)
+        except Invalid as error:
+            wrong += _placed(place, error)
+        if len(wrong) >= MAX_FIELD_ERRORS:
+            break
+    if wrong:
+        raise invalid_fields(wrong[:MAX_FIELD_ERRORS])
+    return made
+
+
+class _Turn:
+    """One's time on the loop."""
+
+    def __init__(self) -> None:
+        self.now = asyncio.get_running_loop().time
+        self._ends = self.now() + SLICE_SECONDS
+
+    async def over(self) -> None:
+        """Let the others have theirs, if this one has lasted long enough."""
+        if self.now() > self._ends:
+            await asyncio.sleep(0)
+            self._ends = self.now() + SLICE_SECONDS
+
+
+def _placed(place: int, error: Invalid) -> list[FieldError]:
+    return [replace(each, pointer=f"#/jobs/{place}{each.pointer.removeprefix('#')}") for each in error.errors]
+
+
+def _fingerprint(asked: list[Any]) -> str:
+    """What an idempotency key is bound to: the fields as given, in any order."""
+    return hashlib.sha256(orjson.dumps(["batch", *asked], option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+async def accept_batch(
+    request: Request,
+    world: Safelight,
+    asker: Identity,
+    new: NewBatch,
+    *,
+    submit: Callable[[NewBatch], Awaitable[SubmittedBatch | SafelightError]] | None = None,
+) -> Response:
+    """Submit checked jobs as one batch, in a transaction of the caller's if it brings its own; the whole answer."""
+    verdict = await take_tokens(world, asker, len(new.jobs))
+    if verdict is not None and not verdict.is_allowed:
+        return too_quick(request, verdict, len(new.jobs))
+    hinted = [replace(each, hint=_has_room(each, world)) for each in new.jobs]
+    new = replace(new, jobs=hinted)
+    outcome = await (world.database.write(world.jobs.submit_batch, new) if submit is None else submit(new))
+    if not isinstance(outcome, SubmittedBatch):
+        raise outcome
+    batch, standing = outcome.batch, outcome.standing
+    headers = {"Location": f"{PREFIX}/{batch.id}", **(verdict.headers if verdict is not None else {})}
+    if outcome.replayed:
+        headers["Idempotency-Replayed"] = "true"
+    else:
+        log.info("batch.received", batch_id=batch.id, jobs=batch.total, origin_batch_id=batch.origin_batch_id)
+    return await _answer(request, world, batch, standing, outcome.job_ids, status=202, headers=headers)
+
+
+def _has_room(new: NewJob, world: Safelight) -> bool:
+    values = new.values
+    return new.run_at is None and world.dispatcher.take_room(new.queue, values["provider"], values["owner_limit"])
+
+
+async def _show(
+    request: Request, world: Safelight, batch_id: str, owner: str, *, if_none_match: str | None = None
+) -> Response:
+    found = await world.database.read(look_at_batch, batch_id, owner)
+    if found is None:
+        raise BatchNotFound(f"There is no batch {batch_id}.")
+    return await _answer(request, world, *found, if_none_match=if_none_match)
+
+
+async def _answer(
+    request: Request,
+    world: Safelight,
+    batch: Batch,
+    standing: Standing,
+    job_ids: Sequence[str],
+    *,
+    status: int = 200,
+    headers: dict[str, str] | None = None,
+    if_none_match: str | None = None,
+) -> Response:
+    last: Job | None = None
+    if not standing.is_terminal:
+        with contextlib.suppress(Unavailable):  # what is known already shall be told
+            last = await world.database.read(last_to_end, batch.id, batch.owner_id)
+    eta = await estimate_end(request.app.state.estimator, last)
+    body = orjson.dumps(batch_view_of(batch, standing, job_ids, eta), option=orjson.OPT_UTC_Z)
+    etag = f'W/"{zlib.crc32(body):08x}"'
+    headers = {"ETag": etag, "Cache-Control": "no-cache", **(headers or {})}
+    if not standing.is_terminal:
+        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if is_known(if_none_match, etag):
+        return Response(None, 304, headers)
+    return Response(body, status, headers, "application/json")
+
+
+def _to_retry(tx: Tx, batch_id: str, owner_id: str) -> tuple[Batch, Standing, list[Job]] | None:
+    found = look_at_batch(tx, batch_id, owner_id)
+    if found is None:
+        return None
+    batch, standing, _ = found
+    return batch, standing, retryable_of(tx, batch_id, owner_id) if standing.is_terminal else []

@@ -1,0 +1,163 @@
+"""What becomes known about a batch: how it stands, kept in step with the events of its jobs.
+
+A batch has no numbers of its own, so the id of its events is what a watcher knows of each job: their versions, in the
+order of the jobs, runs of equal ones as `3x40.2.1x9`. From it every state that was missed can be found, exactly.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import Any, Literal
+
+import orjson
+
+from safelight.jobs.batch import MAX_BATCH_JOBS, Batch, Member, Standing
+from safelight.jobs.job import STATUSES, TERMINAL, Status
+
+BatchEventType = Literal["batch.snapshot", "batch.progress", "batch.completed", "batch.failed", "batch.cancelled"]
+
+BATCH_ENDS: dict[Status, BatchEventType] = {
+    "completed": "batch.completed",
+    "failed": "batch.failed",
+    "cancelled": "batch.cancelled",
+}
+STATUS_OF: dict[str, Status] = {
+    "job.pending": "pending",
+    "job.started": "processing",
+    "job.completed": "completed",
+    "job.failed": "failed",
+    "job.cancelled": "cancelled",
+}
+ALL_TOLD = "end"  # the id of the terminal event
+_RUN = r"\d{1,9}(?:x\d{1,4})?"
+
+
+@dataclass(frozen=True, slots=True)
+class BatchEvent:
+    """One event of a batch. `jobs` tells of all its jobs in a snapshot, in their order, and in `batch.progress` of
+    those that came further: each its `job_id`, `status`, `progress` and `version`.
+    """
+
+    type: BatchEventType
+    batch_id: str
+    status: Status
+    is_terminal: bool
+    counts: dict[Status, int]
+    total: int
+    progress: int
+    jobs: Sequence[dict[str, Any]]
+    at: datetime
+
+    def as_frame(self, event_id: str | None = None) -> bytes:
+        """The finished SSE frame."""
+        head = "" if event_id is None else f"id: {event_id}\n"
+        return f"{head}event: {self.type}\ndata: ".encode() + orjson.dumps(self, option=orjson.OPT_UTC_Z) + b"\n\n"
+
+
+class Tally:
+    """One watcher's count. Progress never goes backwards: a job counts as far as it ever came, an ended one as 100."""
+
+    def __init__(self, batch: Batch, members: Sequence[Member]) -> None:
+        self._batch = batch
+        self._status: dict[str, Status] = {member.job_id: member.status for member in members}
+        self._version = {member.job_id: member.version for member in members}
+        self._progress = {member.job_id: 100 if member.is_terminal else member.progress for member in members}
+        self._counts: dict[Status, int] = dict.fromkeys(STATUSES, 0)
+        for member in members:
+            self._counts[member.status] += 1
+        self._has_begun = any(member.attempt for member in members)
+        self._open_progress = sum(member.progress for member in members if not member.is_terminal)
+        self._came_further: dict[str, None] = {}
+        self._has_changed = False
+
+    @property
+    def standing(self) -> Standing:
+        return Standing(self._counts, self._open_progress, self._has_begun)
+
+    @property
+    def position(self) -> str:
+        """The id that says what is known of each job."""
+        return position_of(self._version.values())
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether there is something to tell since the last `batch.progress`."""
+        return self._has_changed
+
+    def take_state(self, job_id: str, event_type: str, version: int) -> None:
+        """A state event of a job."""
+        before, status = self._status[job_id], STATUS_OF[event_type]
+        self._status[job_id], self._version[job_id] = status, version
+        self._counts[before] -= 1
+        self._counts[status] += 1
+        self._has_begun = self._has_begun or status == "processing"
+        if status in TERMINAL and before not in TERMINAL:
+            self._open_progress -= self._progress[job_id]
+            self._progress[job_id] = 100
+            self._came_further.pop(job_id, None)
+        self._has_changed = True
+
+    def take_progress(self, job_id: str, progress: int | None) -> None:
+        """News of how far a job is."""
+        further = (progress or 0) - self._progress[job_id]
+        if further > 0:
+            self._progress[job_id] += further
+            self._open_progress += further
+            self._came_further[job_id] = None
+            self._has_changed = True
+
+    def snapshot(self) -> BatchEvent:
+        """How it stands, with all of its jobs."""
+        return self._tell("batch.snapshot", self._status)
+
+    def news(self) -> BatchEvent:
+        """How it stands, with the jobs that came further since this was last told."""
+        further, self._came_further, self._has_changed = self._came_further, {}, False
+        return self._tell("batch.progress", further)
+
+    def end(self) -> BatchEvent:
+        """The terminal event, once the last job has ended."""
+        return self._tell(BATCH_ENDS[self.standing.status], ())
+
+    def _tell(self, kind: BatchEventType, job_ids: Iterable[str]) -> BatchEvent:
+        standing = self.standing
+        return BatchEvent(
+            type=kind,
+            batch_id=self._batch.id,
+            status=standing.status,
+            is_terminal=standing.is_terminal,
+            counts=dict(self._counts),
+            total=self._batch.total,
+            progress=standing.progress,
+            jobs=[
+                {
+                    "job_id": job_id,
+                    "status": self._status[job_id],
+                    "progress": self._progress[job_id],
+                    "version": self._version[job_id],
+                }
+                for job_id in job_ids
+            ],
+            at=datetime.now(UTC),
+        )
+
+
+def position_of(versions: Iterable[int]) -> str:
+    """Versions as an event id."""
+    runs = ((version, len(list(run))) for version, run in groupby(versions))
+    return ".".join(f"{version}x{length}" if length > 1 else str(version) for version, length in runs)
+
+
+def versions_at(position: str) -> list[int] | None:
+    """The versions that an event id stands for; None if it is none."""
+    if len(position) > 16 * MAX_BATCH_JOBS or re.fullmatch(rf"{_RUN}(?:\.{_RUN})*", position) is None:
+        return None
+    versions: list[int] = []
+    for run in position.split("."):
+        version, _, length = run.partition("x")
+        versions += [int(version)] * int(length or 1)
+        if len(versions) > MAX_BATCH_JOBS:
+            return None
+    return versions
