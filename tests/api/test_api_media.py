@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from api_service import Json, Service, assert_shape, eventually, settings_for
+from api_service import Json, Service, assert_shape, eventually, order, settings_for
 
 from films import film
 from safelight.api.media import MAX_PROBES, ProbeView
@@ -273,3 +273,40 @@ def test_only_so_many_look_at_once(importer: Service, host: MediaHost) -> None:
     for looker in lookers:
         looker.join()
     assert importer.http.post(PROBE, json={"url": f"{host.url}/lighthouse.mp4"}).status_code == 200
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_holds_imports_and_pictures(importer: Service, host: MediaHost) -> None:
+    scene_id = scene(importer)
+    imports = [
+        {"kind": "media.import", "url": f"{host.url}/sea.mp3", "scene_id": scene_id},
+        {"kind": "media.import", "url": f"{host.url}/nowhere.mp4"},
+    ]
+    batch = importer.http.post("/api/v1/batches", json={"jobs": [*imports, order()]})
+    assert batch.status_code == 202, batch.text
+    ends = [importer.end_of(job_id) for job_id in batch.json()["job_ids"]]
+    assert [(end["kind"], end["status"]) for end in ends] == [
+        ("media.import", "completed"),
+        ("media.import", "failed"),
+        ("image.generate", "completed"),
+    ]
+    assert importer.http.get(f"/api/v1/scenes/{scene_id}").json()["media_job_id"] == ends[0]["id"]
+    again = importer.http.post(f"/api/v1/batches/{batch.json()['id']}/retry")
+    [retried] = again.json()["job_ids"]
+    assert importer.end_of(retried)["source_url"] == imports[1]["url"]
+
+
+@pytest.mark.parametrize(
+    ("job", "pointer"),
+    [
+        ({"kind": "media.import", "url": "ftp://example.com/"}, "#/jobs/0/url"),
+        ({"kind": "media.import", "url": "http://example.com/", "scene_id": "none"}, "#/jobs/0/scene_id"),
+        ({"kind": "media.import", "url": "http://example.com/", "prompt": "x"}, "#/jobs/0/prompt"),
+        ({"kind": "media.export", "prompt": "x"}, "#/jobs/0/kind"),
+    ],
+)
+def test_what_is_wrong_in_a_batch_is_told_by_its_place(importer: Service, job: Json, pointer: str) -> None:
+    refused = importer.http.post("/api/v1/batches", json={"jobs": [job]})
+    assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, pointer)

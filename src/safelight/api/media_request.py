@@ -1,7 +1,7 @@
 """The body of a media import: its fields, their bounds, and the row they become."""
 
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 import orjson
@@ -9,11 +9,12 @@ from pydantic import ConfigDict, Field, StringConstraints, field_validator
 
 from safelight import stories
 from safelight.api.job_request import Body, Int, Number, OpaqueId
+from safelight.api.problems import invalid_fields
 from safelight.bootstrap import Safelight
 from safelight.config import Settings, Tier
 from safelight.db import Tx, new_id
 from safelight.errors import FieldError, Invalid, SafelightError
-from safelight.jobs import Job, NewJob, Submitted
+from safelight.jobs import Job, NewBatch, NewJob, Submitted, SubmittedBatch
 from safelight.providers.address import AddressRefused, UrlRefused
 from safelight.providers.base import InvalidParameters, Limits, Parameters
 from safelight.providers.registry import Registry
@@ -166,19 +167,50 @@ def submit_import(world: Safelight) -> Callable[[NewJob], Awaitable[Submitted | 
     """Submits imports, and lets their scenes follow them, in one transaction."""
 
     def in_transaction(tx: Tx, new: NewJob) -> Submitted | SafelightError:
-        scene_id = (new.values["inputs"] or {}).get("scene_id")
-        if scene_id is not None:
-            scene = stories.get_scene(tx, scene_id, new.owner_id)
-            if isinstance(scene, SafelightError):
-                return scene
+        for missing in _missing_scenes(tx, [new]).values():
+            return missing
         [outcome] = world.jobs.submit(tx, [new])
-        if scene_id is not None and isinstance(outcome, Submitted) and not outcome.replayed:
-            missing = stories.expect_media(tx, scene_id, new.owner_id, new.id)
-            if missing is not None:
-                raise missing  # deleted a moment ago: nothing of this is kept
+        if isinstance(outcome, Submitted) and not outcome.replayed:
+            _let_follow(tx, [new])
         return outcome
 
     return lambda new: world.database.write(in_transaction, new)
+
+
+def submit_imports(world: Safelight) -> Callable[[NewBatch], Awaitable[SubmittedBatch | SafelightError]]:
+    """The same for the imports of a batch."""
+
+    def in_transaction(tx: Tx, new: NewBatch) -> SubmittedBatch | SafelightError:
+        missing = _missing_scenes(tx, new.jobs)
+        if missing:
+            return invalid_fields(
+                [FieldError(f"#/jobs/{place}/scene_id", scene.detail) for place, scene in missing.items()]
+            )
+        outcome = world.jobs.submit_batch(tx, new)
+        if isinstance(outcome, SubmittedBatch) and not outcome.replayed:
+            _let_follow(tx, new.jobs)
+        return outcome
+
+    return lambda new: world.database.write(in_transaction, new)
+
+
+def _scenes_of(new: Sequence[NewJob]) -> Iterator[tuple[int, NewJob, str]]:
+    """The imports that have a scene, with their place and its id."""
+    for place, each in enumerate(new):
+        if each.kind == IMPORT and each.values["inputs"] is not None:
+            yield place, each, each.values["inputs"]["scene_id"]
+
+
+def _missing_scenes(tx: Tx, new: Sequence[NewJob]) -> dict[int, SafelightError]:
+    scenes = {place: stories.get_scene(tx, scene_id, each.owner_id) for place, each, scene_id in _scenes_of(new)}
+    return {place: scene for place, scene in scenes.items() if isinstance(scene, SafelightError)}
+
+
+def _let_follow(tx: Tx, new: Sequence[NewJob]) -> None:
+    for _, each, scene_id in _scenes_of(new):
+        missing = stories.expect_media(tx, scene_id, each.owner_id, each.id)
+        if missing is not None:
+            raise missing  # deleted a moment ago: nothing of this is kept
 
 
 def refused(error: InvalidParameters) -> Invalid:
