@@ -212,27 +212,44 @@ async def retry(
     job, _ = await _look(world, job_id, asker.owner_id)
     if job.status not in ("failed", "cancelled"):
         raise JobNotEnded(f"Only a failed or cancelled job can be retried; this one is {job.status}.")
-    body: MediaRequest | GenerationRequest
+    if job.kind == IMPORT:
+        return await _import_again(request, world, asker, job, overrides or {}, idempotency_key(key))
     try:
-        if job.kind == IMPORT:
-            body = MediaRequest.model_validate(import_of(job) | (overrides or {}))
-        else:
-            body = GenerationRequest.model_validate(request_of(job) | (overrides or {}))
+        body = GenerationRequest.model_validate(request_of(job) | (overrides or {}))
     except ValidationError as error:
         raise invalid_body(error.errors()) from None
-    about: dict[str, Any] = {
-        "owner_id": asker.owner_id,
-        "providers": world.providers,
-        "settings": world.settings,
-        "request_id": request.state.request_id,
-        "tier": tier_of(asker, world),
-        "idempotency_key": idempotency_key(key),
-        "origin_job_id": job.id,
-    }
-    if isinstance(body, MediaRequest):
-        return await answer_accepted(request, world, asker, new_import(body, **about), submit=submit_import(world))
-    new = new_job(body, **about, closures=world.dispatcher.closures)
+    new = new_job(
+        body,
+        owner_id=asker.owner_id,
+        providers=world.providers,
+        settings=world.settings,
+        request_id=request.state.request_id,
+        tier=tier_of(asker, world),
+        idempotency_key=idempotency_key(key),
+        origin_job_id=job.id,
+        closures=world.dispatcher.closures,
+    )
     return await answer_accepted(request, world, asker, new)
+
+
+async def _import_again(
+    request: Request, world: Safelight, asker: Identity, job: Job, overrides: dict[str, Any], key: str | None
+) -> Response:
+    try:
+        body = MediaRequest.model_validate(import_of(job) | overrides)
+    except ValidationError as error:
+        raise invalid_body(error.errors()) from None
+    new = new_import(
+        body,
+        owner_id=asker.owner_id,
+        providers=world.providers,
+        settings=world.settings,
+        request_id=request.state.request_id,
+        tier=tier_of(asker, world),
+        idempotency_key=key,
+        origin_job_id=job.id,
+    )
+    return await answer_accepted(request, world, asker, new, submit=submit_import(world))
 
 
 @router.get("/{id}/attempts", response_model=AttemptList, summary="Every attempt of a job")
