@@ -177,7 +177,7 @@ class JobView(BaseModel):
     provider_job_id: str | None
     comfyui_prompt_id: str | None
     mocked: bool
-    prompt: str
+    prompt: str = Field(description="Empty for a media import, which has none")
     negative_prompt: str | None
     model: str | None
     checkpoint_model: str | None
