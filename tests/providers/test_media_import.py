@@ -137,6 +137,16 @@ async def test_the_media_of_a_page_comes_by_yt_dlp(make: Make, host: MediaHost) 
     assert "MB of" in told[-2].message or "kB of" in told[-2].message
 
 
+async def test_a_film_in_pieces_comes_as_one(make: Make, host: MediaHost) -> None:
+    output, data, _ = await imported(make(), f"{host.url}/list.m3u8")
+    assert output.content_type == "video/mp4"
+    assert len(data) > 1000
+
+
+async def test_a_list_of_pieces_leads_to_no_private_address(make: Make, host: MediaHost) -> None:
+    assert (await refusal(make(), f"{host.url}/inner.m3u8")).code == "address_refused"
+
+
 async def test_the_sound_of_a_film_alone(make: Make, host: MediaHost) -> None:
     output, data, _ = await imported(make(), f"{host.url}/lighthouse.mp4", audio_only=True)
     assert output.content_type == "audio/mp4"

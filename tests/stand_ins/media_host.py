@@ -30,6 +30,9 @@ class MediaHost:
             "/slow.html": ("text/html", _page('<video src="/slow.mp4"></video>')),
             "/inner.html": ("text/html", _page('<video src="http://169.254.169.254/film.mp4"></video>')),
             "/fake.html": ("text/html", _page('<video src="/fake.mp4"></video>')),
+            "/list.m3u8": ("application/vnd.apple.mpegurl", _list("/piece.ts")),
+            "/inner.m3u8": ("audio/x-mpegurl", _list("http://169.254.169.254/piece.ts")),
+            "/piece.ts": ("video/mp2t", film("ts")),
             "/words.html": ("text/html", _page("<p>Only words.</p>")),
         }
         host = self
@@ -117,6 +120,11 @@ class MediaHost:
                     _send(request, 200, content_type, data, **{"Accept-Ranges": "bytes", "ETag": '"one"'})
             case _:
                 _send(request, 404, "text/plain", b"nothing here")
+
+
+def _list(piece: str) -> bytes:
+    head = "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:2\n#EXT-X-MEDIA-SEQUENCE:0\n"
+    return f"{head}#EXTINF:2.0,\n{piece}\n#EXT-X-ENDLIST\n".encode()
 
 
 def _page(body: str) -> bytes:
