@@ -143,6 +143,19 @@ async def test_a_film_in_pieces_comes_as_one(make: Make, host: MediaHost) -> Non
     assert len(data) > 1000
 
 
+@pytest.mark.parametrize(("max_height", "piece"), [(None, "/large.ts"), (480, "/piece.ts"), (100, "/piece.ts")])
+async def test_the_form_is_the_largest_that_is_not_too_high(
+    make: Make, host: MediaHost, max_height: int | None, piece: str
+) -> None:
+    """And the lowest there is, if all are higher."""
+    await imported(make(), f"{host.url}/choice.m3u8", max_height=max_height)
+    assert [path for path, _ in host.asked if path.endswith(".ts")] == [piece]
+
+
+async def test_a_look_tells_the_forms_on_offer(make: Make, host: MediaHost) -> None:
+    assert (await make().probe(f"{host.url}/choice.m3u8")).heights == (720, 360)
+
+
 async def test_a_list_of_pieces_leads_to_no_private_address(make: Make, host: MediaHost) -> None:
     assert (await refusal(make(), f"{host.url}/inner.m3u8")).code == "address_refused"
 

@@ -7,6 +7,12 @@ from urllib.parse import parse_qs, urlsplit
 
 from films import film
 
+CHOICE = b"""#EXTM3U
+#EXT-X-STREAM-INF:BANDWIDTH=3000000,RESOLUTION=1280x720
+/large.m3u8
+#EXT-X-STREAM-INF:BANDWIDTH=800000,RESOLUTION=640x360
+/list.m3u8
+"""
 GIB = 1024**3
 PIECE = 4096
 
@@ -31,6 +37,9 @@ class MediaHost:
             "/inner.html": ("text/html", _page('<video src="http://169.254.169.254/film.mp4"></video>')),
             "/fake.html": ("text/html", _page('<video src="/fake.mp4"></video>')),
             "/list.m3u8": ("application/vnd.apple.mpegurl", _list("/piece.ts")),
+            "/large.m3u8": ("application/vnd.apple.mpegurl", _list("/large.ts")),
+            "/large.ts": ("video/mp2t", film("ts")),
+            "/choice.m3u8": ("application/vnd.apple.mpegurl", CHOICE),
             "/inner.m3u8": ("audio/x-mpegurl", _list("http://169.254.169.254/piece.ts")),
             "/piece.ts": ("video/mp2t", film("ts")),
             "/words.html": ("text/html", _page("<p>Only words.</p>")),

@@ -59,18 +59,18 @@ class Found:
     heights: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, info: dict[str, Any], forms: list[dict[str, Any]] | None = None) -> "Found":
+    def of(cls, info: dict[str, Any], forms: Any = None) -> "Found":
         """From the fields that yt-dlp printed, of it and of the forms in which it can be had."""
         title = re.sub(r"[\x00-\x1f\x7f]+", " ", str(info.get("title") or "")).strip()[:MAX_TITLE]
-        duration = info.get("duration")
-        size = info.get("filesize") or info.get("filesize_approx")
+        duration, size = info.get("duration"), info.get("filesize") or info.get("filesize_approx")
+        known = cast(list[dict[str, Any]], forms) if isinstance(forms, list) else []
         return cls(
             title=title or None,
             extractor=str(info.get("extractor") or "generic")[:80],
             duration_seconds=float(duration) if isinstance(duration, int | float) else None,
             size_bytes=int(size) if isinstance(size, int | float) else None,
             is_live=bool(info.get("is_live")),
-            heights=tuple(sorted({int(form["height"]) for form in forms or () if form.get("height")}, reverse=True)),
+            heights=tuple(sorted({int(form["height"]) for form in known if form.get("height")}, reverse=True)),
         )
 
 
@@ -110,10 +110,7 @@ class YtDlp:
             code = await program.end()
             if code != 0 or not lines:
                 raise proxy.refused or _why(program.said)
-        info, forms = lines[0], lines[1] if len(lines) > 1 else []
-        return Found.of(
-            {**(info if isinstance(info, dict) else {}), "formats": forms if isinstance(forms, list) else []}
-        )
+        return Found.of(lines[0], lines[1] if len(lines) > 1 else None)
 
     async def fetch(
         self, url: str, folder: Path, proxy: Proxy, wish: Wish, max_bytes: int
