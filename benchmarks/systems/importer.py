@@ -15,6 +15,7 @@ from pathlib import Path
 
 import uvloop
 
+from safelight import log
 from safelight.artifacts import find_ffmpeg
 from safelight.providers.base import Generation, Limits, Output, Parameters
 from safelight.providers.media_import import MediaImport, Workspace
@@ -40,6 +41,7 @@ def import_by_command(folder: Path, url: str) -> int:
 
 
 def main(system: str, folder: Path) -> None:
+    log.configure("warning", "json")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         provider = MediaImport(
             workspace=Workspace(folder / "imports", keep_free_bytes=0, quota_bytes=None),
