@@ -22,6 +22,7 @@ from benchmarks.workloads import (
     authentication,
     contention,
     following,
+    imports,
     owners,
     requests,
     storyboard,
@@ -44,6 +45,7 @@ WORKLOADS: dict[str, Callable[[Bench], Iterator[Sample]]] = {
         owners,
         authentication,
         storyboard,
+        imports,
     )
 }
 PEERS = ("dramatiq", "aiosqlite", "asyncpg", "greenlet")

@@ -67,6 +67,8 @@ GOALS = (
     Goal("POST / FastAPI", "requests", "requests_per_second", 2, 4, case="POST", peer=FASTAPI, higher_is_better=True),
     Goal("POST, p99 at 32 connections", "requests", "p99_ms", 20, 20, case="POST", unit=" ms"),
     Goal("GET / FastAPI", "requests", "requests_per_second", 1.5, 2, case="GET", peer=FASTAPI, higher_is_better=True),
+    Goal("import of a page / yt-dlp", "imports", "seconds", 1.5, 1.2, case="page", peer="yt-dlp"),
+    Goal("import of a file / yt-dlp", "imports", "seconds", 1, 0.7, case="file", peer="yt-dlp"),
     Goal("SQLite flat out: p99 of a write", "contention", "write_p99_ms", 150, 70, unit=" ms"),
     Goal("SQLite flat out: lock errors", "contention", "lock_errors", 0, 0, unit=""),
 )

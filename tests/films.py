@@ -21,6 +21,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "mov": WITH_SOUND,
     "m4v": ("-f", "lavfi", "-i", f"testsrc=size=128x72:rate=10:duration={SECONDS}", *H264, "-f", "mp4"),
     "mkv": WITH_SOUND,
+    "ts": (*WITH_SOUND, "-f", "mpegts"),
     "webm": (*PICTURES, *TONE, "-c:v", "libvpx", "-c:a", "libopus"),
     "avi": (*PICTURES, *TONE, "-c:v", "mpeg4", "-c:a", "libmp3lame"),
     "mp3": TONE,

@@ -208,3 +208,13 @@ def test_the_jobs_of_a_batch_over_all_pages(api: ScriptedApi, client: Client) ->
     api.answer("GET", "/api/v1/generation-jobs", *map(document, pages))
     assert [job["id"] for job in client.batches.jobs("b")] == ["3", "2", "1"]
     assert api.requests[1].path.endswith("batch_id=b&limit=100&cursor=x")
+
+
+def test_media_is_stored_once_and_looked_at(api: ScriptedApi, client: Client) -> None:
+    api.answer("POST", "/api/v1/media/store", DROPPED, document(job(), 202))
+    api.answer("POST", "/api/v1/media/probe", document({"title": "A lighthouse"}))
+    assert client.media.store("https://example.com/a.mp4", scene_id=None, audio_only=True)["id"] == JOB_ID
+    first, second = api.asked("POST", "/api/v1/media/store")
+    assert first.body == second.body == {"url": "https://example.com/a.mp4", "audio_only": True}
+    assert first.headers["Idempotency-Key"] == second.headers["Idempotency-Key"]
+    assert client.media.probe("https://example.com/a.mp4") == {"title": "A lighthouse"}

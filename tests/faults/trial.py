@@ -118,6 +118,12 @@ class Trial:
         watcher.start()
         return batch["id"]
 
+    def import_media(self, url: str, *, ends: frozenset[str] = COMPLETED, codes: Iterable[str] = ()) -> str:
+        """Have an import accepted; its id."""
+        job_id: str = self._insist("/media/store", {"url": url, "project_id": self.project})["id"]
+        self.promises[job_id] = Promise(ends, frozenset(codes))
+        return job_id
+
     def submit_once(self) -> str | None:
         """One submit that may be cut off: None then, and `submit_again` must follow."""
         self._submits += 1

@@ -45,6 +45,8 @@ def test_children_get_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_pat
         provider_limits={"mock": 2},
         comfyui_headers={"Authorization": "Bearer secret"},
         comfyui_templates=tmp_path,
+        comfyui_urls="http://gpu-1:8188,http://gpu-2:8188",
+        media_allow_private="10.0.0.0/8,fd00::/8",
     )
     for name, value in settings_environment(given).items():
         monkeypatch.setenv(name, value)

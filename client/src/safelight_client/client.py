@@ -15,6 +15,7 @@ import httpx
 from safelight_client.batch import Batches
 from safelight_client.error import ApiError, Unreachable
 from safelight_client.event import Event, EventReader
+from safelight_client.media import Media
 from safelight_client.story import Stories
 
 API = "/api/v1"
@@ -50,6 +51,7 @@ class Client:
         is_here = httpx.URL(self.base_url).host in LOOPBACK
         self._http = httpx.Client(timeout=timeout, trust_env=not is_here, follow_redirects=True)
         self.stories = Stories(self._call)
+        self.media = Media(self._call)
         self._own_headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self.batches = Batches(self._call, self._follow)
 

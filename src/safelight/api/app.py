@@ -25,6 +25,7 @@ from safelight.api import (
     health,
     jobs,
     keys,
+    media,
     plain,
     problems,
     projects,
@@ -60,6 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
         async with open_safelight(settings) as safelight:
             app.state.safelight = safelight
             app.state.estimator = Estimator(safelight.database, safelight.dispatcher)
+            app.state.probes = media.Probes()
             app.state.survey = Survey(safelight.providers, safelight.database)
             background = [
                 asyncio.create_task(safelight.dispatcher.run(), name="dispatch"),
@@ -104,6 +106,7 @@ def create_app(settings: Settings) -> FastAPI:
         keys,
         providers,
         templates,
+        media,
         webhooks,
         health,
     ):

@@ -6,12 +6,12 @@ import hashlib
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import orjson
 import structlog
 from fastapi import APIRouter, Header, Query, Request
-from pydantic import ConfigDict, Field, SkipValidation, ValidationError
+from pydantic import ConfigDict, Field, SkipValidation, ValidationError, field_validator
 from starlette.responses import Response
 
 from safelight.accounts import Identity
@@ -44,6 +44,7 @@ from safelight.api.job_request import (
     verified,
 )
 from safelight.api.jobs import LIMITED, take_tokens, tier_of, too_quick
+from safelight.api.media_request import IMPORT, MediaRequest, import_of, new_import, submit_imports
 from safelight.api.problems import PROBLEMS, invalid_body, invalid_fields
 from safelight.bootstrap import Safelight
 from safelight.db import Tx, new_id
@@ -94,6 +95,19 @@ class BatchJob(GenerationRequest):
 
     kind: Literal["image.generate"] = "image.generate"
 
+    @field_validator("kind", mode="before")
+    @classmethod
+    def known(cls, value: Any) -> Any:
+        if value != "image.generate":
+            raise ValueError(f"must be image.generate or {IMPORT}")
+        return value
+
+
+class BatchImport(MediaRequest):
+    """One import of a batch: the body of `POST /media/store`, and its kind."""
+
+    kind: Literal["media.import"]
+
 
 class BatchRequest(Body):
     """Jobs that are accepted together or not at all."""
@@ -114,7 +128,7 @@ class BatchRequest(Body):
     )
 
     # Checked by `checked_jobs`, a slice at a time: a thousand at once would hold up everybody else.
-    jobs: list[SkipValidation[BatchJob]] = Field(min_length=1, max_length=MAX_BATCH_JOBS)
+    jobs: list[SkipValidation[BatchJob | BatchImport]] = Field(min_length=1, max_length=MAX_BATCH_JOBS)
     name: str | None = Field(None, min_length=1, max_length=200)
     metadata: Metadata = Field({}, max_length=50, description="Your own notes, given back in every view")
 
@@ -227,7 +241,7 @@ async def retry(
     new = NewBatch(
         id=new_id(),
         owner_id=asker.owner_id,
-        jobs=await checked_jobs([(request_of(job), job.id) for job in failed], request, world, asker),
+        jobs=await checked_jobs([(_again(job), job.id) for job in failed], request, world, asker),
         name=batch.name,
         metadata=batch.metadata,
         origin_batch_id=batch.id,
@@ -245,22 +259,25 @@ async def checked_jobs(
     Raises `Invalid` with all that is wrong, up to a bound. Others have their turn on the loop every few milliseconds.
     """
     turn = _Turn()
+    about: dict[str, Any] = {
+        "owner_id": asker.owner_id,
+        "providers": world.providers,
+        "settings": world.settings,
+        "request_id": request.state.request_id,
+        "tier": tier_of(asker, world),
+    }
     made: list[NewJob] = []
     wrong: list[FieldError] = []
     for place, (body, origin_job_id) in enumerate(given):
         await turn.over()
         try:
-            new = new_job(
-                BatchJob.model_validate(body),
-                owner_id=asker.owner_id,
-                providers=world.providers,
-                settings=world.settings,
-                request_id=request.state.request_id,
-                tier=tier_of(asker, world),
-                origin_job_id=origin_job_id,
-                closures=world.dispatcher.closures,
-            )
-            made.append(new)
+            if isinstance(body, dict) and cast(dict[str, Any], body).get("kind") == IMPORT:
+                wish = BatchImport.model_validate(body)
+                made.append(new_import(wish, **about, origin_job_id=origin_job_id))
+            else:
+                picture = BatchJob.model_validate(body)
+                closures = world.dispatcher.closures
+                made.append(new_job(picture, **about, origin_job_id=origin_job_id, closures=closures))
         except ValidationError as error:
             wrong += _placed(place, invalid_body(error.errors()))
         except Invalid as error:
@@ -298,6 +315,10 @@ class _Turn:
             self._ends = self.now() + SLICE_SECONDS
 
 
+def _again(job: Job) -> dict[str, Any]:
+    return import_of(job) | {"kind": IMPORT} if job.kind == IMPORT else request_of(job)
+
+
 def _placed(place: int, error: Invalid) -> list[FieldError]:
     return [replace(each, pointer=f"#/jobs/{place}{each.pointer.removeprefix('#')}") for each in error.errors]
 
@@ -321,7 +342,7 @@ async def accept_batch(
         return too_quick(request, verdict, len(new.jobs))
     hinted = [replace(each, hint=_has_room(each, world)) for each in new.jobs]
     new = replace(new, jobs=hinted)
-    outcome = await (world.database.write(world.jobs.submit_batch, new) if submit is None else submit(new))
+    outcome = await (submit_imports(world) if submit is None else submit)(new)
     if not isinstance(outcome, SubmittedBatch):
         raise outcome
     batch, standing = outcome.batch, outcome.standing

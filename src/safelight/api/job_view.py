@@ -17,6 +17,7 @@ from safelight.jobs import Attempt, Dispatcher, Job, Status, describe_artifact, 
 PREFIX = "/api/v1/generation-jobs"
 LEARNT_FOR_SECONDS = 5.0
 MAX_LEARNT = 1000
+IMPORT = "media.import"  # no two take equally long: nothing is learnt from them
 WITHOUT_END = ("no_worker", "owner_limit", "provider_limit", "rate_limited")  # nobody knows when others make room
 
 
@@ -120,6 +121,7 @@ EXAMPLE: dict[str, Any] = {
     "inputs": {},
     "workflow": None,
     "input_images": [],
+    "source_url": None,
     "image_type": "scene",
     "project_id": None,
     "chapter_id": "chapter-1",
@@ -175,7 +177,7 @@ class JobView(BaseModel):
     provider_job_id: str | None
     comfyui_prompt_id: str | None
     mocked: bool
-    prompt: str
+    prompt: str = Field(description="Empty for a media import, which has none")
     negative_prompt: str | None
     model: str | None
     checkpoint_model: str | None
@@ -190,6 +192,7 @@ class JobView(BaseModel):
     inputs: dict[str, Any]
     workflow: dict[str, Any] | None
     input_images: list[str]
+    source_url: str | None = Field(description="What a media import imports; it has no prompt")
     image_type: str | None
     project_id: str | None
     chapter_id: str | None
@@ -288,6 +291,7 @@ def view_of(job: Job, artifacts: Sequence[Artifact], eta: EtaView) -> dict[str, 
         "inputs": job.inputs or {},
         "workflow": job.workflow,
         "input_images": job.input_images or [],
+        "source_url": job.provider_options.get("url") if job.kind == IMPORT else None,
         "image_type": job.image_type,
         "project_id": job.project_id,
         "chapter_id": job.chapter_id,
@@ -360,7 +364,7 @@ class Estimator:
 
     async def estimate(self, job: Job) -> EtaView:
         """The estimate for a job that has not ended; nulls for one that has, and where nothing was learnt yet."""
-        if job.is_terminal:
+        if job.is_terminal or job.kind == IMPORT:
             return EtaView(wait_seconds=None, run_seconds=None)
         run = await self._run_seconds(job)
         return EtaView(wait_seconds=self._wait_seconds(job, run), run_seconds=run)
