@@ -58,6 +58,7 @@ GOALS = (
     Goal("1,000 waiting jobs / ideal 5 s", "waiting", "times_ideal", 1.3, 1.2, case="1000"),
     Goal("memory per worker process", "waiting", "pss_mb_per_process", 120, 120, case="1000", unit=" MB"),
     Goal("per further waiting job", "waiting", "kb_per_further_job", 45, 45, case="1000", unit=" KB"),
+    Goal("memory per job that follows a provider", "following", "kb_per_job", 100, 60, case="500", unit=" KB"),
     Goal("SSE: CPU per event", "watching", "cpu_us_per_event", 0.6, 0.4, case="4000", peer=PER_CLIENT),
     Goal("SSE: p99", "watching", "p99_ms", 1, 1, case="4000", peer=PER_CLIENT),
     Goal("SSE: memory", "watching", "pss_mb", 1, 0.7, case="4000", peer=PER_CLIENT),

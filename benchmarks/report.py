@@ -21,6 +21,7 @@ COLORS = {"target met": "green", "floor met": "yellow", "MISSED": "bold red"}
 TITLES = {
     "throughput": "Throughput at saturation and latency at low load",
     "waiting": "Jobs that wait 5 s on HTTP, two worker processes",
+    "following": "Jobs that follow a provider, one worker process",
     "watching": "SSE fan-out, 2 events a second each, one API process",
     "requests": "POST and GET at 32 connections, one API process",
     "contention": "SQLite: an API and two workers flat out",

@@ -15,6 +15,7 @@ from safelight.jobs import Caps, Claim, Filter, Job, JobEvent, Jobs, Submitted, 
 from safelight.jobs.dispatch import read_pulse
 from safelight.jobs.lookup import run_seconds
 from safelight.jobs.waiting import open_gates, release
+from safelight.stories import PICTURE
 
 NAME = "tables"
 OWNER = "local"
@@ -89,6 +90,12 @@ def _work(database: Database, size: int, now_ms: int) -> dict[str, Timed]:
         "list, unknown project": Filter(OWNER, project_id="nothing"),
         "list, chapter": Filter(OWNER, chapter_id="chapter-7"),
         "list, scene": Filter(OWNER, chapter_id="chapter-7", scene_number=3),
+        "scene, status": Filter(OWNER, kind=PICTURE, chapter_id="chapter-7", scene_number=3, limit=1),
+        "chapter, pictures": Filter(OWNER, kind=PICTURE, chapter_id="chapter-7", statuses=["completed"]),
+        "chapter, pictures from the middle": Filter(
+            OWNER, kind=PICTURE, chapter_id="chapter-7", statuses=["completed"], before_id=middle
+        ),
+        "chapter without pictures": Filter(OWNER, kind=PICTURE, chapter_id="nothing", statuses=["completed"]),
         "list, character": Filter(OWNER, character_id="character-9"),
         "list, common text": Filter(OWNER, text="lighthouse"),
         "list, text of one job": Filter(OWNER, text=f"number {size // 2},"),

@@ -103,10 +103,14 @@ def _own_providers(settings: Settings, workspace: Workspace) -> dict[str, Callab
     """How the house's own providers are made of the settings. Imported when one is first asked for."""
 
     def comfyui() -> Provider:
-        from safelight.providers.comfyui import ComfyUI  # noqa: PLC0415
+        from safelight.providers.comfyui import ComfyUI, shared_templates  # noqa: PLC0415
 
-        headers = {name: value.get_secret_value() for name, value in settings.comfyui_headers.items()}
-        return ComfyUI(settings.comfyui_urls, headers=headers, default_checkpoint=settings.comfyui_checkpoint or None)
+        return ComfyUI(
+            settings.comfyui_urls,
+            headers={name: value.get_secret_value() for name, value in settings.comfyui_headers.items()},
+            default_checkpoint=settings.comfyui_checkpoint or None,
+            templates=shared_templates(settings.comfyui_templates),
+        )
 
     def modelslab() -> Provider:
         from safelight.providers.modelslab import ModelsLab  # noqa: PLC0415
@@ -114,7 +118,7 @@ def _own_providers(settings: Settings, workspace: Workspace) -> dict[str, Callab
         return ModelsLab(
             _needed(settings.modelslab_key, "SAFELIGHT_MODELSLAB_KEY"),
             base_url=settings.modelslab_base_url,
-            models=settings.modelslab_models,
+            models=tuple(settings.modelslab_models.values()),
             resubmit_unknown=settings.modelslab_resubmit_unknown,
             webhook_url=settings.modelslab_webhook_url or None,
         )

@@ -4,6 +4,7 @@
 every value can be set on its own. `AI_MOCK_MODE` is read without the prefix.
 """
 
+import json
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -92,6 +93,7 @@ class Settings(BaseSettings):
     comfyui_urls: Annotated[list[str], NoDecode] = ["http://127.0.0.1:8188"]  # comma-separated
     comfyui_headers: dict[str, SecretStr] = {}  # sent with every request and socket
     comfyui_checkpoint: str = ""  # for requests that name none
+    comfyui_templates: Path | None = None  # a folder of workflow templates for everybody
     modelslab_key: SecretStr = SecretStr("")
     modelslab_base_url: str = "https://modelslab.com/api"
     modelslab_models: dict[str, str] = {}  # by tier; the first is the default
@@ -143,7 +145,12 @@ class Settings(BaseSettings):
     @field_validator("comfyui_urls", "media_allow_private", "media_extractors", mode="before")
     @classmethod
     def split(cls, value: Any) -> Any:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        """Comma-separated as people write it, or JSON, as a parent process does."""
+        if not isinstance(value, str):
+            return value
+        return (
+            json.loads(value) if value.startswith("[") else [part.strip() for part in value.split(",") if part.strip()]
+        )
 
     @model_validator(mode="after")
     def fill_in(self) -> Self:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import UnionType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import httpx
 import orjson
@@ -31,6 +31,19 @@ from safelight.api.health import ReadyView
 from safelight.api.job_view import ArtifactView, AttemptList, JobList, JobView
 from safelight.api.problems import Problem
 from safelight.api.providers import ProviderList, ProviderView
+from safelight.api.story_view import (
+    ChapterList,
+    ChapterView,
+    CharacterList,
+    CharacterView,
+    ImageList,
+    PortraitView,
+    ProjectList,
+    ProjectView,
+    SceneImageView,
+    SceneList,
+    SceneView,
+)
 from safelight.config import Settings
 from safelight.queue import DEFAULT, IMAGE_GENERATION, ISOLATED, LOCAL
 from safelight.worker.engine import Engine
@@ -318,6 +331,19 @@ SHAPES: tuple[tuple[str, type[BaseModel] | UnionType], ...] = (
     (rf"{JOBS}/[^/]+/attempts", AttemptList),
     (rf"{BATCHES}/[^/]+(/cancel|/retry)?", BatchView),
     (BATCHES, BatchView | BatchList),
+    (r"/api/v1/projects", ProjectView | ProjectList),
+    (r"/api/v1/projects/[^/]+", ProjectView),
+    (r"/api/v1/projects/[^/]+/chapters", ChapterView | ChapterList),
+    (r"/api/v1/projects/[^/]+/characters", CharacterView | CharacterList),
+    (r"/api/v1/chapters/[^/]+", ChapterView),
+    (r"/api/v1/chapters/[^/]+/scenes", SceneView | SceneList),
+    (r"/api/v1/chapters/[^/]+/images", ImageList | BatchView),
+    (r"/api/v1/chapters/[^/]+/images/scenes/\d+(/status)?", SceneImageView),
+    (r"/api/v1/scenes/[^/]+(/image)?", SceneView),
+    (r"/api/v1/characters/[^/]+(/reference)?", CharacterView),
+    (r"/api/v1/characters/[^/]+/image", CharacterView | PortraitView),
+    (r"/api/v1/characters/[^/]+/image/status", PortraitView),
+    (r"/api/v1/characters/[^/]+/images", ImageList),
     (r"/api/v1/artifacts/[^/]+", ArtifactView),
     (r"(/api/v1)?/health/ready", ReadyView),
     (r"/api/v1/providers", ProviderList),
@@ -327,7 +353,7 @@ SHAPES: tuple[tuple[str, type[BaseModel] | UnionType], ...] = (
 
 def assert_shape(model: type[BaseModel] | UnionType, value: Any) -> None:
     """It is the model's JSON, with exactly its keys at every depth."""
-    adapter: TypeAdapter[Any] = TypeAdapter(model)
+    adapter: TypeAdapter[Any] = TypeAdapter(cast(Any, model))
     same_keys(adapter.dump_python(adapter.validate_python(value), mode="json"), value, str(model))
 
 

@@ -91,7 +91,7 @@ def guarded(api_valkey: ValkeyServer, sqlite_template: Path, tmp_path_factory: p
 
 @pytest.fixture(scope="session")
 def adas(guarded: Any) -> dict[str, str]:
-    """Things of Ada's: a finished job, its artifact, a key, a story whose first scene that job drew."""
+    """Things of Ada's: a job with its artifact, a key, a batch, a story whose first scene that job drew."""
 
     def made(path: str, **body: Any) -> str:
         answer = guarded.ada.post(f"/api/v1/{path}", json=body)
@@ -109,4 +109,11 @@ def adas(guarded: Any) -> dict[str, str]:
     wanted = order(chapter_id=chapter, scene_number=1)
     done = guarded.ada.post("/api/v1/generation-jobs", json=wanted, headers={"Prefer": "wait=20"}).json()
     assert done["status"] == "completed", done
-    return story | {"job": done["id"], "artifact": done["artifacts"][0]["id"], "key": made("keys", name="another")}
+    batch = guarded.ada.post("/api/v1/batches", json={"jobs": [order()]}).json()
+    guarded.ada.get(f"/api/v1/generation-jobs/{batch['job_ids'][0]}", params={"wait": 20})
+    return story | {
+        "job": done["id"],
+        "artifact": done["artifacts"][0]["id"],
+        "key": made("keys", name="another"),
+        "batch": batch["id"],
+    }

@@ -35,6 +35,7 @@ SESSION, KEYS = "/api/v1/session", "/api/v1/keys"
 PROVIDERS, TEMPLATES = "/api/v1/providers", "/api/v1/templates"  # nobody's own
 NOUNS = {
     "artifacts": "artifact",
+    "batches": "batch",
     "keys": "key",
     "projects": "project",
     "chapters": "chapter",
@@ -43,6 +44,7 @@ NOUNS = {
 }
 BODIES: dict[str, Any] = {
     "post generation-jobs": order(),
+    "post batches": {"jobs": [order()]},
     "post keys": {"name": "x"},
     "post projects": {"title": "x"},
     "post chapters": {"title": "x"},

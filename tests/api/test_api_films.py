@@ -4,10 +4,10 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from importlib.metadata import EntryPoint
 from io import BytesIO
 from pathlib import Path
-from tempfile import mkstemp
+from tempfile import NamedTemporaryFile
 
 import pytest
-from api_service import Json, Service
+from api_service import JOBS, Json, Service
 from PIL import Image
 
 from films import film, turned_film
@@ -23,7 +23,7 @@ class Projector(Provider):
     @property
     def capabilities(self) -> Capabilities:
         kinds = frozenset({"image.generate"})
-        return Capabilities(kinds, (), 4096, 4096, 8, cancel=False, progress=False, previews=False)
+        return Capabilities(kinds, (), 4096, 4096, 8, cancel=False, progress=False, previews=False, input_images=1)
 
     def check(self, parameters: Parameters) -> Parameters:
         return parameters
@@ -34,10 +34,9 @@ class Projector(Provider):
 
 
 def as_file(name: str) -> Path:
-    handle, path = mkstemp(prefix="projector-")
-    with open(handle, "wb") as file:
+    with NamedTemporaryFile(prefix="projector-", delete=False) as file:
         file.write(turned_film() if name == "turned" else film(name))
-    MADE.append(Path(path))
+    MADE.append(Path(file.name))
     return MADE[-1]
 
 
@@ -102,3 +101,10 @@ def test_a_deleted_video_takes_its_poster_with_it(cinema: Service) -> None:
     assert cinema.http.delete(f"/api/v1/generation-jobs/{job['id']}").status_code == 204
     assert not any(path.exists() for path in files)
     assert cinema.http.get(job["artifacts"][0]["poster"]).status_code == 410
+
+
+def test_a_video_is_no_picture_to_start_from(cinema: Service) -> None:
+    video = cinema.make(prompt="mp4")["artifacts"][0]["id"]
+    refused = cinema.http.post(JOBS, json={"prompt": "webm", "input_images": [video]})
+    assert refused.status_code == 422
+    assert refused.json()["errors"] == [{"pointer": "#/input_images/0", "detail": f"There is no picture {video}."}]

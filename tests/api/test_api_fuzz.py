@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from api_service import JOBS, check_answer, order
+from api_service import BATCHES, JOBS, check_answer, order
 from from_openapi import Document, Made, Operation, strangers
 from guarded_service import KEYS, Guarded, served
 from hypothesis import HealthCheck, given, settings
@@ -23,7 +23,7 @@ from servers import ValkeyServer
 LONG = int(os.environ.get("SAFELIGHT_TEST_FUZZ", "0"))
 UPLOADS = "/api/v1/artifacts"
 STORIES = "/api/v1/"
-UNTOLD = {f"GET {JOBS}/{{id}}": {304}}  # what the document does not tell yet
+UNTOLD = {f"GET {noun}/{{id}}": {304} for noun in (JOBS, BATCHES)}  # what the document does not tell yet
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,9 @@ def document(fuzzed: Guarded) -> Document:
     assert fuzzed.ada.delete(f"{JOBS}/{deleted['id']}").status_code == 204
     failed = fuzzed.ada.post(JOBS, json=order(mock={"refuse": "no"}), headers={"Prefer": "wait=20"}).json()
     assert failed["status"] == "failed"
+    ended = fuzzed.ada.post(BATCHES, json={"jobs": [order(mock={"refuse": "no"})]}).json()
+    fuzzed.ada.get(f"{JOBS}/{ended['job_ids'][0]}", params={"wait": 20})
+    waiting = fuzzed.ada.post(BATCHES, json={"jobs": [order(seconds=60)]}).json()
     picture = BytesIO()
     Image.new("RGB", (8, 8)).save(picture, "PNG")
     upload = fuzzed.ada.post(UPLOADS, content=picture.getvalue(), headers={"Content-Type": "image/png"}).json()
@@ -73,6 +76,7 @@ def document(fuzzed: Guarded) -> Document:
         JOBS: [done["id"], failed["id"]],
         UPLOADS: [done["artifacts"][0]["id"], upload["id"]],
         KEYS: [key["id"]],
+        BATCHES: [ended["id"], waiting["id"]],
     }
     gone = {JOBS: [deleted["id"]], UPLOADS: [deleted["artifacts"][0]["id"]]}
 
@@ -81,6 +85,8 @@ def document(fuzzed: Guarded) -> Document:
             return [link, link[:-2]]
         if name == "width":
             return ["256", "512", "1"]
+        if name == "name":
+            return ["none", "mock", "txt2img", "swatch"]
         if name == "chapter_id":
             return [chapter, "theirs"]
         if name == "scene_number":

@@ -8,6 +8,8 @@ import pytest
 from api_service import JOBS, Json, Service, eventually, order
 from PIL import Image
 
+from safelight_client import ApiError, Client
+
 API = "/api/v1"
 
 
@@ -565,3 +567,35 @@ def test_jobs_that_wait_are_cancelled_with_their_story(idle: Service) -> None:
     assert story.get(f"scenes/{scene['id']}")["image_status"] == "pending"
     story.http.delete(f"{API}/chapters/{chapter}")
     assert idle.look(asked["job_id"])["status"] == "cancelled"
+
+
+def test_the_python_client_tells_the_same_story(service: Service) -> None:
+    with Client(service.api.url) as client:
+        stories = client.stories
+        project = stories.projects.create("By hand", style="ink")["id"]
+        chapter = stories.chapters.create(project, "One")["id"]
+        ada = stories.characters.create(project, "Ada", description="tall")["id"]
+        first, second = [stories.scenes.create(chapter, description="dusk", character_ids=[ada]) for _ in range(2)]
+        assert stories.projects.change(project, style="oil")["style"] == "oil"
+        small: Json = {"width": 64, "height": 64, "provider_options": {"duration_seconds": 0}}
+        old = service.end_of(stories.chapters.draw(chapter, 1, **small)["job_id"])["artifacts"][0]
+        batch = stories.chapters.draw_missing(chapter, **small)
+        service.end_of_batch(batch["id"])
+        assert stories.chapters.status(chapter, 2)["job_id"] == batch["job_ids"][0]
+        service.end_of(stories.chapters.draw(chapter, 1, **small)["job_id"])
+        assert len(list(stories.chapters.images(chapter))) == 3
+        assert stories.scenes.choose(first["id"], old["id"])["image_url"] == old["url"]
+        stories.scenes.order(chapter, [second["id"], first["id"]])
+        assert [scene["id"] for scene in stories.scenes.list(chapter)] == [second["id"], first["id"]]
+        assert stories.characters.set_reference(ada, picture(), "image/png")["reference"]["width"] == 64
+        face = service.end_of(stories.characters.draw(ada, **small)["job_id"])["artifacts"][0]
+        assert stories.characters.status(ada)["image_url"] == face["url"]
+        assert [image["id"] for image in stories.characters.images(ada)] == [face["id"]]
+        assert stories.characters.choose(ada, face["id"])["image"]["id"] == face["id"]
+        assert next(stories.projects.list())["id"] == project
+        assert [one["id"] for one in stories.chapters.list(project)] == [chapter]
+        assert [one["id"] for one in stories.characters.list(project)] == [ada]
+        stories.projects.delete(project, images="delete")
+        assert service.http.get(face["url"]).status_code == 410
+        with pytest.raises(ApiError):
+            stories.scenes.get(first["id"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import ImageStat
 
-from films import film, turned_film
+from films import film, piped_film, turned_film
 from safelight.artifacts import BadFilm, FfmpegMissing, Film, find_ffmpeg, inspect_film
 from safelight.artifacts import film as films
 from safelight.artifacts.film import is_film
@@ -65,6 +65,12 @@ async def test_a_sound(tmp_path: Path, name: str, content_type: str, extension: 
     assert found.duration_seconds == pytest.approx(2, abs=0.1)
     assert found.details == {"container": extension, "audio_codec": codec, "sample_rate": 48000}
     assert found.poster is None
+
+
+@pytest.mark.parametrize("name", ["wav", "flac", "mp3", "mkv", "webm"])
+async def test_one_that_does_not_know_its_length_is_measured(tmp_path: Path, name: str) -> None:
+    found = await inspected(tmp_path, piped_film(name))
+    assert found.duration_seconds == pytest.approx(2, abs=0.1)
 
 
 async def test_a_video_is_measured_as_it_is_shown(tmp_path: Path) -> None:

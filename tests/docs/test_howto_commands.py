@@ -1,4 +1,4 @@
-"""What two how-to pages tell their reader to type works as it stands there, but for hosts, buckets and keys."""
+"""What how-to pages tell their reader to type works as it stands there, but for hosts, buckets and keys."""
 
 import contextlib
 import json
@@ -128,3 +128,38 @@ def test_store_files_elsewhere(tmp_path: Path) -> None:
     assert "does all that Safelight needs" in told[1]
     assert "Everything is there" in told[2] and " 0 copied" not in told[2]
     assert [names_in(answer) >= {"url"} for answer in told[3:]] == [True, True]
+
+
+@pytest.mark.skipif(not shutil.which("jq"), reason="needs jq")
+def test_batches(tmp_path: Path) -> None:
+    reader = Reader(tmp_path, {})
+    with running(reader) as stack:
+        for one in typed("how-to/batches.md"):
+            answer = reader.types(one.command.replace("localhost:8080", stack.url))
+            check_answer(one, answer)
+            numbers = re.findall(r'"\w+": \d+', one.answer)
+            assert all(number in answer for number in numbers), (one.command, answer)
+        [example] = [text for _, text in blocks("how-to/batches.md", "python")]
+        (tmp_path / "example.py").write_text(example.replace("Client()", f"Client({stack.url!r})"))
+        told = reader.types(f"{sys.executable} example.py")
+    assert told.count("/api/v1/artifacts/") == 20 and told.splitlines()[-1].startswith("100 {")
+
+
+@pytest.mark.skipif(not shutil.which("jq"), reason="needs jq")
+@pytest.mark.parametrize("page", ["storyboard", "portraits"])
+def test_stories(tmp_path: Path, page: str) -> None:
+    Image.open(ROOT / "docs" / "images" / "lighthouse.webp").convert("RGB").save(tmp_path / "face.png")
+    reader = Reader(tmp_path, {})
+    told: list[str] = []
+    with running(reader) as stack:
+        for one in typed(f"how-to/{page}.md"):
+            answer = reader.types(one.command.replace("localhost:8080", stack.url).replace("curl -s", "curl -sf"))
+            check_answer(one, answer)
+            told.append(answer)
+    assert len(told) >= 10
+    everything = "".join(told)
+    if page == "storyboard":
+        assert everything.count('"image_status": "completed"') >= 3
+        assert "batch.completed" in everything
+    else:
+        assert '"reference_used": true' in everything

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from safelight.providers.base import (
 )
 from safelight.providers.mock import LEDGER_VARIABLE, MockProvider
 from safelight.providers.script import KEYS
+from stand_ins.generation import collect, outputs
 
 mock = MockProvider()
 
@@ -43,14 +43,6 @@ def order(script: dict[str, Any] | None = None, *, attempt: int = 1, seconds: fl
         options["mock"] = script
     given: dict[str, Any] = {"prompt": "a lighthouse", "width": 64, "height": 64, "seed": 7, **fields}
     return Generation("0190-job", attempt, Parameters("image", options=options, **given), 300)
-
-
-async def collect(updates: AsyncGenerator[Update]) -> list[Update]:
-    return [update async for update in updates]
-
-
-def outputs(updates: list[Update]) -> list[Output]:
-    return [update for update in updates if isinstance(update, Output)]
 
 
 # --- the picture ------------------------------------------------------------------------------------------------------

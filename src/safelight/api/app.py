@@ -114,7 +114,7 @@ def create_app(settings: Settings) -> FastAPI:
     plain.install(app)
     app.add_middleware(Authentication, has_accounts=settings.has_accounts)
     hosts = LOCAL_HOSTS | {settings.host} | {host.lower() for host in settings.allowed_hosts}
-    larger = dict.fromkeys((batches.PREFIX, f"{batches.PREFIX}/"), settings.max_batch_bytes)
+    larger: dict[str, int] = dict.fromkeys((batches.PREFIX, f"{batches.PREFIX}/"), settings.max_batch_bytes)
     app.add_middleware(Entrance, max_body_bytes=settings.max_body_bytes, larger=larger, hosts=hosts)
     return app
 
@@ -144,7 +144,9 @@ class Entrance:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = given if re.fullmatch(r"[\w.:-]{1,128}", given) else new_id()
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        state["server_send"] = send  # for streams of many small parts
         began = time.monotonic()
         status = 0
 

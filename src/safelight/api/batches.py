@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import zlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, cast
 
@@ -46,6 +46,7 @@ from safelight.api.job_request import (
 from safelight.api.jobs import LIMITED, take_tokens, tier_of, too_quick
 from safelight.api.media_request import IMPORT, MediaRequest, import_of, new_import, submit_imports
 from safelight.api.problems import PROBLEMS, invalid_body, invalid_fields
+from safelight.api.templates import template_of
 from safelight.bootstrap import Safelight
 from safelight.db import Tx, new_id
 from safelight.errors import FieldError, Invalid, SafelightError, Unavailable
@@ -241,7 +242,7 @@ async def retry(
     new = NewBatch(
         id=new_id(),
         owner_id=asker.owner_id,
-        jobs=await checked_jobs([(_again(job), job.id) for job in failed], request, world, asker),
+        jobs=await checked_jobs([(_again(job), job) for job in failed], request, world, asker),
         name=batch.name,
         metadata=batch.metadata,
         origin_batch_id=batch.id,
@@ -252,9 +253,9 @@ async def retry(
 
 
 async def checked_jobs(
-    given: Sequence[tuple[Any, str | None]], request: Request, world: Safelight, asker: Identity
+    given: Sequence[tuple[Any, Job | None]], request: Request, world: Safelight, asker: Identity
 ) -> list[NewJob]:
-    """The jobs that these bodies ask for, each with the id of the job it retries, if any; checked as a single one is.
+    """The jobs that these bodies ask for, each beside the job it retries, if any; checked as a single one is.
 
     Raises `Invalid` with all that is wrong, up to a bound. Others have their turn on the loop every few milliseconds.
     """
@@ -268,16 +269,23 @@ async def checked_jobs(
     }
     made: list[NewJob] = []
     wrong: list[FieldError] = []
-    for place, (body, origin_job_id) in enumerate(given):
+    templates: dict[str | None, Mapping[str, Any] | None] = {None: None}
+    for place, (body, origin) in enumerate(given):
         await turn.over()
+        about["origin_job_id"] = None if origin is None else origin.id
         try:
             if isinstance(body, dict) and cast(dict[str, Any], body).get("kind") == IMPORT:
-                wish = BatchImport.model_validate(body)
-                made.append(new_import(wish, **about, origin_job_id=origin_job_id))
+                made.append(new_import(BatchImport.model_validate(body), **about))
             else:
                 picture = BatchJob.model_validate(body)
-                closures = world.dispatcher.closures
-                made.append(new_job(picture, **about, origin_job_id=origin_job_id, closures=closures))
+                if origin is not None:
+                    template = origin.template_definition  # as it was then
+                elif picture.template in templates:
+                    template = templates[picture.template]
+                else:
+                    own = await template_of(world, asker.owner_id, picture.template)
+                    template = templates[picture.template] = None if own is None else own.definition
+                made.append(new_job(picture, **about, template=template, closures=world.dispatcher.closures))
         except ValidationError as error:
             wrong += _placed(place, invalid_body(error.errors()))
         except Invalid as error:

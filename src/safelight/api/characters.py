@@ -74,7 +74,8 @@ async def change(character_id: ItemId, body: CharacterChanges, world: World, own
 async def delete(character_id: ItemId, world: World, owner: Owner, images: WithImages = "keep") -> Response:
     """It is in no scene any more. Its jobs that have not ended are cancelled.
 
-    Its portraits are kept, in the list of your jobs, or deleted with their jobs, as `images` says.
+    Its portraits are kept, in the list of your jobs, or deleted with their jobs, as `images` says. The picture they
+    were drawn from stays among your artifacts, for as long as any upload.
     """
     gone = await world.database.write(
         lambda tx: stories.delete_character(tx, world.jobs, character_id, owner, with_images=images == "delete")

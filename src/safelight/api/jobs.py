@@ -32,6 +32,7 @@ from safelight.api.job_request import GenerationRequest, new_job, request_of, ve
 from safelight.api.job_view import PREFIX, AttemptList, Estimator, JobList, JobView, attempt_view_of, view_of
 from safelight.api.media_request import IMPORT, MediaRequest, import_of, new_import, submit_import
 from safelight.api.problems import PROBLEMS, Problem, invalid_body, problem
+from safelight.api.templates import template_of
 from safelight.artifacts import Artifact
 from safelight.bootstrap import Safelight
 from safelight.config import Tier
@@ -96,6 +97,7 @@ async def submit(
 ) -> Response:
     """Accept a generation and answer at once with the job, whatever workers, broker and provider are doing."""
     wait = preferred_wait(prefer)
+    own = await template_of(world, asker.owner_id, body.template)
     new = new_job(
         body,
         owner_id=asker.owner_id,
@@ -103,6 +105,7 @@ async def submit(
         settings=world.settings,
         request_id=request.state.request_id,
         tier=tier_of(asker, world),
+        template=None if own is None else own.definition,
         idempotency_key=idempotency_key(key),
         closures=world.dispatcher.closures,
     )
@@ -208,7 +211,10 @@ async def retry(
     ] = None,
     key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
 ) -> Response:
-    """A new job with the same request, or with some fields changed; it names its origin."""
+    """A new job with the same request, or with some fields changed; it names its origin.
+
+    A template is the one that the first job was submitted with, whatever became of it since.
+    """
     job, _ = await _look(world, job_id, asker.owner_id)
     if job.status not in ("failed", "cancelled"):
         raise JobNotEnded(f"Only a failed or cancelled job can be retried; this one is {job.status}.")
@@ -218,6 +224,10 @@ async def retry(
         body = GenerationRequest.model_validate(request_of(job) | (overrides or {}))
     except ValidationError as error:
         raise invalid_body(error.errors()) from None
+    template = job.template_definition
+    if body.template != job.template:
+        own = await template_of(world, asker.owner_id, body.template)
+        template = None if own is None else own.definition
     new = new_job(
         body,
         owner_id=asker.owner_id,
@@ -225,6 +235,7 @@ async def retry(
         settings=world.settings,
         request_id=request.state.request_id,
         tier=tier_of(asker, world),
+        template=template,
         idempotency_key=idempotency_key(key),
         origin_job_id=job.id,
         closures=world.dispatcher.closures,

@@ -23,7 +23,7 @@ from sqlalchemy import (
     update,
 )
 
-from safelight.db import Instant, Json, RowId, Tx, db_now, metadata
+from safelight.db import Instant, Json, Prepared, RowId, Tx, db_now, metadata
 
 artifacts = Table(
     "artifacts",
@@ -112,14 +112,18 @@ class Artifact:
 
 
 DAY_SECONDS = 86_400.0
+PICTURES = ("image", "input")  # the kinds that a job may start from
 COLUMNS = tuple(field.name for field in fields(Artifact))
+
+
+_INSERT = Prepared(artifacts.insert(), columns=COLUMNS)
 
 
 def insert(tx: Tx, stored: Iterable[Artifact]) -> None:
     """Record stored files: the winning attempt's, in the transaction that completes the job."""
     rows = [_as_row(artifact) for artifact in stored]
     if rows:
-        tx.execute(artifacts.insert(), rows)
+        tx.run_many(_INSERT, rows)
 
 
 def get(tx: Tx, artifact_id: str) -> Artifact | None:
@@ -183,13 +187,16 @@ def known_files(
 
 
 def give_inputs(tx: Tx, job_id: str, owner_id: str, artifact_ids: Iterable[str]) -> set[str]:
-    """Note that a new job was given these of its owner's artifacts; returns those that are not there.
+    """Note that a new job was given these of its owner's pictures; returns those that are not there, or are none.
 
     For the transaction that inserts the job: from its commit on, none of them is taken for unused.
     """
     wanted = set(artifact_ids)
     there = select(artifacts.c.id).where(
-        artifacts.c.id.in_(wanted), artifacts.c.owner_id == owner_id, artifacts.c.deleted_at.is_(None)
+        artifacts.c.id.in_(wanted),
+        artifacts.c.owner_id == owner_id,
+        artifacts.c.deleted_at.is_(None),
+        artifacts.c.kind.in_(PICTURES),
     )
     found = set(tx.execute(there.with_for_update(read=True)).scalars()) if wanted else set[str]()
     if found:

@@ -36,6 +36,8 @@ LIVELY = 10.0  # the deviation of the brightness (0-255) from which on a frame i
 SHAPES = (Fraction(1, 4), Fraction(4))  # of a pixel; others are mistakes
 CUT_SHORT = re.compile(r"partial file|ended prematurely|moov atom not found")
 CORRUPT = 2  # a flag of a packet
+ENDLESS = (b"\xff\xff\xff\xff", b"\0\0\0\0")  # the length of a RIFF file that nobody came back to write
+T = TypeVar("T")
 
 VIDEO, AUDIO = "video", "audio"
 Demuxed = tuple[str, Mapping[str, tuple[str, str]]]  # ffmpeg's name; content type and extension by kind
@@ -53,9 +55,6 @@ CONTAINERS: Mapping[str, Demuxed] = {
     "audio/ogg": _OGG,
     "audio/wav": ("wav", {AUDIO: ("audio/wav", "wav")}),
 }
-
-
-T = TypeVar("T")
 
 
 class BadFilm(SafelightError):
@@ -107,7 +106,7 @@ class _Stream:
 
     def take(self, cells: list[str]) -> None:
         """A packet: `stream, dts, pts, duration, size, checksum[, F=flags][, side data]`."""
-        pts, duration = int(cells[2]), int(cells[3])
+        pts, duration = max(int(cells[1]), int(cells[2])), int(cells[3])  # one that is unknown is the least integer
         self.packets += 1
         self.begin = pts if self.begin is None else min(self.begin, pts)
         self.end = max(self.end, pts + duration)
@@ -144,13 +143,15 @@ async def inspect_film(path: Path) -> Film:
 
     Raises `BadFilm` with a sentence that says why it is of no use, and `FfmpegMissing`.
     """
-    container, types = CONTAINERS[content_type_of(await asyncio.to_thread(head_of, path))]
+    head = await asyncio.to_thread(head_of, path)
+    container, types = CONTAINERS[content_type_of(head)]
     streams = await _streams_of(path, container)
     video, audio = streams.get(VIDEO), streams.get(AUDIO)
     kind = VIDEO if video is not None and VIDEO in types else AUDIO
     if kind not in types or (kind == AUDIO and audio is None):
         raise BadFilm("The provider's file holds neither a picture nor a sound.")
-    if any(stream.is_cut for stream in streams.values()):
+    is_endless = head[4:8] in ENDLESS  # a WAV that was written into a pipe: any end is one
+    if any(stream.is_cut for stream in streams.values()) and not is_endless:
         raise BadFilm("The provider's file is cut short.")
     content_type, extension = types[kind]
     seconds = max(stream.seconds for stream in streams.values())

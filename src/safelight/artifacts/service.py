@@ -40,6 +40,7 @@ ORPHAN_AGE = timedelta(days=1)
 ORPHAN_BATCH = 500
 MAX_PICTURE_BYTES = 512 * 1024 * 1024
 READ_BYTES = 1024 * 1024
+FILMS_AT_ONCE = 4  # that ffmpeg looks at, in a process
 Attempt = tuple[str, int]  # job id, attempt
 T = TypeVar("T")
 
@@ -76,6 +77,7 @@ class ArtifactStore:
         self._storage = storage
         self._workers = workers
         self._now = now
+        self._films = asyncio.Semaphore(FILMS_AT_ONCE)
 
     async def store(
         self,
@@ -139,7 +141,8 @@ class ArtifactStore:
         return await asyncio.get_running_loop().run_in_executor(self._workers, function, *arguments)
 
     async def _prepare_film(self, path: Path) -> _Prepared:
-        film = await inspect_film(path)
+        async with self._films:
+            film = await inspect_film(path)
         width = height = blur = None
         small: Mapping[int, Miniature] = {}
         if film.poster is not None:

@@ -23,7 +23,7 @@ COMMANDS = {
         "storage": ("safelight.cli.storage", "Prove the place for pictures, or move them to another."),
         "keys": ("safelight.cli.keys", "Make, list and revoke API keys."),
         "providers": ("safelight.cli.providers", "See how the providers are."),
-        "templates": ("safelight.cli.templates", "Check a ComfyUI workflow template."),
+        "templates": ("safelight.cli.templates", "Check ComfyUI workflow templates, and keep your own."),
         "db": ("safelight.cli.database", "Move everything to another database."),
         "cleanup": ("safelight.cli.database", "Delete what was kept long enough, now."),
     },

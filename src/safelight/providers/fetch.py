@@ -23,7 +23,7 @@ from safelight.providers.address import (
     checked_url,
     shown,
 )
-from safelight.providers.base import BadOutput, ProviderError, ProviderUnavailable
+from safelight.providers.base import BadOutput, ProviderError, ProviderUnavailable, ResultMissing
 
 MAX_BYTES = 100 * 1024 * 1024
 CHUNK_BYTES = 64 * 1024
@@ -66,8 +66,9 @@ async def fetch(
     `headers` are sent to the host of `url` alone; nothing else of the client's is sent. Nothing bounds the whole but
     the caller: a single read may take 30 s.
 
-    Raises `FetchRefused` for what must not be fetched, `ProviderUnavailable` if the host does not deliver, `BadOutput`
-    if there is no such file, or not a whole one. No message repeats the query of a URL, which may hold a secret.
+    Raises `FetchRefused` for what must not be fetched, `ProviderUnavailable` if the host does not deliver,
+    `ResultMissing` if there is no such file, `BadOutput` if it is not a whole one. No message repeats the query of a
+    URL, which may hold a secret.
     """
     pause = PAUSE_SECONDS
     for left in range(tries - 1, -1, -1):
@@ -204,7 +205,7 @@ async def _read(response: httpx.Response, place: str, max_bytes: int) -> Fetched
         message = f"{place} cannot be fetched now (HTTP {status})."
         raise ProviderUnavailable(message, retry_after=float(after) if after.isdecimal() else None)
     if status != 200:
-        error = BadOutput(f"There is no file at {place} (HTTP {status}).")
+        error = ResultMissing(f"There is no file at {place} (HTTP {status}).")
         raise _Again(error) if status in AGAIN else error
     too_large = FetchRefused(f"{place} is larger than {max_bytes} bytes.")
     length = response.headers.get("content-length", "")

@@ -6,13 +6,13 @@ asked for earlier, changes nothing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
-from sqlalchemy import ColumnElement, Table, and_, delete, or_, select, update
+from sqlalchemy import Table, Update, and_, bindparam, delete, null, or_, select, update
 
 from safelight.artifacts import artifacts, forget_inputs, get
-from safelight.db import Tx, db_now
+from safelight.db import RowId, Tx, db_now
 from safelight.errors import FieldError, SafelightError
 from safelight.jobs import (
     Job,
@@ -49,25 +49,56 @@ class NothingToDraw(SafelightError):
     code = "nothing_to_draw"
 
 
-@dataclass(frozen=True, slots=True)
-class _Subject:
-    """What a job is about: the rows of a table that have these values."""
+class _Rows:
+    """What becomes of the row of a table that a job is about. Statements are built once, for they are run often."""
 
-    table: Table
-    values: tuple[tuple[str, Any], ...]
+    def __init__(self, table: Table, *key: str) -> None:
+        self.table = table
+        there = and_(*(table.c[name] == bindparam(f"b_{name}") for name in ("owner_id", *key)))
+        job_id = bindparam("b_job_id", type_=RowId)
+        made = select(artifacts.c.id).where(
+            artifacts.c.job_id == job_id,
+            artifacts.c.deleted_at.is_(None),
+            artifacts.c.content_type.startswith("image/"),
+        )
+        is_newest = or_(table.c.image_job_id.is_(None), table.c.image_job_id <= job_id)
+        is_later = or_(table.c.image_as_of.is_(None), table.c.image_as_of < job_id)
+        self.hold = select(table.c.id).where(there).with_for_update()
+        self.wait = (
+            update(table)
+            .where(there, is_newest)
+            .values(image_job_id=job_id, image_status="pending", image_error=null(), updated_at=db_now())
+        )
+        self.show = (
+            update(table)
+            .where(there, is_later)
+            .values(
+                image_artifact_id=made.order_by(artifacts.c.position).limit(1).scalar_subquery(), image_as_of=job_id
+            )
+        )
+        self.end = (
+            update(table)
+            .where(there, is_newest)
+            .values(
+                image_job_id=job_id,
+                image_status=bindparam("b_status"),
+                image_error=bindparam("b_error", type_=table.c.image_error.type),
+                updated_at=db_now(),
+            )
+        )
 
-    @property
-    def condition(self) -> ColumnElement[bool]:
-        return and_(*(self.table.c[name] == value for name, value in self.values))
+
+_SCENES, _CHARACTERS = _Rows(scenes, "chapter_id", "scene_number"), _Rows(characters, "id")
 
 
 def _subject_of(
     owner_id: str, chapter_id: str | None, scene_number: int | None, character_id: str | None
-) -> _Subject | None:
+) -> tuple[_Rows, dict[str, Any]] | None:
+    """The rows that a job with these values is about, and the values of their key."""
     if scene_number is not None and chapter_id is not None:
-        values = (("chapter_id", chapter_id), ("scene_number", scene_number), ("owner_id", owner_id))
-        return _Subject(scenes, values) if is_story_id(chapter_id) else None
-    return _Subject(characters, (("id", character_id), ("owner_id", owner_id))) if is_story_id(character_id) else None
+        key = {"b_owner_id": owner_id, "b_chapter_id": chapter_id, "b_scene_number": scene_number}
+        return (_SCENES, key) if is_story_id(chapter_id) else None
+    return (_CHARACTERS, {"b_owner_id": owner_id, "b_id": character_id}) if is_story_id(character_id) else None
 
 
 # --- what follows jobs ------------------------------------------------------------------------------------------------
@@ -75,65 +106,57 @@ def _subject_of(
 
 def on_accepted(tx: Tx, accepted: Sequence[Job]) -> None:
     """The rows that these new jobs are about wait for them."""
-    newest: dict[_Subject, str] = {}
+    waiting: dict[_Rows, list[dict[str, Any]]] = {}
     for job in accepted:
-        if job.kind != PICTURE:
-            continue
         subject = _subject_of(job.owner_id, job.chapter_id, job.scene_number, job.character_id)
-        if subject is not None:
-            newest[subject] = max(job.id, newest.get(subject, ""))
-    for subject in sorted(newest, key=str):  # two batches of the same chapter wait for each other in the same order
-        table, job_id = subject.table, newest[subject]
-        waits = update(table).where(subject.condition, _is_newest(table, table.c.image_job_id < job_id))
-        tx.execute(waits.values(image_job_id=job_id, image_status="pending", image_error=None, updated_at=db_now()))
+        if subject is not None and job.kind == PICTURE:
+            waiting.setdefault(subject[0], []).append(subject[1] | {"b_job_id": job.id})
+    for rows, parameters in waiting.items():
+        # Two batches of the same rows wait for each other in the same order.
+        tx.execute(rows.wait, sorted(parameters, key=lambda each: list(map(str, each.values()))))
 
 
 def on_settled(tx: Tx, job: Job) -> None:
     """A job ended: its row says so, and shows what it made."""
     if not job.is_terminal:
         return
+    error = job.error if job.status == "failed" else None
     if job.kind == IMPORT:
-        _end(tx, scenes, "media", scenes.c.media_job_id == job.id, job)
+        tx.execute(
+            _END_MEDIA[job.status == "completed"], {"b_job_id": job.id, "b_status": job.status, "b_error": error}
+        )
         return
     subject = _subject_of(job.owner_id, job.chapter_id, job.scene_number, job.character_id)
     if subject is None or job.kind != PICTURE:
         return
-    table = subject.table
+    rows, key = subject
     if job.status == "completed":
-        shown = update(table).where(subject.condition, or_(table.c.image_as_of.is_(None), table.c.image_as_of < job.id))
-        tx.execute(shown.values(image_artifact_id=_first_of(job), image_as_of=job.id))
-    _end(tx, table, "image", and_(subject.condition, _is_newest(table, table.c.image_job_id <= job.id)), job)
+        tx.execute(rows.show, {**key, "b_job_id": job.id})
+    tx.execute(rows.end, {**key, "b_job_id": job.id, "b_status": job.status, "b_error": error})
 
 
-def _end(tx: Tx, table: Table, name: Literal["image", "media"], condition: ColumnElement[bool], job: Job) -> None:
-    values: dict[str, Any] = {
-        f"{name}_job_id": job.id,
-        f"{name}_status": job.status,
-        f"{name}_error": job.error if job.status == "failed" else None,
+def _end_media(*, is_made: bool) -> Update:
+    job_id = bindparam("b_job_id", type_=RowId)
+    made = select(artifacts.c.id).where(artifacts.c.job_id == job_id, artifacts.c.deleted_at.is_(None))
+    first = made.order_by(artifacts.c.position).limit(1).scalar_subquery()
+    ended = {
+        "media_status": bindparam("b_status"),
+        "media_error": bindparam("b_error", type_=scenes.c.media_error.type),
         "updated_at": db_now(),
+        **({"media_artifact_id": first} if is_made else {}),
     }
-    if name == "media" and job.status == "completed":
-        values["media_artifact_id"] = _first_of(job)
-    tx.execute(update(table).where(condition).values(values))
+    return update(scenes).where(scenes.c.media_job_id == job_id).values(ended)
 
 
-def _is_newest(table: Table, is_older: ColumnElement[bool]) -> ColumnElement[bool]:
-    return or_(table.c.image_job_id.is_(None), is_older)
-
-
-def _first_of(job: Job) -> Any:
-    made = select(artifacts.c.id).where(artifacts.c.job_id == job.id, artifacts.c.deleted_at.is_(None))
-    return made.order_by(artifacts.c.position).limit(1).scalar_subquery()
+_END_MEDIA = {is_made: _end_media(is_made=is_made) for is_made in (False, True)}
 
 
 def submit_picture(tx: Tx, jobs: Jobs, new: NewJob) -> Submitted | SafelightError:
     """Accept a job of a scene or character, which cannot be deleted or numbered anew in between."""
     values = new.values
     subject = _subject_of(new.owner_id, values["chapter_id"], values["scene_number"], values["character_id"])
-    if subject is not None:
-        there = select(subject.table.c.id).where(subject.condition).with_for_update()
-        if tx.execute(there).one_or_none() is None:
-            return SceneNotFound() if subject.table is scenes else CharacterNotFound()
+    if subject is not None and tx.execute(subject[0].hold, subject[1]).one_or_none() is None:
+        return SceneNotFound() if subject[0] is _SCENES else CharacterNotFound()
     [outcome] = jobs.submit(tx, [new])
     return outcome
 

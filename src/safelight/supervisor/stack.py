@@ -320,8 +320,8 @@ def settings_environment(settings: Settings) -> dict[str, str]:
     return variables
 
 
-def _plain(value: BaseModel) -> dict[str, Any]:
-    return value.model_dump()
+def _plain(value: BaseModel | SecretStr) -> Any:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value.model_dump()
 
 
 def make_runtime_dir() -> Path:
