@@ -23,7 +23,7 @@ def run(bench: Bench) -> Iterator[Sample]:
     """What takes no time is drawn, so that the rest is measured; on the full path the mock draws and all is stored."""
     scenes = bench.options.size(100, 5)
     for backend in bench.options.backends:
-        for number, system in turns(list(SYSTEMS), bench.options.rounds):
+        for number, system in turns(list(SYSTEMS)[: 1 if bench.options.quick else None], bench.options.rounds):
             values = _measure(bench, backend, system, scenes)
             yield Sample(NAME, f"{scenes} scenes, {backend}", system, number, values)
 

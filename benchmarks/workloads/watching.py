@@ -31,7 +31,7 @@ def run(bench: Bench) -> Iterator[Sample]:
     fill(url, max(counts), now_ms, processing_only=True)
     ids = [job_id(number, max(counts), now_ms) for number in range(1, max(counts) + 1)]
     for count in counts:
-        for number, name in turns(list(SYSTEMS), bench.options.rounds):
+        for number, name in turns(list(SYSTEMS)[: 2 if bench.options.quick else None], bench.options.rounds):
             yield Sample(NAME, f"{count} watchers", name, number, _measure(bench, url, *SYSTEMS[name], ids[:count]))
     bench.ground.drop(url)
 
@@ -56,10 +56,10 @@ def _measure(bench: Bench, url: str, system: str, ending: str, ids: list[str]) -
         publisher = ground.start("benchmarks.systems.publisher", style, environment=environment, speaks=True)
         stack.enter_context(publisher)
         publisher.hear()  # connected
-        time.sleep(0.5)
+        time.sleep(0.1 if bench.options.quick else 0.5)
         cpu, valkey_cpu = cpu_seconds([server.pid]), cpu_seconds([ground.valkey.pid])
         sent = publisher.ask(ids=ids, seconds=seconds, per_second=PER_SECOND)
-        time.sleep(2)  # what is late must not be taken for lost
+        time.sleep(bench.options.size(2, 0))  # what is late must not be taken for lost
         cpu, valkey_cpu = cpu_seconds([server.pid]) - cpu, cpu_seconds([ground.valkey.pid]) - valkey_cpu
         memory = pss_mb([server.pid])
         heard = watchers.ask(stop=True)
