@@ -21,6 +21,8 @@ from benchmarks.sample import Bench, Options, Sample
 from benchmarks.workloads import (
     authentication,
     contention,
+    following,
+    imports,
     owners,
     requests,
     storyboard,
@@ -32,7 +34,19 @@ from benchmarks.workloads import (
 
 WORKLOADS: dict[str, Callable[[Bench], Iterator[Sample]]] = {
     module.NAME: module.run
-    for module in (throughput, requests, contention, watching, waiting, tables, owners, authentication, storyboard)
+    for module in (
+        throughput,
+        requests,
+        contention,
+        watching,
+        waiting,
+        following,
+        tables,
+        owners,
+        authentication,
+        storyboard,
+        imports,
+    )
 }
 PEERS = ("dramatiq", "aiosqlite", "asyncpg", "greenlet")
 

@@ -58,6 +58,7 @@ GOALS = (
     Goal("1,000 waiting jobs / ideal 5 s", "waiting", "times_ideal", 1.3, 1.2, case="1000"),
     Goal("memory per worker process", "waiting", "pss_mb_per_process", 120, 120, case="1000", unit=" MB"),
     Goal("per further waiting job", "waiting", "kb_per_further_job", 45, 45, case="1000", unit=" KB"),
+    Goal("memory per job that follows a provider", "following", "kb_per_job", 100, 60, case="500", unit=" KB"),
     Goal("SSE: CPU per event", "watching", "cpu_us_per_event", 0.6, 0.4, case="4000", peer=PER_CLIENT),
     Goal("SSE: p99", "watching", "p99_ms", 1, 1, case="4000", peer=PER_CLIENT),
     Goal("SSE: memory", "watching", "pss_mb", 1, 0.7, case="4000", peer=PER_CLIENT),
@@ -66,6 +67,8 @@ GOALS = (
     Goal("POST / FastAPI", "requests", "requests_per_second", 2, 4, case="POST", peer=FASTAPI, higher_is_better=True),
     Goal("POST, p99 at 32 connections", "requests", "p99_ms", 20, 20, case="POST", unit=" ms"),
     Goal("GET / FastAPI", "requests", "requests_per_second", 1.5, 2, case="GET", peer=FASTAPI, higher_is_better=True),
+    Goal("import of a page / yt-dlp", "imports", "seconds", 1.5, 1.2, case="page", peer="yt-dlp"),
+    Goal("import of a file / yt-dlp", "imports", "seconds", 1, 0.7, case="file", peer="yt-dlp"),
     Goal("SQLite flat out: p99 of a write", "contention", "write_p99_ms", 150, 70, unit=" ms"),
     Goal("SQLite flat out: lock errors", "contention", "lock_errors", 0, 0, unit=""),
 )

@@ -21,18 +21,21 @@ COLORS = {"target met": "green", "floor met": "yellow", "MISSED": "bold red"}
 TITLES = {
     "throughput": "Throughput at saturation and latency at low load",
     "waiting": "Jobs that wait 5 s on HTTP, two worker processes",
+    "following": "Jobs that follow a provider, one worker process",
     "watching": "SSE fan-out, 2 events a second each, one API process",
     "requests": "POST and GET at 32 connections, one API process",
     "contention": "SQLite: an API and two workers flat out",
     "tables": "One operation at a time, by the size of the table",
     "owners": "One operation at a time, by the number of owners with about a hundred jobs each",
     "authentication": "To find out who asks",
+    "imports": "A film from a local server, by its URL and by a page that plays it",
 }
 HEADLINES: Mapping[str, tuple[str, ...]] = {  # whom to compare with, and the figures whose ratios stand first
     "throughput": ("celery prefork", "jobs_per_second", "worker_cpu_ms", "low_load_p50_ms"),
     "waiting": ("dramatiq 2x500 threads", "makespan_seconds"),
     "watching": ("sse-starlette", "cpu_us_per_event", "p99_ms"),
     "requests": ("fastapi + .delay()", "requests_per_second", "server_cpu_us"),
+    "imports": ("yt-dlp", "seconds", "cpu_seconds"),
 }
 
 

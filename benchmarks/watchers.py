@@ -11,7 +11,7 @@ import uvloop
 
 from benchmarks.load import request_bytes
 
-SENT_AT = re.compile(rb'"message":"t(\d+)"')
+SENT_AT = re.compile(rb'"message":"(?:t|[^"]*, step )(\d+)(?:"| of )')  # nanoseconds, as words or as a step's number
 AT_ONCE = 200  # connections being opened at a time
 TAIL_BYTES = 64
 

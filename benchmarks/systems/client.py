@@ -31,6 +31,11 @@ from safelight.providers.registry import Registry
 THREADS = 4
 COROUTINES = 32
 PATIENCE_SECONDS = 30.0
+ASKED: dict[str, dict[str, Any]] = {  # what these providers need to be told
+    "mock": {"provider_options": {"duration_seconds": 0}},
+    "comfyui": {"checkpoint_model": "tiny.safetensors"},
+    "modelslab": {"width": 256, "height": 256},
+}
 
 
 def answer(**values: Any) -> None:
@@ -81,16 +86,15 @@ async def submit(world: Safelight, provider: str) -> str:
     return outcome.job.id
 
 
-async def submit_some(world: Safelight, provider: str, numbers: Iterator[int]) -> None:
-    for _ in numbers:
-        await submit(world, provider)
+async def submit_some(world: Safelight, provider: str, numbers: Iterator[int]) -> list[str]:
+    return [await submit(world, provider) for _ in numbers]
 
 
 def new_null_job(providers: Registry | None = None, settings: Settings | None = None, provider: str = "mock") -> NewJob:
     """A small job as the API makes it of a request."""
     body = GenerationRequest.model_validate(
         {"prompt": "a lighthouse at dusk", "provider": provider, "width": 64, "height": 64, "seed": 7}
-        | ({"provider_options": {"duration_seconds": 0}} if provider == "mock" else {})
+        | ASKED.get(provider, {})
     )
     return new_job(
         body,
@@ -109,11 +113,12 @@ async def serve_safelight(provider: str) -> None:
         while line := await loop.run_in_executor(None, sys.stdin.readline):
             request = json.loads(line)
             count: int = request["count"]
+            provider = request.get("provider", provider)
             if request["do"] == "burst":
                 numbers = iter(range(count))
                 began = time.monotonic()
-                await asyncio.gather(*(submit_some(world, provider, numbers) for _ in range(COROUTINES)))
-                answer(began=began, ended=time.monotonic())
+                made = await asyncio.gather(*(submit_some(world, provider, numbers) for _ in range(COROUTINES)))
+                answer(began=began, ended=time.monotonic(), ids=[job_id for some in made for job_id in some])
             else:
                 waits: list[float] = []
                 for _ in range(count):

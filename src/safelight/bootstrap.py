@@ -11,12 +11,13 @@ from pydantic import SecretStr
 
 from safelight import stories
 from safelight.accounts import LOCAL_OWNER, Doorkeeper, Tokens, purge_sessions, tier_of
-from safelight.artifacts import ArtifactStore, Links, load_signing_key
+from safelight.artifacts import ArtifactStore, FfmpegMissing, Links, find_ffmpeg, load_signing_key
 from safelight.config import Settings
 from safelight.db import Database, Tx, new_id
 from safelight.jobs import BreakerPolicy, Caps, Dispatcher, Job, JobEvent, Jobs, Retention, RetentionDays, keep_for
 from safelight.limits import Limiter, Policy
-from safelight.providers.base import Provider, ProviderError
+from safelight.providers.base import Limits, Provider, ProviderError
+from safelight.providers.media_import.workspace import Workspace
 from safelight.providers.registry import Registry
 from safelight.queue import HintQueue
 from safelight.schema import admit, require
@@ -98,14 +99,18 @@ def _token_verifier(settings: Settings) -> Tokens | None:
     )
 
 
-def _own_providers(settings: Settings) -> dict[str, Callable[[], Provider]]:
+def _own_providers(settings: Settings, workspace: Workspace) -> dict[str, Callable[[], Provider]]:
     """How the house's own providers are made of the settings. Imported when one is first asked for."""
 
     def comfyui() -> Provider:
-        from safelight.providers.comfyui import ComfyUI  # noqa: PLC0415
+        from safelight.providers.comfyui import ComfyUI, shared_templates  # noqa: PLC0415
 
-        headers = {name: value.get_secret_value() for name, value in settings.comfyui_headers.items()}
-        return ComfyUI(settings.comfyui_urls, headers=headers, default_checkpoint=settings.comfyui_checkpoint or None)
+        return ComfyUI(
+            settings.comfyui_urls,
+            headers={name: value.get_secret_value() for name, value in settings.comfyui_headers.items()},
+            default_checkpoint=settings.comfyui_checkpoint or None,
+            templates=shared_templates(settings.comfyui_templates),
+        )
 
     def modelslab() -> Provider:
         from safelight.providers.modelslab import ModelsLab  # noqa: PLC0415
@@ -113,7 +118,7 @@ def _own_providers(settings: Settings) -> dict[str, Callable[[], Provider]]:
         return ModelsLab(
             _needed(settings.modelslab_key, "SAFELIGHT_MODELSLAB_KEY"),
             base_url=settings.modelslab_base_url,
-            models=settings.modelslab_models,
+            models=tuple(settings.modelslab_models.values()),
             resubmit_unknown=settings.modelslab_resubmit_unknown,
             webhook_url=settings.modelslab_webhook_url or None,
         )
@@ -130,7 +135,25 @@ def _own_providers(settings: Settings) -> dict[str, Callable[[], Provider]]:
             streams=settings.openai_streams,
         )
 
-    return {"comfyui": comfyui, "modelslab": modelslab, "openai_images": openai_images}
+    def media() -> Provider:
+        from safelight.providers.media_import import EXTRACTORS, MediaImport  # noqa: PLC0415
+
+        try:
+            ffmpeg = find_ffmpeg()
+        except FfmpegMissing:
+            ffmpeg = None
+        return MediaImport(
+            workspace=workspace,
+            ffmpeg=ffmpeg,
+            limits=Limits(settings.media_soft_limit_seconds, settings.media_hard_limit_seconds),
+            networks=settings.media_allow_private,
+            max_bytes=settings.media_max_bytes,
+            max_seconds=settings.media_max_seconds,
+            idle_seconds=settings.media_idle_seconds,
+            extractors=settings.media_extractors or EXTRACTORS,
+        )
+
+    return {"comfyui": comfyui, "media": media, "modelslab": modelslab, "openai_images": openai_images}
 
 
 def _needed(secret: SecretStr, variable: str) -> str:
@@ -177,9 +200,16 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
         database, tokens=_token_verifier(settings), tiers=settings.tiers, default_tier=settings.default_tier
     )
 
+    workspace = Workspace(
+        settings.data_dir.resolve() / "imports",
+        keep_free_bytes=settings.media_keep_free_bytes,
+        quota_bytes=settings.media_quota_bytes,
+    )
+
     async def tidy() -> None:
         await database.write(purge_sessions)
         await retention.tidy()
+        await asyncio.to_thread(workspace.sweep)
 
     process_id = new_id()
     limiter = Limiter(valkey, settings.redis_ns)
@@ -195,7 +225,12 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
         housekeeping=tidy,
         limiter=limiter,
     )
-    providers = Registry(bool(settings.mock_mode), settings.default_provider, _own_providers(settings))
+    providers = Registry(
+        bool(settings.mock_mode),
+        settings.default_provider,
+        _own_providers(settings, workspace),
+        unplayed=["media"],
+    )
     await valkey.start()
     try:
         yield Safelight(

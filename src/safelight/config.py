@@ -4,6 +4,8 @@
 every value can be set on its own. `AI_MOCK_MODE` is read without the prefix.
 """
 
+import json
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -91,6 +93,7 @@ class Settings(BaseSettings):
     comfyui_urls: Annotated[list[str], NoDecode] = ["http://127.0.0.1:8188"]  # comma-separated
     comfyui_headers: dict[str, SecretStr] = {}  # sent with every request and socket
     comfyui_checkpoint: str = ""  # for requests that name none
+    comfyui_templates: Path | None = None  # a folder of workflow templates for everybody
     modelslab_key: SecretStr = SecretStr("")
     modelslab_base_url: str = "https://modelslab.com/api"
     modelslab_models: dict[str, str] = {}  # by tier; the first is the default
@@ -101,6 +104,16 @@ class Settings(BaseSettings):
     openai_model: str = "gpt-image-1"
     openai_models: list[str] | None = None  # None: OpenAI's own there, any elsewhere
     openai_streams: bool = True  # False for servers that refuse to stream
+    media_soft_limit_seconds: float = Field(3600, gt=0)
+    media_hard_limit_seconds: float = Field(3660, gt=0)
+    media_max_bytes: int = Field(4 * 1024**3, ge=1)  # of a file that is imported
+    media_max_seconds: float = Field(4 * 3600, gt=0)  # that it plays
+    media_idle_seconds: float = Field(30, gt=0)  # without a byte, after which its source has broken off
+    media_allow_private: Annotated[list[IPv4Network | IPv6Network], NoDecode] = []  # comma-separated
+    media_extractors: Annotated[list[str], NoDecode] = []  # of yt-dlp, comma-separated; none: all that lead to media
+    media_keep_free_bytes: int = Field(1024**3, ge=0)  # of the worker's disk
+    media_quota_bytes: int | None = Field(None, ge=1)  # of unfinished imports together; None: what the disk has
+
     webhook_secret: SecretStr = SecretStr("")  # in the address of inbound webhooks; none: they are not taken
 
     default_provider: str = "mock"
@@ -129,10 +142,15 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
 
-    @field_validator("comfyui_urls", mode="before")
+    @field_validator("comfyui_urls", "media_allow_private", "media_extractors", mode="before")
     @classmethod
     def split(cls, value: Any) -> Any:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        """Comma-separated as people write it, or JSON, as a parent process does."""
+        if not isinstance(value, str):
+            return value
+        return (
+            json.loads(value) if value.startswith("[") else [part.strip() for part in value.split(",") if part.strip()]
+        )
 
     @model_validator(mode="after")
     def fill_in(self) -> Self:
@@ -162,6 +180,8 @@ class Settings(BaseSettings):
             self.provider_limits = {"comfyui": 2 * len(self.comfyui_urls), "modelslab": 5} | self.provider_limits
         if self.hard_limit_seconds <= self.soft_limit_seconds:
             raise ValueError("hard_limit_seconds must be greater than soft_limit_seconds")
+        if self.media_hard_limit_seconds <= self.media_soft_limit_seconds:
+            raise ValueError("media_hard_limit_seconds must be greater than media_soft_limit_seconds")
         if self.lease_seconds < 3 * self.beat_seconds:
             raise ValueError("lease_seconds must be at least three times beat_seconds")
         self._check_accounts()

@@ -16,6 +16,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from itertools import count
+from pathlib import Path
 from typing import TypeVar
 from unittest.mock import patch
 
@@ -33,6 +34,7 @@ from safelight.providers.base import (
     Progress,
     Provider,
     ProviderError,
+    Reserved,
     Submitting,
     Update,
 )
@@ -96,10 +98,10 @@ class Case:
     timeout_seconds: float
 
     def generation(self, provider: Provider, parameters: Parameters | None = None) -> Generation:
-        """An order as the runner would give it: of parameters that were checked and have a seed."""
+        """An order as the runner would give it: of parameters that were checked and have a seed if they take one."""
         checked = provider.check(parameters or self.parameters)
         number = next(_numbers)
-        if checked.seed is None:
+        if checked.seed is None and provider.takes_seed(checked):
             checked = replace(checked, seed=number)
         return Generation(f"check-{time.time_ns()}-{number}", 1, checked, self.timeout_seconds)
 
@@ -121,6 +123,7 @@ class _Walk:
     """What a provider told in one generation."""
 
     remote_id: str | None = None
+    reserved: bool = False  # the id is not known to have been received
     submitted: bool = False
     outputs: list[Output] = field(default_factory=list[Output])
 
@@ -149,17 +152,23 @@ def _take(walk: _Walk, update: Update) -> None:
         case Submitting():
             _expect(not walk.submitted and walk.remote_id is None, "Submitting must come once, and before Accepted")
             walk.submitted = True
+        case Reserved(remote_id=remote_id):
+            _expect(0 < len(remote_id) <= 500, "an id must have 1 to 500 characters")
+            _expect(walk.remote_id is None or walk.reserved, "Reserved came after Accepted")
+            walk.remote_id, walk.reserved = remote_id, True
         case Accepted(remote_id=remote_id):
-            _expect(bool(remote_id) and len(remote_id) <= 500, "an id must have 1 to 500 characters")
-            _expect(walk.remote_id in {None, remote_id}, "Accepted came twice, with different ids")
-            walk.remote_id = remote_id
+            _expect(0 < len(remote_id) <= 500, "an id must have 1 to 500 characters")
+            _expect(walk.remote_id in {None, remote_id}, "Accepted came with another id than before")
+            walk.remote_id, walk.reserved = remote_id, False
         case Progress(percent=percent, stage=stage):
             _expect(percent is None or 0 <= percent <= 100, f"a percentage must be 0 to 100 or None, not {percent}")
             _expect(bool(stage), "the stage of a Progress must not be empty")
         case Preview(data=data, content_type=content_type):
             _picture(data, content_type, "a preview")
-        case Output():
-            walk.outputs.append(update)
+        case Output(data=data):
+            walk.outputs.append(replace(update, data=update.read()))
+            if isinstance(data, Path):  # it is handed over, and would be removed by the runner
+                data.unlink()
 
 
 def _picture(data: bytes, content_type: str, what: str) -> tuple[int, int] | None:
@@ -184,7 +193,7 @@ def _judge(walk: _Walk, parameters: Parameters) -> None:
     wanted = parameters.batch_size
     _expect(len(walk.outputs) == wanted, f"{wanted} outputs were asked for, {len(walk.outputs)} came")
     for output in walk.outputs:
-        size = _picture(output.data, output.content_type, "an output")
+        size = _picture(output.read(), output.content_type, "an output")
         if size is None or parameters.width is None or parameters.height is None:
             continue
         asked = parameters.width, parameters.height
@@ -289,7 +298,7 @@ async def generations_do_not_mix(provider: Provider, case: Case) -> None:
         _judge(walk, order.parameters)
         walks.append(walk)
     ids = [walk.remote_id for walk in walks if walk.remote_id is not None]
-    _expect(len(set(ids)) == len(ids), "two generations were accepted under one id")
+    _expect(len(set(ids)) == len(ids), "two generations have the same id")
 
 
 async def closing_leaves_nothing_running(provider: Provider, case: Case) -> None:
@@ -339,8 +348,34 @@ async def an_accepted_job_is_adopted(provider: Provider, case: Case) -> None:
     _judge(walk, generation.parameters)
 
 
+async def a_reserved_job_is_sent_once(provider: Provider, case: Case) -> None:
+    """Another process sends what was never received, and follows what was. For providers that yield Reserved."""
+    for was_received in (False, True):
+        generation = case.generation(provider)
+        remote_id = None
+        async with asyncio.timeout(case.timeout_seconds), aclosing(provider.generate(generation)) as updates:
+            async for update in updates:
+                if remote_id is not None:  # the service has answered
+                    break
+                if isinstance(update, Accepted | Output):
+                    return
+                if isinstance(update, Reserved):
+                    remote_id = update.remote_id
+                    if not was_received:
+                        break
+        if remote_id is None:
+            return
+        heir = case.make()
+        try:
+            walk = await _walk(heir.resume(replace(generation, attempt=2), remote_id), case)
+        finally:
+            await heir.close()
+        _expect(not (was_received and walk.reserved), "resume sent a job again that had been received")
+        _judge(walk, generation.parameters)
+
+
 async def an_unknown_job_is_lost(provider: Provider, case: Case) -> None:
-    """`resume` says so by `JobLost`, and `cancel` does not mind."""
+    """`resume` of an id that is none of the provider's says so by `JobLost`, and `cancel` does not mind."""
     await _within(ASK_SECONDS, provider.cancel(UNKNOWN_ID), "cancel of an unknown job did not end")
     try:
         async with (
@@ -376,6 +411,7 @@ CHECKS: tuple[Callable[[Provider, Case], Awaitable[None]], ...] = (
     closing_leaves_nothing_running,
     cancelling_is_obeyed,
     an_accepted_job_is_adopted,
+    a_reserved_job_is_sent_once,
     an_unknown_job_is_lost,
     it_tells_about_itself,
 )

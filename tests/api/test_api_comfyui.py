@@ -11,6 +11,7 @@ from PIL import Image
 from pydantic import SecretStr
 
 from stand_ins.comfyui import ComfyStandIn
+from stand_ins.comfyui_lab import workflow
 
 CHECKPOINT = "tiny.safetensors"
 SECRET = "only-for-this-test"
@@ -115,8 +116,39 @@ def test_the_webhook_needs_its_secret_and_believes_nothing_else(service: Service
     assert service.http.post(f"/webhooks/modelslab/{SECRET}", content=b"nonsense").status_code == 204
 
 
-def test_the_models_of_all_servers(service: Service) -> None:
-    assert CHECKPOINT in service.http.get("/api/v1/providers/comfyui/models").text
+def test_the_models_of_all_servers_and_of_each(
+    make_service: Callable[..., Service], servers: list[ComfyStandIn]
+) -> None:
+    servers[1].set_choices("CheckpointLoaderSimple", "ckpt_name", [CHECKPOINT, "big.safetensors"])
+    service = make_service(mock_mode=False, worker=False, comfyui_urls=[server.url for server in servers])
+    path = "/api/v1/providers/comfyui/models"
+    found = service.http.get(path).json()
+    assert found["models"]["checkpoints"] == [CHECKPOINT, "big.safetensors"]
+    assert {url: has["checkpoints"] for url, has in found["servers"].items()} == {
+        servers[0].url: [CHECKPOINT],
+        servers[1].url: [CHECKPOINT, "big.safetensors"],
+    }
+    assert set(found["models"]) == {"checkpoints", "loras", "samplers", "schedulers", "vaes"}
+    asked = len(servers[0].seen)
+    assert service.http.get(path).json() == found and len(servers[0].seen) == asked
+    for server in servers:
+        server.kill()
+    unknown = make_service(mock_mode=False, worker=False, comfyui_urls=[server.url for server in servers])
+    silent = unknown.http.get(path)
+    assert (silent.status_code, silent.json()["code"]) == (503, "models_unknown")
+
+
+def test_several_pictures_of_a_size(service: Service) -> None:
+    job = service.end_of(submit(service, batch_size=2, width=96))
+    assert [(made["width"], made["height"]) for made in job["artifacts"]] == [(96, 64)] * 2
+
+
+def test_a_seed_is_shown_where_one_is_used(service: Service) -> None:
+    fields: dict[str, Any] = {"checkpoint_model": None, "width": None, "height": None, "seed": None}
+    drawn = service.end_of(submit(service, seed=None))
+    assert drawn["seed"] is not None and drawn["artifacts"][0]["seed"] == drawn["seed"]
+    own = service.end_of(submit(service, **fields, workflow=workflow()))
+    assert (own["status"], own["seed"]) == ("completed", None)
 
 
 def test_templates_say_what_they_take_and_are_filled(service: Service) -> None:

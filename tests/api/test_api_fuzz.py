@@ -85,6 +85,8 @@ def document(fuzzed: Guarded) -> Document:
             return [link, link[:-2]]
         if name == "width":
             return ["256", "512", "1"]
+        if name == "name":
+            return ["none", "mock", "txt2img", "swatch"]
         if name == "chapter_id":
             return [chapter, "theirs"]
         if name == "scene_number":

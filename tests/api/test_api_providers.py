@@ -47,7 +47,8 @@ def test_every_provider_is_shown(service: Service) -> None:
     )
     assert (found[0]["model"], found[0]["height"], found[0]["samples"]) == ("darkroom-fast", 64, 1)
     assert 0 < found[0]["median_seconds"] < 10
-    assert service.http.get(f"{PROVIDERS}/mock/models").json() == {"models": {"models": ["darkroom", "darkroom-fast"]}}
+    models = service.http.get(f"{PROVIDERS}/mock/models").json()
+    assert models == {"models": {"models": ["darkroom", "darkroom-fast"]}, "servers": {}}
 
 
 def test_what_nobody_has_is_not_found(service: Service) -> None:

@@ -41,9 +41,9 @@ def test_truncated_pictures_are_refused(name: str, share: float) -> None:
     ("data", "says"),
     [
         (b"", "empty file"),
-        (b"<html>502 Bad Gateway</html>", "not a picture"),
-        (b"\x89PNG\r\n\x1a\n", "not a picture|truncated"),
-        (encoded(LANDSCAPE, "BMP"), "not a picture"),
+        (b"<html>502 Bad Gateway</html>", "no picture"),
+        (b"\x89PNG\r\n\x1a\n", "no picture|truncated"),
+        (encoded(LANDSCAPE, "BMP"), "no picture"),
     ],
 )
 def test_other_files_are_refused_with_a_reason(data: bytes, says: str) -> None:

@@ -1,18 +1,22 @@
 """Artifacts: stored files and their records."""
 
 import hashlib
+import tracemalloc
+import wave
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from films import film
 from safelight import artifacts
-from safelight.artifacts import Artifact, ArtifactStore, BadPicture
+from safelight.artifacts import Artifact, ArtifactStore, BadFilm, BadPicture
 from safelight.db import Database, new_id
 from safelight.providers import darkroom
 from safelight.storage import Storage
@@ -42,10 +46,24 @@ def store(storage: Storage, workers: ThreadPoolExecutor) -> ArtifactStore:
     return ArtifactStore(storage, workers, now=lambda: NOW)
 
 
-async def stored(store: ArtifactStore, job_id: str, data: bytes, *, attempt: int = 1, position: int = 0) -> Artifact:
-    text = {"prompt": "Hügel"}
+async def stored(
+    store: ArtifactStore,
+    job_id: str,
+    data: bytes | Path,
+    *,
+    attempt: int = 1,
+    position: int = 0,
+    details: dict[str, Any] | None = None,
+) -> Artifact:
     return await store.store(
-        job_id=job_id, attempt=attempt, position=position, owner_id="me", data=data, text=text, seed=5
+        job_id=job_id,
+        attempt=attempt,
+        position=position,
+        owner_id="me",
+        data=data,
+        text={"prompt": "Hügel"},
+        seed=5,
+        details=details,
     )
 
 
@@ -98,10 +116,90 @@ async def test_nothing_of_a_bad_picture_is_stored(store: ArtifactStore, storage:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("as_file", [True, False])
+async def test_a_video_is_stored_with_its_poster(
+    store: ArtifactStore, storage: Storage, tmp_path: Path, as_file: bool
+) -> None:
+    data = film("mp4")
+    given: bytes | Path = data
+    if as_file:
+        given = tmp_path / "video.tmp"
+        given.write_bytes(data)
+    artifact = await stored(store, "job-1", given, details={"title": "Küste", "video_codec": "as they say"})
+    assert (artifact.kind, artifact.content_type, artifact.storage_key) == ("video", "video/mp4", "jobs/job-1/1/0.mp4")
+    assert await storage.get(artifact.storage_key) == data
+    assert (artifact.size_bytes, artifact.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert (artifact.width, artifact.height, artifact.duration_seconds) == (128, 72, pytest.approx(2, abs=0.1))
+    assert artifact.details is not None
+    assert (artifact.details["title"], artifact.details["video_codec"]) == ("Küste", "h264")
+    assert artifact.thumbhash
+    assert [thumbnail["width"] for thumbnail in artifact.thumbnails] == [256, 512, 1280]
+    poster = Image.open(BytesIO(await storage.get(artifact.thumbnails[-1]["storage_key"])))
+    assert (poster.format, poster.size) == ("WEBP", (128, 72))
+    if isinstance(given, Path):
+        assert given.exists()  # it is its owner's to remove
+
+
+@pytest.mark.anyio
+async def test_a_sound_has_no_size_and_no_thumbnails(store: ArtifactStore, storage: Storage) -> None:
+    artifact = await stored(store, "job-1", film("flac"))
+    assert (artifact.kind, artifact.content_type, artifact.storage_key) == (
+        "audio",
+        "audio/flac",
+        "jobs/job-1/1/0.flac",
+    )
+    assert (artifact.width, artifact.height, artifact.thumbhash, artifact.thumbnails) == (None, None, None, [])
+    assert await storage.get(artifact.storage_key) == film("flac")
+
+
+@pytest.mark.anyio
+async def test_a_picture_may_come_as_a_file(store: ArtifactStore, storage: Storage, tmp_path: Path) -> None:
+    file = tmp_path / "0.tmp"
+    file.write_bytes(png())
+    from_file, from_bytes = await stored(store, "job-1", file), await stored(store, "job-2", png())
+    assert (from_file.kind, from_file.sha256, from_file.details) == ("image", from_bytes.sha256, None)
+    assert Image.open(BytesIO(await storage.get(from_file.storage_key))).info["prompt"] == "Hügel"
+
+
+@pytest.mark.anyio
+async def test_a_large_file_is_never_whole_in_memory(
+    store: ArtifactStore, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sound of 48 MB: what is traced of it, and what obstore is given at a time, stays far below."""
+    file = tmp_path / "long.wav"
+    size = 48 * 2**20
+    with wave.open(str(file), "wb") as sound:
+        sound.setparams((1, 2, 48_000, 0, "NONE", ""))
+        sound.writeframes(bytes(size))
+    tracemalloc.start()
+    artifact = await stored(store, "job-1", file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (artifact.kind, artifact.size_bytes) == ("audio", 44 + size)
+    assert artifact.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert peak < size / 2, f"{peak >> 20} MB"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("name", "share"), [("mp4", 0.5), ("webm", 0.5), ("flac", 0.01)])
+async def test_nothing_of_a_bad_film_is_stored(
+    store: ArtifactStore, storage: Storage, tmp_path: Path, name: str, share: float
+) -> None:
+    file = tmp_path / "half"
+    file.write_bytes(film(name)[: int(len(film(name)) * share)])
+    for given in (file, file.read_bytes()):
+        with pytest.raises(BadFilm):
+            await stored(store, "job-1", given)
+    with pytest.raises(BadFilm, match="cannot be read: No such file"):
+        await stored(store, "job-1", tmp_path / "gone")
+    assert [key async for key, _, _ in storage.list("jobs")] == []
+
+
+@pytest.mark.anyio
 async def test_rows_come_back_as_they_went(store: ArtifactStore, sqlite_url: str) -> None:
     first, second = new_id(), new_id()
     made = [await stored(store, first, png(64, 64), position=position) for position in (1, 0)]
-    made.append(replace(await stored(store, second, png(64, 64)), seed=None))
+    made.append(replace(await stored(store, second, film("mp4")), seed=None))
     database = Database(sqlite_url)
     try:
         await database.write(artifacts.insert, made)

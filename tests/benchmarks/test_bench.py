@@ -15,12 +15,14 @@ EXPECTED: dict[str, set[str]] = {
     "contention": {"write_p99_ms", "lock_errors"},
     "watching": {"delivered_percent", "p99_ms", "cpu_us_per_event", "redis_connections"},
     "waiting": {"makespan_seconds", "busy_pss_mb"},
+    "following": {"kb_per_job", "silent_cpu_percent"},
     "tables": {"p50_ms", "p99_ms"},
     "owners": {"p50_ms", "p99_ms"},
     "authentication": {"p50_us", "p99_us"},
     "storyboard": {"accept_ms", "all_pictures_seconds", "cpu_ms_per_scene"},
+    "imports": {"seconds", "cpu_seconds"},
 }
-BESIDE = ("throughput", "requests", "watching", "tables", "owners")  # where even the quick form compares
+BESIDE = ("throughput", "requests", "watching", "tables", "owners", "imports")  # where even the quick form compares
 
 
 def test_every_workload_runs_through(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

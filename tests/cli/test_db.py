@@ -13,6 +13,7 @@ from sqlalchemy import create_engine, delete, select, update
 from sqlalchemy.exc import OperationalError
 
 from jobs.builders import Desk, completed, try_again
+from safelight import template
 from safelight.cli.main import group
 from safelight.db import Database, db_now, metadata
 from safelight.jobs import register_worker
@@ -116,6 +117,7 @@ async def fill(url: str) -> dict[str, str]:
         await desk.cancel(gone.id)
         await desk.change(gone.id, deleted_at=db_now(), keep_until=db_now(86400.0))
         running = await desk.running()
+        await database.write(template.add, "ada", "swatch", {"name": "swatch", "title": "Ein Muster ✨"})
         waiting = await desk.submit(run_at=datetime(2031, 2, 3, 4, 5, 6, 789123, tzinfo=UTC))
         return {
             "done": done.id,

@@ -105,6 +105,10 @@ def test_a_failed_job(api: ScriptedApi, tmp_path: Path) -> None:
         ("generate", "x", "--batch-size", "9"),
         ("generate", "x", "--option", "novalue"),
         ("generate", "x", "-o", "no/such/folder/x.png"),
+        ("generate", "x", "--input", "steps=4"),
+        ("generate", "x", "--workflow", "no-such-file.json"),
+        ("generate", "x", "--workflow", __file__),
+        ("generate", "x", "--image", "no-such-file.png"),
         ("up", "--host", "0.0.0.0"),  # noqa: S104
         ("api", "--host", "192.168.1.2"),
         ("nonsense",),
@@ -128,7 +132,7 @@ def test_a_refused_request_is_a_usage_error(tmp_path: Path) -> None:
         api.answer("POST", JOBS, problem(422, "invalid_request", errors=errors))
         code, _, words = run("generate", "x", "--width", "1", "--url", api.url, cwd=tmp_path)
     assert code == 2
-    assert "#/width: must be at least 64" in words
+    assert "--width: must be at least 64" in words
 
 
 def test_without_a_key_it_says_where_one_comes_from(tmp_path: Path) -> None:

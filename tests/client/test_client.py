@@ -1,5 +1,6 @@
 """The Python client against a server that misbehaves on purpose."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -166,3 +167,54 @@ def test_cancel_and_long_poll(api: ScriptedApi, client: Client) -> None:
     assert client.cancel(JOB_ID)["status"] == "cancelled"
     assert client.get(JOB_ID, wait=3)["is_terminal"]
     assert api.requests[-1].path == f"{JOB_PATH}?wait=3"
+
+
+def test_a_batch_is_submitted_followed_and_retried(api: ScriptedApi, client: Client) -> None:
+    batch = "/api/v1/batches/b"
+    api.answer("POST", "/api/v1/batches", problem(503, "unavailable"), document({"id": "b"}, 202))
+    api.answer("GET", batch, document({"id": "b", "progress": 50}))
+    api.answer("POST", f"{batch}/cancel", document({"id": "b"}))
+    api.answer("POST", f"{batch}/retry", document({"id": "c"}, 202))
+    assert client.batches.submit([{"prompt": "a"}, {"prompt": "b"}], name="x")["id"] == "b"
+    first, second = api.requests
+    assert first.headers["Idempotency-Key"] == second.headers["Idempotency-Key"]
+    assert second.body == {"jobs": [{"prompt": "a"}, {"prompt": "b"}], "name": "x"}
+    assert client.batches.get("b")["progress"] == 50
+    assert client.batches.cancel("b")["id"] == "b"
+    assert client.batches.retry("b", idempotency_key="k")["id"] == "c"
+    assert api.requests[-1].headers["Idempotency-Key"] == "k"
+
+
+def test_the_events_of_a_batch_end_with_it_and_not_with_a_job(api: ScriptedApi, client: Client) -> None:
+    def of_batch(kind: str, event_id: str, **data: object) -> str:
+        return f"id: {event_id}\nevent: {kind}\ndata: {json.dumps(data)}\n\n"
+
+    path = "/api/v1/batches/b/events"
+    end = of_batch("job.completed", "3.1", job_id="one", is_terminal=True, version=3)
+    last = of_batch("job.completed", "3x2", job_id="two", is_terminal=True, version=3)
+    api.answer(
+        "GET",
+        path,
+        stream(of_batch("batch.snapshot", "1x2", is_terminal=False), end, drops=True),
+        stream(last, of_batch("batch.failed", "end", is_terminal=True)),
+    )
+    types = [each.type for each in client.batches.events("b")]
+    assert types == ["batch.snapshot", "job.completed", "job.completed", "batch.failed"]
+    assert [each.headers.get("Last-Event-ID") for each in api.requests] == [None, "3.1"]
+
+
+def test_the_jobs_of_a_batch_over_all_pages(api: ScriptedApi, client: Client) -> None:
+    pages = [{"items": [{"id": "3"}, {"id": "2"}], "next_cursor": "x"}, {"items": [{"id": "1"}], "next_cursor": None}]
+    api.answer("GET", "/api/v1/generation-jobs", *map(document, pages))
+    assert [job["id"] for job in client.batches.jobs("b")] == ["3", "2", "1"]
+    assert api.requests[1].path.endswith("batch_id=b&limit=100&cursor=x")
+
+
+def test_media_is_stored_once_and_looked_at(api: ScriptedApi, client: Client) -> None:
+    api.answer("POST", "/api/v1/media/store", DROPPED, document(job(), 202))
+    api.answer("POST", "/api/v1/media/probe", document({"title": "A lighthouse"}))
+    assert client.media.store("https://example.com/a.mp4", scene_id=None, audio_only=True)["id"] == JOB_ID
+    first, second = api.asked("POST", "/api/v1/media/store")
+    assert first.body == second.body == {"url": "https://example.com/a.mp4", "audio_only": True}
+    assert first.headers["Idempotency-Key"] == second.headers["Idempotency-Key"]
+    assert client.media.probe("https://example.com/a.mp4") == {"title": "A lighthouse"}

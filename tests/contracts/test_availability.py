@@ -25,6 +25,7 @@ from safelight.jobs import (
 )
 from safelight.jobs.availability import provider_states
 from safelight.jobs.dispatch import read_pulse
+from safelight.jobs.job import jobs as job_rows
 from safelight.jobs.service import MAX_DEFERRALS
 from safelight.limits import Limiter, Policy
 from safelight.valkey import Valkey
@@ -108,6 +109,36 @@ async def test_a_pause_holds_for_all_jobs_of_the_provider_and_no_other(office: C
     assert (await office.job(job.id)).blocked_until is None
 
 
+async def test_after_a_pause_jobs_start_slowly(office: Counter) -> None:
+    earlier = [await office.running() for _ in range(9)]  # they go on, and are no reason to start nothing
+    await office.defer(earlier[0], 30.0)
+    for _ in range(60):
+        await office.submit()
+    await office.round()
+    await office.change_state(paused_until=db_now())
+    first = await office.round()
+    assert len(first) == 8 and await office.round() == []
+    assert not office.dispatcher.take_room(QUEUE, "mock")
+    waiting = await office.submit()
+    await office.round()
+    assert (await office.reason(waiting), (await office.job(waiting.id)).blocked_until) == ("rate_limited", None)
+    for job_id in first[:2]:
+        job = await office.claim(job_id)
+        assert job is not None
+        await office.settle(job, completed(job))
+    await office.change_state(paused_until=db_now(-2.0))
+    await office.write(_started_long_ago, [job.id for job in earlier])
+    assert len(await office.round()) == 32 - 6
+    await office.change_state(paused_until=db_now(-11.0))
+    assert (await office.round())[-1] == waiting.id
+    await office.round()
+    assert office.dispatcher.take_room(QUEUE, "mock")
+
+
+def _started_long_ago(tx: Tx, job_ids: list[str]) -> None:
+    tx.execute(update(job_rows).where(job_rows.c.id.in_(job_ids)).values(started_at=db_now(-60.0)))
+
+
 async def test_hints_under_way_are_withdrawn_by_dispatch_too(office: Counter) -> None:
     released = await office.submit(hint=True)
     await office.defer(await office.running(), 30.0)
@@ -162,7 +193,7 @@ async def test_without_a_time_the_pauses_grow(office: Counter) -> None:
 
 async def test_a_deferred_job_keeps_what_the_provider_has_accepted(office: Counter) -> None:
     job = await office.running()
-    await office.write(office.jobs.record_accepted, job.id, job.attempt, "r1")
+    await office.write(office.jobs.record_remote_id, job.id, job.attempt, "r1")
     assert (await office.defer(job, 30.0, keeps=True)).provider_job_id == "r1"
     other = await office.running(provider="other")
     await office.write(office.jobs.record_submitting, other.id, other.attempt)
@@ -242,7 +273,8 @@ async def test_half_open_one_job_tries_for_all(office: Counter) -> None:
     assert await office.round() == []
     await office.write(office.jobs.settle, probe, completed(probe), "worked")
     assert (await office.state()).breaker == "closed"
-    assert await office.round() == [jobs[1].id, jobs[2].id]
+    later = [await office.submit() for _ in range(7)]
+    assert await office.round() == [job.id for job in (*jobs[1:], *later[:6])]  # slowly at first
 
 
 async def test_a_probe_that_fails_pays_nothing_and_opens_the_breaker_again(office: Counter) -> None:
@@ -397,7 +429,7 @@ async def test_with_all_ways_closed_a_job_waits_for_the_first_that_opens(office:
 async def test_a_job_that_may_have_been_accepted_stays(office: Counter) -> None:
     paid, accepted = await office.running(route=ROUTE), await office.running(route=ROUTE)
     await office.write(office.jobs.record_submitting, paid.id, paid.attempt)
-    await office.write(office.jobs.record_accepted, accepted.id, accepted.attempt, "r1")
+    await office.write(office.jobs.record_remote_id, accepted.id, accepted.attempt, "r1")
     await office.lose(paid.id)
     await office.lose(accepted.id)
     await office.open_breaker()

@@ -40,7 +40,7 @@ MakeSettlement = Callable[[Job], Settlement]
 
 async def test_a_lost_job_comes_back_as_a_suspect(desk: Desk) -> None:
     lost, healthy = await desk.running(), await desk.running()
-    assert await desk.write(desk.jobs.record_accepted, lost.id, 1, "remote-1")
+    assert await desk.write(desk.jobs.record_remote_id, lost.id, 1, "remote-1")
     job = await desk.lose(lost.id)
     assert (job.status, job.version, job.queue, job.crash_count) == ("pending", 3, ISOLATED, 0)
     assert (job.retry_count, job.run_at, job.hinted_at) == (0, job.updated_at, None)

@@ -267,7 +267,7 @@ async def test_a_cancelled_attempt_ends_the_job(desk: Desk) -> None:
 async def test_a_transient_failure_brings_the_job_back_later(desk: Desk) -> None:
     job = await desk.running()
     assert await desk.write(desk.jobs.record_submitting, job.id, 1)
-    assert await desk.write(desk.jobs.record_accepted, job.id, 1, "remote-1")
+    assert await desk.write(desk.jobs.record_remote_id, job.id, 1, "remote-1")
     settled = await desk.settle(job, try_again(job, 20.0))
     assert settled is not None and settled == await desk.job(job.id)
     assert (settled.status, settled.version, settled.retry_count, settled.crash_count) == ("pending", 3, 1, 0)
@@ -286,7 +286,7 @@ async def test_a_transient_failure_brings_the_job_back_later(desk: Desk) -> None
 async def test_a_handed_back_job_goes_on_where_it_was(desk: Desk) -> None:
     job = await desk.running()
     assert await desk.write(desk.jobs.record_submitting, job.id, 1)
-    assert await desk.write(desk.jobs.record_accepted, job.id, 1, "remote-1")
+    assert await desk.write(desk.jobs.record_remote_id, job.id, 1, "remote-1")
     settled = await desk.settle(job, HandBack())
     assert settled is not None
     assert (settled.status, settled.version, settled.retry_count, settled.queue) == ("pending", 3, 0, QUEUE)
@@ -315,7 +315,7 @@ async def test_a_late_writer_changes_nothing(desk: Desk, late: MakeSettlement) -
     before = await everything(desk, old.id)
     assert await desk.settle(old, late(old)) is None
     assert not await desk.write(desk.jobs.record_submitting, old.id, 1)
-    assert not await desk.write(desk.jobs.record_accepted, old.id, 1, "zombie")
+    assert not await desk.write(desk.jobs.record_remote_id, old.id, 1, "zombie")
     assert await everything(desk, old.id) == before
     await desk.settle(new, completed(new))
     before = await everything(desk, old.id)

@@ -131,6 +131,21 @@ def test_store_files_elsewhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("jq"), reason="needs jq")
+def test_batches(tmp_path: Path) -> None:
+    reader = Reader(tmp_path, {})
+    with running(reader) as stack:
+        for one in typed("how-to/batches.md"):
+            answer = reader.types(one.command.replace("localhost:8080", stack.url))
+            check_answer(one, answer)
+            numbers = re.findall(r'"\w+": \d+', one.answer)
+            assert all(number in answer for number in numbers), (one.command, answer)
+        [example] = [text for _, text in blocks("how-to/batches.md", "python")]
+        (tmp_path / "example.py").write_text(example.replace("Client()", f"Client({stack.url!r})"))
+        told = reader.types(f"{sys.executable} example.py")
+    assert told.count("/api/v1/artifacts/") == 20 and told.splitlines()[-1].startswith("100 {")
+
+
+@pytest.mark.skipif(not shutil.which("jq"), reason="needs jq")
 @pytest.mark.parametrize("page", ["storyboard", "portraits"])
 def test_stories(tmp_path: Path, page: str) -> None:
     Image.open(ROOT / "docs" / "images" / "lighthouse.webp").convert("RGB").save(tmp_path / "face.png")

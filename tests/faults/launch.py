@@ -26,9 +26,10 @@ from safelight.cli.settings import load_settings
 from safelight.db import Tx
 from safelight.jobs import Dispatcher, Jobs, dispatch
 from safelight.providers import mock
+from safelight.providers.base import Accepted, Preview, Progress, Reserved, Submitting
 from safelight.queue import HintQueue
 from safelight.worker.process import run_worker
-from safelight.worker.runner import Runner
+from safelight.worker.runner import Attempt, Runner
 
 DISPATCH_VARIABLE = "SAFELIGHT_FAULTS_DISPATCH_LEASE"  # seconds, for a short form
 WATCH_VARIABLE = "SAFELIGHT_FAULTS_PIPE"
@@ -79,8 +80,17 @@ def _is_submit(line: str) -> bool:
     return not line.startswith("cancel")
 
 
+def _is_submitting(runner: object, attempt: object, update: object, made: object) -> bool:
+    return isinstance(update, Submitting)
+
+
 def _is_accepted(runner: object, attempt: object, update: object, made: object) -> bool:
-    return type(update).__name__ == "Accepted"
+    return isinstance(update, Accepted | Reserved)
+
+
+def _is_news(runner: object, attempt: Attempt, update: object, made: object) -> bool:
+    """That the provider works on it."""
+    return isinstance(update, Preview) or (isinstance(update, Progress) and attempt.remote_id is not None)
 
 
 def _in_transaction(tick: Countdown) -> None:
@@ -100,7 +110,10 @@ POINTS: dict[str, Callable[[Countdown], None]] = {
     "after-claim": lambda tick: _before(Runner, "_execute", tick),
     "before-provider": lambda tick: _before(mock, "_write_ledger", tick, _is_submit),
     "after-provider": lambda tick: _after(mock, "_write_ledger", tick, _is_submit),
+    "after-submitting": lambda tick: _after(Runner, "_take", tick, _is_submitting),
+    "before-accepted": lambda tick: _before(Runner, "_take", tick, _is_accepted),
     "after-accepted": lambda tick: _after(Runner, "_take", tick, _is_accepted),
+    "in-progress": lambda tick: _after(Runner, "_take", tick, _is_news),
     "after-upload": lambda tick: _after(ArtifactStore, "store", tick),
     "in-settle": _in_transaction,
     "before-event": lambda tick: _before(

@@ -104,15 +104,30 @@ def as_text(outcomes: Sequence[Outcome]) -> str:
     found = [
         f"  {merged.experiment}, {sentence}" for merged in merge(outcomes) for sentence in merged.findings.sentences
     ]
-    return "\n".join([*printed, *(["", "What went wrong:", *found] if found else [])])
+    own = [line for outcome in _with_grid(outcomes) for line in ["", f"{outcome.experiment}:", *_aligned(outcome.grid)]]
+    return "\n".join([*printed, *own, *(["", "What went wrong:", *found] if found else [])])
+
+
+def _with_grid(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The last round of each experiment that has a table of its own."""
+    return list({outcome.experiment: outcome for outcome in outcomes if outcome.grid}.values())
+
+
+def _aligned(grid: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in grid]
 
 
 def as_markdown(outcomes: Sequence[Outcome], title: str) -> str:
-    """The table for the documentation."""
-    lines = table(outcomes)
-    rule = ["---", *["---:"] * (len(lines[0]) - 1)]
-    rows = [f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]]]
-    return "\n".join([f"### {title}", "", *rows, ""])
+    """The tables for the documentation."""
+    written = [f"### {title}", "", *_piped(table(outcomes), "---:")]
+    for outcome in _with_grid(outcomes):
+        written += ["", f"### {outcome.experiment}", "", *_piped(outcome.grid, "---")]
+    return "\n".join([*written, ""])
+
+
+def _piped(lines: Sequence[Sequence[str]], rule: str) -> list[str]:
+    return [f"| {' | '.join(line)} |" for line in [lines[0], ["---", *[rule] * (len(lines[0]) - 1)], *lines[1:]]]
 
 
 def as_json(outcomes: Sequence[Outcome], **facts: object) -> str:

@@ -173,6 +173,7 @@ class Stack:
         self.ledger = folder / "ledger"
         self.ledger.touch()
         self.files = data / "files"
+        self.imports = data / "imports"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
@@ -195,6 +196,8 @@ class Stack:
             "SAFELIGHT_DRAIN_SECONDS": "0.5",
             "SAFELIGHT_HARD_LIMIT_SECONDS": "301.5",
             "SAFELIGHT_STUCK_LOOP_SECONDS": "90",
+            "SAFELIGHT_MEDIA_ALLOW_PRIVATE": "127.0.0.1/32",
+            "SAFELIGHT_MEDIA_KEEP_FREE_BYTES": "0",
             **settings,
         }
         self.processes: list[Process] = []

@@ -4,10 +4,11 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from random import Random
 
+import httpx
 import pytest
 
-from faults.oracle import Findings, Promise, _judge_end, _judge_submits, _judge_versions, _judge_watcher
-from faults.watcher import Watcher
+from faults.oracle import Findings, Promise, _judge_end, _judge_submits, _judge_versions, _judge_watcher, examine_batch
+from faults.watcher import BatchWatcher, Watcher
 from jobs.builders import Desk, completed, try_again
 from safelight.db import Database
 from safelight.jobs import Attempt, Job
@@ -79,7 +80,7 @@ async def test_events(story: Story) -> None:
     def watched(*events: tuple[str, int]) -> Findings:
         watcher = Watcher(0, job.id, Random(0))
         for kind, version in events:
-            watcher._take(kind, version if "progress" not in kind else None, {"version": version})
+            watcher._take(kind, str(version) if "progress" not in kind else None, {"version": version})
         watcher.finished = True
         findings = Findings()
         _judge_watcher(watcher, job, findings)
@@ -95,3 +96,30 @@ async def test_events(story: Story) -> None:
     assert watched(*whole[:3], *whole[2:]).doubled_events == 1
     assert watched(*whole, ("job.progress", job.version)).late_events == 1
     assert watched(*whole[:4], ("job.progress", 2), *whole[4:]).late_events == 1
+
+
+async def test_batches(story: Story) -> None:
+    job, _ = story
+
+    def watched(*versions: int, end: str = "batch.completed", progress: int = 100, **view: object) -> Findings:
+        watcher = BatchWatcher(0, "b", [job.id], Random(0))
+        watcher._take("batch.progress", None, {"progress": 50})
+        for version in versions:
+            watcher._take("job.started", "an id", {"job_id": job.id, "version": version})
+        watcher._take(end, "end", {"progress": progress})
+        watcher.finished = True
+        answer = {"counts": {"completed": 1, "failed": 0}, "status": "completed", "progress": 100, "is_terminal": True}
+        transport = httpx.MockTransport(lambda _: httpx.Response(200, json=answer | view))
+        findings = Findings()
+        with httpx.Client(transport=transport, base_url="http://x") as http:
+            examine_batch(http, watcher, {job.id: job}, findings)
+        return findings
+
+    whole = range(2, job.version + 1)
+    assert watched(*whole).is_clean
+    assert watched(*whole[1:]).missed_events == 1
+    assert watched(*whole, 2).doubled_events == 1
+    assert watched(*whole, end="batch.failed").missed_events == 1
+    assert watched(*whole, progress=40).late_events == 1
+    assert watched(*whole, counts={"completed": 0, "failed": 1}).broken == 1
+    assert watched(*whole, status="failed").broken == 1

@@ -1,6 +1,7 @@
 """An outage on our side after the provider took a job must not make us submit, and pay, it again."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -14,7 +15,7 @@ from safelight.config import Settings
 from safelight.db import DatabaseUnavailable, Tx, new_id
 from safelight.jobs import Attempt, Job, attempts_of, get
 from safelight.jobs.job import jobs
-from safelight.providers.base import Accepted, Generation, Update
+from safelight.providers.base import Accepted, Generation, Reserved, Update
 from safelight.storage import StorageUnavailable
 from safelight.worker import runner as runner_module
 from safelight.worker.inputs import InputImages
@@ -67,8 +68,9 @@ class SlowToAnswer:
     def __init__(self, real: Any) -> None:
         self._real = real
         self.is_asked = asyncio.Event()
-        self.check = real.check
-        self.capabilities = real.capabilities
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Update]:
         async with aclosing(self._real.generate(generation)) as updates:
@@ -78,7 +80,25 @@ class SlowToAnswer:
                     await asyncio.sleep(0.3)
                 yield update
 
+
+class Reserving:
+    """Plays the mock, under ids of ours, and is stopped before it has sent anything."""
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
+        self.is_reserved = asyncio.Event()
+        self.resumed: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    async def generate(self, generation: Generation) -> AsyncGenerator[Update]:
+        yield Reserved(f"mock-{generation.job_id}-{round(time.time() * 1000)}-50")
+        self.is_reserved.set()
+        await asyncio.Event().wait()
+
     def resume(self, generation: Generation, remote_id: str) -> AsyncGenerator[Update]:
+        self.resumed.append(remote_id)
         return self._real.resume(generation, remote_id)
 
 
@@ -103,14 +123,14 @@ async def test_database_away_when_the_provider_has_accepted(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outages = iter([True, True])
-    record = bench.world.jobs.record_accepted
+    record = bench.world.jobs.record_remote_id
 
     def fails_twice(*args: Any) -> bool:
         if next(outages, False):
             raise DatabaseUnavailable
         return record(*args)
 
-    monkeypatch.setattr(bench.world.jobs, "record_accepted", fails_twice)
+    monkeypatch.setattr(bench.world.jobs, "record_remote_id", fails_twice)
     job, attempts = await bench.run()
     assert job.status == "completed" and [attempt.outcome for attempt in attempts] == ["completed"]
     assert submits(tmp_path) == 1
@@ -129,6 +149,19 @@ async def test_told_to_leave_while_the_provider_is_about_to_answer(
     job, attempts = await running
     assert job.status == "completed" and [attempt.outcome for attempt in attempts] == ["handed_back", "completed"]
     assert submits(tmp_path) == 1
+
+
+async def test_told_to_leave_between_reserving_and_sending(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    provider = Reserving(bench.world.providers.resolve("mock")[1])
+    monkeypatch.setattr(bench.world.providers, "resolve", lambda name: ("mock", provider, True))
+    running = asyncio.create_task(bench.run())
+    async with asyncio.timeout(10):
+        await provider.is_reserved.wait()
+    await bench.runner.drain(0)
+    bench.runner.is_draining = False
+    job, attempts = await running
+    assert job.status == "completed" and [attempt.outcome for attempt in attempts] == ["handed_back", "completed"]
+    assert provider.resumed == [job.provider_job_id]  # the next one looks for it, and does not begin anew
 
 
 async def test_storage_away_when_the_picture_is_there(

@@ -12,8 +12,7 @@ from sqlalchemy.engine import make_url
 
 from faults.proxy import FreezingProxy
 from jobs.builders import Desk
-from safelight import db
-from safelight.db import Database, DatabaseUnavailable, Tx, db_now, new_id
+from safelight.db import Database, DatabaseUnavailable, Tx, db_now, lane, new_id
 from safelight.jobs import Caps, Dispatcher
 from servers import PostgresServer
 
@@ -60,20 +59,20 @@ async def test_a_connection_that_went_dead_is_given_up(
     postgres_server: Callable[[], PostgresServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half-open: nothing comes any more and nothing says so. New connections are well."""
-    monkeypatch.setattr(db, "QUEUE_TIMEOUT_SECONDS", 0.2)
-    monkeypatch.setattr(db, "STUCK_SECONDS", 0.3)
+    monkeypatch.setattr(lane, "QUEUE_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(lane, "STUCK_SECONDS", 0.3)
     server = postgres_server()
     url = make_url(server.url("postgres")).set(query={"host": str(tmp_path)})
     with (
         contextlib.closing(FreezingProxy(tmp_path / ".s.PGSQL.5432", server.directory / ".s.PGSQL.5432")) as proxy,
         contextlib.closing(Database(url.render_as_string(hide_password=False), readers=1)) as database,
     ):
-        for lane in (database.read, database.write, database.write_urgently):
-            assert await lane(ask) == 1
+        for ask_in in (database.read, database.write, database.write_urgently):
+            assert await ask_in(ask) == 1
         proxy.freeze()
         async with asyncio.timeout(10):
-            for lane in (database.read, database.write, database.write_urgently):
+            for ask_in in (database.read, database.write, database.write_urgently):
                 try:
-                    assert await lane(ask) == 1
+                    assert await ask_in(ask) == 1
                 except DatabaseUnavailable:
-                    assert await lane(ask) == 1
+                    assert await ask_in(ask) == 1

@@ -8,9 +8,9 @@ from typing import Any
 
 import httpx
 
-from faults.oracle import Findings, Promise, examine, examine_leftovers
+from faults.oracle import Findings, Promise, examine, examine_batch, examine_leftovers
 from faults.stack import Process, Stack, until
-from faults.watcher import Watcher
+from faults.watcher import BatchWatcher, Watcher
 
 TINY = {"width": 64, "height": 64}
 COMPLETED = frozenset({"completed"})
@@ -56,6 +56,7 @@ class Outcome:
     findings: Findings = field(default_factory=Findings)
     detection: list[float] = field(default_factory=list[float])
     recovery: list[float] = field(default_factory=list[float])
+    grid: list[list[str]] = field(default_factory=list[list[str]])  # a table of its own: a head, and rows
     skipped: str | None = None
 
 
@@ -72,6 +73,7 @@ class Trial:
         self.promises: dict[str, Promise] = {}
         self.faults: list[Fault] = []
         self.watchers: list[Watcher] = []
+        self.batch_watchers: list[BatchWatcher] = []
         self._submits = 0
 
     @property
@@ -98,25 +100,38 @@ class Trial:
 
         `watch` starts a watcher that hangs up so many times.
         """
-        self._submits += 1
-        body = self._body(duration, script) | fields
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while (job_id := self._ask(body, self._submits)) is None:
-            if time.monotonic() > deadline:
-                raise AssertionError("a submit was not accepted within a minute")
-            time.sleep(0.05)
+        job_id = self._insist("/generation-jobs", self._body(duration, script) | fields)["id"]
         self.promises[job_id] = Promise(ends, frozenset(codes))
         if watch is not None:
             self.watch(job_id, breaks=watch)
         return job_id
 
+    def submit_batch(self, count: int, longest: float, *, codes: Iterable[str] = (), breaks: int = 1) -> str:
+        """The same with a batch of jobs, which is watched; its id."""
+        bodies = [self._body(self.random.uniform(0.0, longest), None) for _ in range(count)]
+        batch = self._insist("/batches", {"jobs": bodies})
+        for job_id in batch["job_ids"]:
+            self.promises[job_id] = Promise(COMPLETED, frozenset(codes))
+        chance = Random(self.random.random())
+        watcher = BatchWatcher(self.stack.port, batch["id"], batch["job_ids"], chance, breaks=breaks)
+        self.batch_watchers.append(watcher)
+        watcher.start()
+        return batch["id"]
+
+    def import_media(self, url: str, *, ends: frozenset[str] = COMPLETED, codes: Iterable[str] = ()) -> str:
+        """Have an import accepted; its id."""
+        job_id: str = self._insist("/media/store", {"url": url, "project_id": self.project})["id"]
+        self.promises[job_id] = Promise(ends, frozenset(codes))
+        return job_id
+
     def submit_once(self) -> str | None:
         """One submit that may be cut off: None then, and `submit_again` must follow."""
         self._submits += 1
-        job_id = self._ask(self._body(0.0, None), self._submits)
-        if job_id is not None:
-            self.promises[job_id] = Promise(COMPLETED)
-        return job_id
+        view = self._ask("/generation-jobs", self._body(0.0, None), self._submits)
+        if view is None:
+            return None
+        self.promises[view["id"]] = Promise(COMPLETED)
+        return view["id"]
 
     def submit_again(self) -> str:
         """The last submit once more, with its key."""
@@ -127,15 +142,25 @@ class Trial:
         options: dict[str, Any] = {"duration_seconds": duration} | ({"mock": script} if script else {})
         return {"prompt": "a lighthouse at dusk", **TINY, "provider_options": options, "project_id": self.project}
 
-    def _ask(self, body: dict[str, Any], number: int) -> str | None:
-        """The id of the accepted job; None if nobody answered, or the service could not."""
+    def _insist(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The view of what is accepted at last."""
+        self._submits += 1
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while (view := self._ask(path, body, self._submits)) is None:
+            if time.monotonic() > deadline:
+                raise AssertionError("a submit was not accepted within a minute")
+            time.sleep(0.05)
+        return view
+
+    def _ask(self, path: str, body: dict[str, Any], number: int) -> dict[str, Any] | None:
+        """The view of what was accepted; None if nobody answered, or the service could not."""
         try:
             headers = {"Idempotency-Key": f"{self.project}-{number}"}
-            answer = self.stack.http.post("/generation-jobs", json=body, headers=headers)
+            answer = self.stack.http.post(path, json=body, headers=headers)
         except httpx.TransportError:
             return None
         if answer.status_code == 202:
-            return answer.json()["id"]
+            return answer.json()
         assert answer.status_code >= 500, answer.text
         return None
 
@@ -215,11 +240,13 @@ class Trial:
         """Wait for everything owed, then let the oracle judge."""
         outcome, stack = self.outcome, self.stack
         self.wait_ended()
-        for watcher in self.watchers:
+        for watcher in (*self.watchers, *self.batch_watchers):
             watcher.join(timeout=15)
             watcher.stop()
         until(stack.rows.is_idle, what="idle workers")
         examine(stack, self.project, self.promises, self.watchers, self.findings)
+        for watcher in self.batch_watchers:
+            examine_batch(stack.http, watcher, stack.rows.jobs(self.project), self.findings)
         examine_leftovers(stack, self.findings)
         outcome.jobs, outcome.faults = len(self.promises), len(self.faults)
         self._measure()

@@ -1,4 +1,4 @@
-"""A watcher of one job over a real socket: it breaks off, is broken off, and resumes with `Last-Event-ID`."""
+"""Watchers of a job and of a batch over real sockets: they break off, are broken off, and resume."""
 
 import contextlib
 import http.client
@@ -6,11 +6,13 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
 STATES = {"job.pending", "job.started", "job.completed", "job.failed", "job.cancelled"}
 ENDS = {"job.completed", "job.failed", "job.cancelled"}
+BATCH_ENDS = {"batch.completed", "batch.failed", "batch.cancelled"}
 
 
 class Watcher(threading.Thread):
@@ -19,6 +21,9 @@ class Watcher(threading.Thread):
     It knows the job from its first version, so that every state event is owed to it. `breaks` is how many times it
     hangs up by itself, at moments of its own choice.
     """
+
+    path = "/api/v1/generation-jobs"
+    ends = ENDS
 
     def __init__(self, port: int, job_id: str, random: Random, *, breaks: int = 1) -> None:
         super().__init__(name=f"watcher of {job_id}", daemon=True)
@@ -44,11 +49,14 @@ class Watcher(threading.Thread):
                 self._follow()
             self._over.wait(0.05)
 
+    @property
+    def _known(self) -> str:
+        return str(self.versions[-1]) if self.versions else "0"
+
     def _follow(self) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
         try:
-            known = str(self.versions[-1]) if self.versions else "0"
-            connection.request("GET", f"/api/v1/generation-jobs/{self.job_id}/events", headers={"Last-Event-ID": known})
+            connection.request("GET", f"{self.path}/{self.job_id}/events", headers={"Last-Event-ID": self._known})
             answer = connection.getresponse()
             if answer.status == 204:
                 self.finished = self.ended
@@ -78,17 +86,17 @@ class Watcher(threading.Thread):
                 return
             text = line.decode().rstrip("\n")
             if text.startswith("id: "):
-                number = int(text[4:])
+                number = text[4:]
             elif text.startswith("event: "):
                 kind = text[7:]
             elif text.startswith("data: "):
                 if ended_here:
                     self.late += 1
                 self._take(kind, number, json.loads(text[6:]))
-                ended_here = ended_here or kind in ENDS
+                ended_here = ended_here or kind in self.ends
                 kind, number = "", None
 
-    def _take(self, kind: str, number: int | None, event: dict[str, Any]) -> None:
+    def _take(self, kind: str, number: str | None, event: dict[str, Any]) -> None:
         last = self.versions[-1] if self.versions else 0
         if kind == "job.snapshot":
             self.late += event["version"] < last
@@ -97,7 +105,7 @@ class Watcher(threading.Thread):
             self.late += self.ended or event["version"] < last
             return
         version = event["version"]
-        assert number == version, "a state event's id is its version"
+        assert number == str(version), "a state event's id is its version"
         if version <= last:
             self.doubled += 1
             return
@@ -105,6 +113,40 @@ class Watcher(threading.Thread):
         self.late += self.ended
         self.versions.append(version)
         self.ended = self.ended or kind in ENDS
+
+
+class BatchWatcher(Watcher):
+    """The same for a batch: it knows all its jobs from their first version, and keeps a book for each."""
+
+    path = "/api/v1/batches"
+    ends = BATCH_ENDS
+
+    def __init__(self, port: int, batch_id: str, job_ids: Sequence[str], random: Random, *, breaks: int = 1) -> None:
+        super().__init__(port, batch_id, random, breaks=breaks)
+        self.told: dict[str, list[int]] = {job_id: [] for job_id in job_ids}
+        self.end = ""
+        self.fell_back = 0  # how often its progress went backwards
+        self._last_id = f"1x{len(job_ids)}~0"
+        self._progress = 0
+
+    @property
+    def _known(self) -> str:
+        return self._last_id
+
+    def _take(self, kind: str, number: str | None, event: dict[str, Any]) -> None:
+        if number is not None:
+            self._last_id = number
+        if kind.startswith("batch."):
+            self.fell_back += event["progress"] < self._progress
+            self._progress = event["progress"]
+            self.ended = self.ended or kind in self.ends
+            self.end = kind if kind in self.ends else self.end
+            return
+        assert kind in STATES and number is not None, "of its jobs a batch tells the states, each with an id"
+        self.late += self.ended
+        versions = self.told[event["job_id"]]
+        self.doubled += event["version"] in versions
+        versions.append(event["version"])
 
 
 def unread(port: int, path: str) -> socket.socket:

@@ -197,7 +197,7 @@ class Lives(RuleBasedStateMachine):
     def provider_accepts(self, claim: Job) -> None:
         current = self.is_current(claim)
         assert self.write(self.jobs.record_submitting, claim.id, claim.attempt) == current
-        assert self.write(self.jobs.record_accepted, claim.id, claim.attempt, f"r{claim.attempt}") == current
+        assert self.write(self.jobs.record_remote_id, claim.id, claim.attempt, f"r{claim.attempt}") == current
         if not current:
             self.nothing_changed(claim.id)
 

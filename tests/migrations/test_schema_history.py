@@ -207,6 +207,23 @@ def test_tombstones_do_not_come_back_as_empty_jobs(empty_url: str, engine: Engin
     assert len(left["attempts"]) == 2
 
 
+def test_sounds_survive_the_way_back(empty_url: str, engine: Engine) -> None:
+    """An older schema has no place for what has no size."""
+    migrate(empty_url)
+    fill(engine)
+    size = {"width": None, "height": None, "thumbhash": None}
+    artifacts = metadata.tables["artifacts"]
+    with engine.begin() as connection:
+        connection.execute(artifacts.update().values(kind="audio", **size, duration_seconds=2.5))
+    sounds = read(engine)["artifacts"]
+    migrate(empty_url, REVISIONS[REVISIONS.index("0008_films") - 1])
+    left = read(engine)["artifacts"]
+    assert [(row["width"], row["height"], row["thumbhash"]) for row in left] == [(0, 0, "")] * 2
+    migrate(empty_url)
+    forgotten = {"duration_seconds": None, "details": None}
+    assert read(engine)["artifacts"] == [row | forgotten for row in sounds]
+
+
 def test_a_migration_that_fails_leaves_everything_as_it_was(
     empty_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

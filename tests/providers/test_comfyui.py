@@ -3,33 +3,33 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from safelight.providers.base import Accepted, InputImage, InvalidParameters, Parameters, Preview, Progress
-from safelight.providers.comfyui import ComfyUI, Pace
-from stand_ins.comfyui import ComfyStandIn
+from safelight.providers.base import InputImage, InvalidParameters, Output, Parameters, Preview, Progress, Reserved
+from safelight.providers.comfyui import ComfyUI, Pace, server
+from stand_ins.comfyui import RECORDED, ComfyStandIn
 from stand_ins.comfyui_lab import (
     QUICK,
     Make,
-    accepted,
     asks,
-    collect,
     open_providers,
     order,
-    outputs,
     percents,
     previews,
+    remote_ids,
     run,
     stages,
     until,
     workflow,
 )
+from stand_ins.generation import collect, outputs
 
 pytestmark = pytest.mark.anyio
 REAL = "SAFELIGHT_TEST_COMFYUI_URL"
@@ -78,11 +78,11 @@ async def test_a_picture_with_progress_that_never_falls(comfy: ComfyUI) -> None:
     asked = order(checkpoint_model=await checkpoint_of(comfy), width=64, height=64, seed=7)
     await comfy.verify(comfy.check(asked.parameters))
     updates = await collect(comfy.generate(asked), 60)
-    (remote_id,) = accepted(updates)
+    (remote_id,) = remote_ids(updates)
     assert remote_id.startswith("http://")
     (output,) = outputs(updates)
     assert (output.content_type, output.seed) == ("image/png", 7)
-    with Image.open(BytesIO(output.data)) as image:
+    with Image.open(BytesIO(output.read())) as image:
         assert image.size == (64, 64)
     assert percents(updates) == sorted(percents(updates))
     assert percents(updates)[-1] == 98
@@ -95,14 +95,14 @@ async def test_a_run_that_was_left_alone_is_adopted(comfy: ComfyUI) -> None:
     updates = comfy.generate(asked)
     remote_id = ""
     async for update in updates:
-        if isinstance(update, Accepted):
+        if isinstance(update, Reserved):
             remote_id = update.remote_id
         if isinstance(update, Progress) and update.stage == "sampling":
             break
     await updates.aclose()
     resumed = await collect(comfy.resume(asked, remote_id), 60)
     assert len(outputs(resumed)) == 1
-    assert not accepted(resumed)
+    assert not remote_ids(resumed)
     again = await collect(comfy.resume(asked, remote_id), 60)  # ended long ago: the files are fetched, nothing is drawn
     assert outputs(again) == outputs(resumed)
 
@@ -114,7 +114,7 @@ async def test_a_running_job_is_interrupted(comfy: ComfyUI) -> None:
     remote_id = ""
     with pytest.raises(Exception, match="cancelled"):
         async for update in comfy.generate(asked):
-            if isinstance(update, Accepted):
+            if isinstance(update, Reserved):
                 remote_id = update.remote_id
             if isinstance(update, Progress) and "step" in update.message:
                 await comfy.cancel(remote_id)
@@ -228,7 +228,7 @@ async def test_headers_go_with_requests_and_sockets(stand_in: ComfyStandIn, prov
 
 async def test_a_server_below_a_path_and_credentials_that_stay_secret(stand_in: ComfyStandIn, provider: Make) -> None:
     comfy = provider(stand_in.url.replace("//", "//me:secret@") + "/api/")
-    (remote_id,) = accepted(await run(comfy))
+    (remote_id,) = remote_ids(await run(comfy))
     assert remote_id.startswith(f"{stand_in.url}/api#")
     for headers in (stand_in.headers[-1], stand_in.socket_headers[-1]):
         assert headers["authorization"].startswith("Basic ")
@@ -297,6 +297,7 @@ async def test_previews_without_a_job_id_are_taken_while_it_runs(stand_in: Comfy
 async def test_two_jobs_are_inside_and_the_rest_wait_in_order(provider: Make) -> None:
     with ComfyStandIn(step_seconds=0.02) as server:
         comfy = provider(server)
+        await comfy.models()  # the server is known: nobody is overtaken while it is asked
         ended: list[int] = []
         waited: set[int] = set()
 
@@ -366,12 +367,36 @@ async def test_outputs_of_any_node(stand_in: ComfyStandIn, provider: Make) -> No
             "3": {"class_type": "SaveVideo", "inputs": {"images": image}},
             "4": {"class_type": "PreviewImage", "inputs": {"images": image}},
             "5": {"class_type": "SaveText", "inputs": {"images": image}},
+            "6": {"class_type": "VHS_VideoCombine", "inputs": {"images": image}},
+            "7": {"class_type": "SaveWEBM", "inputs": {"images": image}},
+            "8": {"class_type": "SaveAudio", "inputs": {"audio": image}},
+            "9": {"class_type": "SaveAudioMP3", "inputs": {"audio": image}},
         }
     )
     made = outputs(await run(comfy, workflow=mixed))
-    assert [output.content_type for output in made] == ["image/png", "video/mp4"]
+    types = ["image/png", "video/mp4", "video/mp4", "video/webm", "audio/flac", "audio/mpeg"]
+    assert [output.content_type for output in made] == types
     only_shown = workflow(**{"2": {"class_type": "PreviewImage", "inputs": {"images": image}}})
     assert [output.content_type for output in outputs(await run(comfy, workflow=only_shown))] == ["image/png"]
+
+
+async def test_a_large_result_comes_as_a_file_that_never_stays(
+    stand_in: ComfyStandIn, provider: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "HELD_BYTES", 1000)
+    stand_in.half_files = 1
+    film = workflow(**{"2": {"class_type": "SaveVideo", "inputs": {"images": ["1", 0]}}})
+    async with aclosing(provider(stand_in).generate(order(workflow=film))) as updates:
+        (output,) = [update async for update in updates if isinstance(update, Output) and kept(update)]
+    assert isinstance(output.data, Path)
+    assert not output.data.parent.exists()
+
+
+def kept(output: Output) -> bool:
+    """Looks at a file as the runner does: while the generator waits."""
+    assert isinstance(output.data, Path)
+    assert output.data.read_bytes() == (RECORDED / "video.mp4").read_bytes()
+    return True
 
 
 async def test_pictures_fill_the_load_image_nodes_in_order(stand_in: ComfyStandIn, provider: Make) -> None:

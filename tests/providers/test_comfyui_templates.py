@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,9 @@ from click.testing import CliRunner, Result
 
 from safelight.cli.templates import templates
 from safelight.providers.base import InvalidParameters, Lora
-from safelight.providers.comfyui import ComfyUI, InvalidTemplate, builtin_templates, check_template
+from safelight.providers.comfyui import ComfyUI, InvalidTemplate, builtin_templates, check_template, shared_templates
 from safelight.providers.comfyui.catalogue import Catalogue
 from safelight.providers.comfyui.graph import plan_parameters, plan_workflow
-from safelight.providers.comfyui.outcome import type_of
 from safelight.providers.comfyui.progress import Meter, Tracker
 from safelight.providers.comfyui.server import Ended, File, end_of
 from stand_ins.comfyui import NODES, ComfyStandIn, recorded, recorded_frames
@@ -90,7 +90,7 @@ def test_a_workflow_that_cannot_run(graph: dict[str, Any], field: str, said: str
         ({"workflow": workflow(), "width": 64}, "width", "no effect beside a workflow"),
         ({"workflow": workflow(), "input_images": ("a",)}, "input_images", "0 LoadImage nodes for 1"),
         ({"template": "txt2imh"}, "template", "Did you mean txt2img"),
-        ({"template": "nothing-like-it"}, "template", "There are hires, img2img, txt2img"),
+        ({"template": "nothing-like-it"}, "template", "Everybody may name hires, img2img, txt2img"),
         ({"template": "txt2img", "inputs": {"stepz": 4}}, "inputs.stepz", "Did you mean steps"),
         ({"template": "txt2img", "inputs": {"steps": 4.5}}, "inputs.steps", "a whole number"),
         ({"template": "txt2img", "inputs": {"steps": 500}}, "inputs.steps", "at least 1 and at most 150"),
@@ -166,12 +166,33 @@ def test_the_templates_of_the_house_are_well() -> None:
         assert all(spec.description for spec in template.inputs.values())
 
 
-def test_templates_may_be_added_while_it_runs() -> None:
-    mine = {}
-    comfy = ComfyUI(["http://127.0.0.1:9"], templates=mine)
-    mine["poster"] = check_template(poster())
-    assert list(comfy.templates) == ["hires", "img2img", "txt2img", "poster"]
+def test_templates_of_the_installation_stand_beside_the_built_in_ones(tmp_path: Path) -> None:
+    (tmp_path / "poster.json").write_text(json.dumps(poster()))
+    shared = shared_templates(tmp_path)
+    assert list(shared) == ["hires", "img2img", "txt2img", "poster"]
+    comfy = ComfyUI(["http://127.0.0.1:9"], templates=shared)
     comfy.check(asks(template="poster", inputs={"colour": 1}))
+    (tmp_path / "broken.json").write_text(json.dumps(poster(title="")))
+    with pytest.raises(ValueError, match=r"broken\.json cannot be used: title"):
+        shared_templates(tmp_path)
+    with pytest.raises(ValueError, match="There is no folder"):
+        shared_templates(tmp_path / "elsewhere")
+
+
+def test_a_checked_order_bears_what_its_template_said() -> None:
+    taken = COMFY.check(asks(template="txt2img"))
+    assert taken.template_definition == builtin_templates()["txt2img"].as_json()
+    assert COMFY.check(taken) == taken
+    other = ComfyUI(["http://127.0.0.1:9"], default_checkpoint="tiny.safetensors", templates={})
+    assert other.check(taken) == taken  # whatever became of the template since
+
+
+def test_a_template_of_the_callers_own_needs_no_name_here() -> None:
+    mine = asks(template="mine", template_definition=poster(name="mine"), inputs={"colour": 7})
+    assert COMFY.check(mine) == mine
+    with pytest.raises(InvalidParameters, match="The template mine cannot be used: title") as refused:
+        COMFY.check(replace(mine, template_definition=poster(title="")))
+    assert refused.value.field == "template"
 
 
 @pytest.mark.parametrize(
@@ -382,23 +403,6 @@ def test_a_node_that_turns_out_to_be_long_weighs_more() -> None:
         percents.append(meter.read(tracker.progress).percent)
     assert percents == sorted(percents)
     assert percents[-1] > 80
-
-
-@pytest.mark.parametrize(
-    ("data", "kind"),
-    [
-        (b"\x89PNG\r\n\x1a\n....", "image/png"),
-        (b"RIFF....WEBPVP8 ", "image/webp"),
-        (b"RIFF....WAVEfmt ", "audio/wav"),
-        (b"\0\0\0\x20ftypisom....", "video/mp4"),
-        (b"\x1a\x45\xdf\xa3....", "video/webm"),
-        (b"fLaC....", "audio/flac"),
-        (b"<html>", None),
-        (b"", None),
-    ],
-)
-def test_results_are_known_by_their_bytes(data: bytes, kind: str | None) -> None:
-    assert type_of(data) == kind
 
 
 def test_the_template_of_the_how_to_works(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import replace
 from io import BytesIO
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from PIL import Image
@@ -21,25 +21,25 @@ from safelight.providers.base import (
     Preview,
     Progress,
     Provider,
+    Reserved,
     Submitting,
     Update,
 )
+from safelight.providers.comfyui import ComfyUI
 from safelight.providers.mock import MockProvider
 from safelight.providers.modelslab import ModelsLab
 from safelight.providers.modelslab import provider as modelslab
 from safelight.providers.openai_images import OpenAIImages
 from safelight.testing import ProviderCheckFailed, check_provider
+from stand_ins.comfyui import ComfyStandIn
+from stand_ins.comfyui_lab import QUICK
+from stand_ins.generation import asked
 from stand_ins.modelslab import KEY as MODELSLAB_KEY
 from stand_ins.modelslab import ModelsLabStandIn
 from stand_ins.openai_images import KEY as OPENAI_KEY
 from stand_ins.openai_images import OpenAIStandIn
 
 pytestmark = pytest.mark.anyio
-
-
-def asked(**changes: Any) -> Parameters:
-    given: dict[str, Any] = {"kind": "image.generate", "prompt": "a lighthouse"}
-    return Parameters(**(given | changes))
 
 
 async def test_the_mock_passes() -> None:
@@ -65,6 +65,19 @@ async def test_modelslab_passes(modelslab_service: ModelsLabStandIn) -> None:
     )
     ids = [order["track_id"] for order in modelslab_service.ledger]
     assert len(set(ids)) == len(ids)  # not one submit was repeated
+
+
+@pytest.mark.parametrize("version", ["0.33.0", "0.3.64"])
+async def test_comfyui_passes(version: str) -> None:
+    with ComfyStandIn(version) as service:
+        given = asked(width=64, height=64, sampler_params={"steps": 4})
+        await check_provider(
+            lambda: ComfyUI([service.url], pace=QUICK),
+            parameters=given,
+            others=[replace(given, width=96), replace(given, height=128, batch_size=3)],
+        )
+        jobs = [submit.job_id for submit in service.ledger]
+        assert len(set(jobs)) == len(jobs)  # not one was sent twice
 
 
 @pytest.fixture
@@ -242,6 +255,40 @@ class SubmitsAgain(Sound):
             yield update
 
 
+class Reserves(Sound):
+    """Sound as well, on a service that takes an id from us."""
+
+    received: ClassVar[set[str]] = set()
+
+    async def generate(self, generation: Generation) -> AsyncGenerator[Update]:
+        yield Reserved(generation.job_id)
+        self.received.add(generation.job_id)
+        async for update in super().resume(generation, generation.job_id):
+            yield update
+
+    async def resume(self, generation: Generation, remote_id: str) -> AsyncGenerator[Update]:
+        is_known = remote_id in self.received or not remote_id.startswith("check-")
+        async for update in super().resume(generation, remote_id) if is_known else self.generate(generation):
+            yield update
+
+
+async def test_a_sound_provider_that_reserves_passes() -> None:
+    await check_provider(Reserves)
+
+
+class Forgets(Reserves):
+    async def resume(self, generation: Generation, remote_id: str) -> AsyncGenerator[Update]:
+        if remote_id not in self.received:
+            raise JobLost
+        async for update in super().resume(generation, remote_id):
+            yield update
+
+
+class SendsTwice(Reserves):
+    def resume(self, generation: Generation, remote_id: str) -> AsyncGenerator[Update]:
+        return self.generate(generation)
+
+
 class FindsEverything(Sound):
     async def resume(self, generation: Generation, remote_id: str) -> AsyncGenerator[Update]:
         async for update in super().resume(generation, "check-1"):
@@ -265,13 +312,15 @@ class IsIll(Sound):
         (Delivers, "generates_what_was_asked", "no picture"),
         (Raises, "generates_what_was_asked", "KeyError"),
         (Mixes, "generations_do_not_mix", "was asked for"),
-        (SharesIds, "generations_do_not_mix", "under one id"),
+        (SharesIds, "generations_do_not_mix", "have the same id"),
         (LeavesTasks, "closing_leaves_nothing_running", "tasks of it still ran"),
         (SwallowsCancel, "cancelling_is_obeyed", "still ran after 0.2 s"),
         (Connects, "check_is_pure", "belongs into verify"),
         (LetsThrough, "check_refuses_nonsense", "width=0 was let through"),
         (SaysNoField, "check_refuses_nonsense", "is ''"),
         (SubmitsAgain, "an_accepted_job_is_adopted", "submitted the job again"),
+        (Forgets, "a_reserved_job_is_sent_once", "job_lost"),
+        (SendsTwice, "a_reserved_job_is_sent_once", "sent a job again that had been received"),
         (FindsEverything, "an_unknown_job_is_lost", "that never was"),
         (IsIll, "it_tells_about_itself", "The server is away."),
     ],

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from safelight.providers import address
 from safelight.providers import fetch as fetch_module
 from safelight.providers.base import BadOutput, ProviderError, ProviderUnavailable
 from safelight.providers.fetch import FetchRefused, content_type_of, fetch, host_of, shared_tls
@@ -274,7 +275,7 @@ async def test_it_connects_to_the_address_that_was_checked(monkeypatch: pytest.M
         sent.append(request)
         return httpx.Response(200, stream=httpx.ByteStream(PNG))
 
-    monkeypatch.setattr(fetch_module, "_resolve", resolving(answers))
+    monkeypatch.setattr(address, "_resolve", resolving(answers))
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
         await fetch(client, "https://pictures.example/a.png?x=1")
         with pytest.raises(FetchRefused):
@@ -286,7 +287,7 @@ async def test_it_connects_to_the_address_that_was_checked(monkeypatch: pytest.M
 
 
 async def test_one_private_address_among_public_ones_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch_module, "_resolve", resolving([["93.184.215.14", "10.0.0.1"]]))
+    monkeypatch.setattr(address, "_resolve", resolving([["93.184.215.14", "10.0.0.1"]]))
     async with httpx.AsyncClient(verify=shared_tls()) as client:
         with pytest.raises(FetchRefused, match="not at a public address"):
             await fetch(client, "https://pictures.example/a.png")
@@ -298,6 +299,6 @@ async def test_the_next_address_is_taken_if_one_is_dead(monkeypatch: pytest.Monk
             raise httpx.ConnectError("refused")
         return httpx.Response(200, stream=httpx.ByteStream(PNG))
 
-    monkeypatch.setattr(fetch_module, "_resolve", resolving([["93.184.215.14", "2606:4700::1"]]))
+    monkeypatch.setattr(address, "_resolve", resolving([["93.184.215.14", "2606:4700::1"]]))
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
         assert (await fetch(client, "https://pictures.example/a.png", tries=1)).data == PNG

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from safelight.providers.base import (
 )
 from safelight.providers.mock import LEDGER_VARIABLE, MockProvider
 from safelight.providers.script import KEYS
+from stand_ins.generation import collect, outputs
 
 mock = MockProvider()
 
@@ -43,14 +43,6 @@ def order(script: dict[str, Any] | None = None, *, attempt: int = 1, seconds: fl
         options["mock"] = script
     given: dict[str, Any] = {"prompt": "a lighthouse", "width": 64, "height": 64, "seed": 7, **fields}
     return Generation("0190-job", attempt, Parameters("image", options=options, **given), 300)
-
-
-async def collect(updates: AsyncGenerator[Update]) -> list[Update]:
-    return [update async for update in updates]
-
-
-def outputs(updates: list[Update]) -> list[Output]:
-    return [update for update in updates if isinstance(update, Output)]
 
 
 # --- the picture ------------------------------------------------------------------------------------------------------
@@ -100,7 +92,7 @@ async def test_outputs_are_pngs_of_the_asked_size_that_differ_by_index() -> None
     assert len({output.data for output in made}) == 3
     for output in made:
         assert output.content_type == "image/png"
-        assert Image.open(BytesIO(output.data)).size == (80, 64)
+        assert Image.open(BytesIO(output.read())).size == (80, 64)
 
 
 @pytest.mark.anyio
@@ -148,7 +140,7 @@ async def test_progress_rises_through_the_stages_over_the_asked_time() -> None:
 @pytest.mark.anyio
 async def test_previews_come_closer_to_the_picture() -> None:
     updates = await collect(mock.generate(order(seconds=0.4, width=256, height=128)))
-    final = Image.open(BytesIO(outputs(updates)[0].data))
+    final = Image.open(BytesIO(outputs(updates)[0].read()))
     previews = [Image.open(BytesIO(update.data)) for update in updates if isinstance(update, Preview)]
     distances = [difference(final, preview) for preview in previews]
     assert distances == sorted(distances, reverse=True)
@@ -273,11 +265,11 @@ async def test_an_error_at_a_percentage_comes_on_every_attempt(percent: int) -> 
 async def test_corrupt_empty_and_wrong_sized_deliveries() -> None:
     (truncated,) = outputs(await collect(mock.generate(order({"corrupt": True}))))
     with pytest.raises(OSError, match="truncated"):
-        Image.open(BytesIO(truncated.data)).load()
+        Image.open(BytesIO(truncated.read())).load()
     (empty,) = outputs(await collect(mock.generate(order({"corrupt": "empty"}))))
     assert empty.data == b""
     (half,) = outputs(await collect(mock.generate(order({"wrong_size": True}, width=128, height=64))))
-    assert Image.open(BytesIO(half.data)).size == (64, 32)
+    assert Image.open(BytesIO(half.read())).size == (64, 32)
 
 
 @pytest.mark.anyio

@@ -3,14 +3,13 @@
 import asyncio
 import base64
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
-from io import BytesIO
+from functools import partial
 from typing import Any
 
 import pytest
 import structlog
-from PIL import Image
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from structlog.testing import LogCapture
 
@@ -20,6 +19,8 @@ from safelight.providers.base import (
     BadOutput,
     ContentRejected,
     Generation,
+    GenerationFailed,
+    InputImage,
     InvalidParameters,
     JobLost,
     Output,
@@ -34,8 +35,10 @@ from safelight.providers.base import (
     Update,
 )
 from safelight.providers.fetch import FetchRefused
-from safelight.providers.modelslab import GenerationFailed, ModelsLab, job_of_webhook
+from safelight.providers.modelslab import ModelsLab, job_of_webhook
 from safelight.providers.modelslab import provider as module
+from stand_ins import generation
+from stand_ins.generation import collect, kinds, outputs, sizes
 from stand_ins.modelslab import KEY, Job, ModelsLabStandIn, says
 from stand_ins.serve import Dropped, Half, picture
 
@@ -58,7 +61,7 @@ def service(shared_service: ModelsLabStandIn, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(fetch_module, "PAUSE_SECONDS", 0.01)
     for listed in (
         *(shared_service.on_submit, shared_service.on_fetch, shared_service.on_file),
-        *(shared_service.ledger, shared_service.fetched, shared_service.bodies),
+        *(shared_service.ledger, shared_service.fetched, shared_service.bodies, shared_service.uploads),
     ):
         listed.clear()
     shared_service.seconds, shared_service.takes_v7_fetch = 0.03, True
@@ -84,32 +87,12 @@ def provider(make: Make) -> ModelsLab:
     return make()
 
 
-def asked(**changes: Any) -> Parameters:
-    given: dict[str, Any] = {"kind": "image.generate", "prompt": "a harbour", "width": 256, "height": 256}
-    return Parameters(**(given | changes))
+asked = partial(generation.asked, width=256, height=256)
+refused = partial(generation.refused, KEY)
 
 
 def order(parameters: Parameters | None = None, job_id: str = "job-1") -> Generation:
-    return Generation(job_id, 1, replace(parameters or asked(), seed=7), 300)
-
-
-async def collect(updates: AsyncGenerator[Update]) -> list[Update]:
-    return [update async for update in updates]
-
-
-def kinds(updates: list[Update]) -> list[str]:
-    """The kinds of updates in their order, each once for a run of the same."""
-    names = [type(update).__name__ for update in updates]
-    return [name for at, name in enumerate(names) if at == 0 or names[at - 1] != name]
-
-
-async def refused(updates: AsyncGenerator[Update], error: type[ProviderError]) -> ProviderError:
-    """The error a generation ends with, exactly of this class."""
-    with pytest.raises(error) as caught:
-        await collect(updates)
-    assert type(caught.value) is error
-    assert KEY not in str(caught.value) + str(caught.value.details)
-    return caught.value
+    return generation.order(parameters or asked(), job_id=job_id)
 
 
 # --- a picture --------------------------------------------------------------------------------------------------------
@@ -119,9 +102,8 @@ async def test_a_job_is_submitted_once_followed_and_downloaded(provider: ModelsL
     parameters = asked(batch_size=2, width=512)
     updates = await collect(provider.generate(order(parameters)))
     assert kinds(updates) == ["Submitting", "Accepted", "Progress", "Output"]
-    outputs = [update for update in updates if isinstance(update, Output)]
-    assert [Image.open(BytesIO(output.data)).size for output in outputs] == [(512, 256)] * 2
-    assert [(output.content_type, output.seed) for output in outputs] == [("image/png", None)] * 2
+    assert sizes(updates) == [(512, 256)] * 2
+    assert [(output.content_type, output.seed) for output in outputs(updates)] == [("image/png", None)] * 2
     progress = [update for update in updates if isinstance(update, Progress)]
     assert progress[0].message == "ModelsLab expects 1 s in all"
     assert all(update.percent is None or 0 <= update.percent <= 90 for update in progress)
@@ -140,6 +122,59 @@ async def test_a_job_is_submitted_once_followed_and_downloaded(provider: ModelsL
     accepted = next(update for update in updates if isinstance(update, Accepted))
     assert accepted.remote_id == str(max(service.jobs))
     assert set(service.fetched) == {f"/api/v7/images/fetch/{accepted.remote_id}"}
+
+
+@pytest.mark.parametrize(
+    ("given", "sent", "size"),
+    [
+        ({"sampler_params": {"denoise": 0.4}}, {"strength": 0.4, "samples": 1, "seed": 7}, (80, 48)),
+        (
+            {"model": "sdxl", "batch_size": 2},
+            {"samples": 2, "seed": 7, "scheduler": "UniPCMultistepScheduler"},
+            (80, 48),
+        ),
+        ({"model": "flux-kontext-pro"}, {"aspect_ratio": "16:9"}, None),
+        ({"model": "flux-kontext-pro", "width": 512, "height": 512}, {"aspect_ratio": "1:1"}, None),
+        ({"model": "seededit-i2i"}, {}, None),
+    ],
+)
+async def test_a_picture_to_start_from_is_sent_first(
+    provider: ModelsLab,
+    service: ModelsLabStandIn,
+    given: dict[str, Any],
+    sent: dict[str, Any],
+    size: tuple[int, int] | None,
+) -> None:
+    parameters = generation.asked(input_images=("a",), **given)
+    image = InputImage(picture(80, 48, format="JPEG"), "image/jpeg")
+    updates = await collect(provider.generate(generation.order(provider.check(parameters), (image,))))
+    assert kinds(updates)[:3] == ["Progress", "Submitting", "Accepted"]
+    assert service.uploads == [image.data]
+    always = {"key": KEY, "track_id": "job-1", "prompt": "a harbour", "model_id": given.get("model", "flux")}
+    assert service.ledger == [always | sent | {"init_image": service.url.replace("/api", "/uploads/0")}]
+    if size is not None:
+        assert sizes(updates) == [size] * parameters.batch_size
+
+
+async def test_several_pictures_go_as_a_list(provider: ModelsLab, service: ModelsLabStandIn) -> None:
+    images = tuple(InputImage(picture(64, 64, text), "image/png") for text in "ab")
+    parameters = generation.asked(model="seedream-4.5-i2i", input_images=("a", "b"))
+    await collect(provider.generate(generation.order(provider.check(parameters), images)))
+    assert len(service.ledger[0]["init_image"]) == 2 and service.ledger[0]["aspect_ratio"] == "1:1"
+
+
+async def test_a_picture_that_cannot_be_sent_costs_nothing(
+    make: Make, provider: ModelsLab, service: ModelsLabStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = generation.order(generation.asked(input_images=("a",)), (InputImage(picture(64, 64), "image/png"),))
+    monkeypatch.setattr(module, "MAX_UPLOAD_BYTES", 10)
+    error = await refused(provider.generate(start), InvalidParameters)
+    assert isinstance(error, InvalidParameters) and error.field == "input_images.0"
+    monkeypatch.undo()
+    await refused(make(base_url="http://127.0.0.1:9/api").generate(start), ProviderUnavailable)
+    wrong = make(key="another")
+    assert "refuses the API key" in (await refused(wrong.generate(start), ProviderError)).message
+    assert not service.ledger
 
 
 SUCCESSES: dict[str, Callable[[ModelsLabStandIn, Job, str], Response]] = {

@@ -2,21 +2,20 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 
-from safelight.providers.base import Generation, InvalidParameters, Lora, Parameters, ProviderError
+from safelight.providers.base import InvalidParameters, Lora, ProviderError
 from safelight.providers.modelslab import ModelsLab
+from stand_ins import generation
+from stand_ins.generation import collect
 from stand_ins.modelslab import KEY, ModelsLabStandIn, says
 
 pytestmark = pytest.mark.anyio
 provider = ModelsLab(KEY)
-
-
-def asked(**changes: Any) -> Parameters:
-    given: dict[str, Any] = {"kind": "image.generate", "prompt": "a harbour", "width": 256, "height": 256}
-    return Parameters(**(given | changes))
+asked = partial(generation.asked, width=256, height=256)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,12 @@ def service() -> Iterator[ModelsLabStandIn]:
         ({"negative_prompt": "people"}, "negative_prompt", "leave it out"),
         ({"lora_models": (Lora("x"),)}, "lora_models", "leave them out"),
         ({"checkpoint_model": "x"}, "checkpoint_model", "name the model in model"),
-        ({"input_images": ("x",)}, "input_images", "takes no input_images"),
+        ({"model": "imagen-4", "input_images": ("x",)}, "input_images", "takes no pictures to start from"),
+        ({"input_images": ("x", "y")}, "input_images", "0 to 1 pictures to start from, not 2"),
+        ({"model": "flux-kontext-pro"}, "input_images", "takes one picture to start from, not 0"),
+        ({"input_images": ("x",)}, "width", "as large as the one it starts from"),
+        ({"input_images": ("x",), "sampler_params": {"denoise": 2}}, "sampler_params.denoise", "from 0 to 1"),
+        ({"sampler_params": {"denoise": 0.5}}, "sampler_params.denoise", "takes no denoise"),
         ({"workflow": {"1": {}}}, "workflow", "takes no workflow"),
         ({"template": "x"}, "template", "takes no template"),
         ({"sampler_params": {"steps": 51}}, "sampler_params.steps", "1 to 50"),
@@ -113,24 +117,17 @@ async def test_each_model_is_sent_what_it_takes(
     service.ledger.clear()
     service.on_submit = [lambda job, base: says(status="error", message="enough")]
     with pytest.raises(ProviderError, match="enough"):
-        async for _ in near.generate(Generation("job-1", 1, replace(parameters, seed=7), 300)):
-            pass
+        await collect(near.generate(generation.order(parameters)))
     await near.close()
     always = {"key": KEY, "track_id": "job-1", "prompt": "a harbour", "model_id": given.get("model", "flux")}
     assert service.ledger == [always | sent]
 
 
-async def test_the_model_follows_the_tier() -> None:
-    provider = ModelsLab(KEY, models={"free": "seedream-t2i", "pro": "somebodys-own-model"})
+async def test_models_named_in_the_settings_are_known_and_the_first_is_the_default() -> None:
+    provider = ModelsLab(KEY, models=["seedream-t2i", "somebodys-own-model"])
     given = asked(width=512, height=512)
-    models = {tier: provider.check(replace(given, tier=tier)).model for tier in ("free", "pro", "other", None)}
-    assert models == {
-        "free": "seedream-t2i",
-        "pro": "somebodys-own-model",
-        "other": "seedream-t2i",
-        None: "seedream-t2i",
-    }
-    assert provider.check(replace(given, tier="free", model="sdxl")).model == "sdxl"
+    assert provider.check(given).model == "seedream-t2i"
+    assert provider.check(replace(given, model="sdxl")).model == "sdxl"
     assert provider.check(replace(given, model="somebodys-own-model", negative_prompt="x")).negative_prompt == "x"
     assert provider.capabilities.models[0] == "seedream-t2i"
     assert (await provider.models())["models"] == provider.capabilities.models

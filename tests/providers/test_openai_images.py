@@ -2,40 +2,35 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from io import BytesIO
+from functools import partial
 from typing import Any
 
 import pytest
-import structlog
-from PIL import Image
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from structlog.testing import LogCapture
 
 from safelight.providers import fetch as fetch_module
 from safelight.providers import openai_images as module
 from safelight.providers.base import (
     BadOutput,
     ContentRejected,
-    Generation,
     InputImage,
     InvalidParameters,
     JobLost,
     Lora,
     Output,
-    Parameters,
     Preview,
     ProviderError,
     ProviderUnavailable,
     RateLimited,
     UnknownOutcome,
-    Update,
 )
 from safelight.providers.fetch import FetchRefused
 from safelight.providers.openai_images import OpenAIImages
+from stand_ins import generation
+from stand_ins.generation import asked, collect, names, order, outputs, sizes
 from stand_ins.openai_images import KEY, OpenAIStandIn, drawn, refusal, stream
 from stand_ins.serve import Dropped, Half, picture
 
@@ -79,34 +74,7 @@ def provider(make: Make) -> OpenAIImages:
     return make()
 
 
-def asked(**changes: Any) -> Parameters:
-    given: dict[str, Any] = {"kind": "image.generate", "prompt": "a harbour"}
-    return Parameters(**(given | changes))
-
-
-def order(parameters: Parameters | None = None, images: tuple[InputImage, ...] = ()) -> Generation:
-    return Generation("job-1", 1, replace(parameters or asked(), seed=7), 300, images)
-
-
-async def collect(updates: AsyncGenerator[Update]) -> list[Update]:
-    return [update async for update in updates]
-
-
-def names(updates: list[Update]) -> list[str]:
-    return [type(update).__name__ for update in updates]
-
-
-def sizes(updates: list[Update]) -> list[tuple[int, int]]:
-    return [Image.open(BytesIO(update.data)).size for update in updates if isinstance(update, Output)]
-
-
-async def refused(updates: AsyncGenerator[Update], error: type[ProviderError]) -> ProviderError:
-    """The error a generation ends with, exactly of this class."""
-    with pytest.raises(error) as caught:
-        await collect(updates)
-    assert type(caught.value) is error
-    assert KEY not in str(caught.value) + str(caught.value.details)
-    return caught.value
+refused = partial(generation.refused, KEY)
 
 
 # --- a picture --------------------------------------------------------------------------------------------------------
@@ -195,17 +163,12 @@ async def test_links_elsewhere_get_no_key_and_none_lead_inside(provider: OpenAII
         other.close()
 
 
-async def test_what_it_used_is_written_down(
-    provider: OpenAIImages, service: OpenAIStandIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lines = LogCapture()
-    monkeypatch.setattr(module, "log", structlog.wrap_logger(None, processors=[lines]))
-    await collect(provider.generate(order()))
+async def test_what_it_used_is_told_of_the_first_picture(provider: OpenAIImages, service: OpenAIStandIn) -> None:
+    used = {"usage": {"input_tokens": 11, "output_tokens": 4160, "total_tokens": 4171}}
+    assert [output.details for output in outputs(await collect(provider.generate(order())))] == [used]
     service.streams = False
-    await collect(provider.generate(order()))
-    counts = {"input_tokens": 11, "output_tokens": 4160, "total_tokens": 4171}
-    expected = {"event": "provider.usage", "log_level": "info", "service": service.host, **counts}
-    assert lines.entries == [expected] * 2
+    several = await collect(provider.generate(order(asked(batch_size=3))))
+    assert [output.details for output in outputs(several)] == [used, {}, {}]  # it is that of all three
 
 
 async def test_a_broken_preview_costs_no_picture(provider: OpenAIImages, service: OpenAIStandIn) -> None:

@@ -1,35 +1,31 @@
 """A ComfyUI server for tests: real sockets, recorded answers, and every misbehaviour on demand.
 
 It runs in a thread of its own, so that a test may block and processes may call it. Only the drawing is imagined: steps
-take `step_seconds`, and pictures are small PNGs. `ledger` remembers every submit over all restarts; the attributes
-under "misbehaviour" may be set at any time.
+take `step_seconds`, and pictures are plain PNGs, as many and as large as the graph says. `ledger` remembers every
+submit over all restarts; the attributes under "misbehaviour", here and in `comfyui_runs.py`, may be set at any time.
 """
 
 import asyncio
 import contextlib
-import itertools
 import json
 import re
-import struct
 import threading
-import time
 import uuid
-from collections.abc import Coroutine, Iterable, Mapping
-from dataclasses import dataclass, field
-from io import BytesIO
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
-from PIL import Image, PngImagePlugin
 from websockets.frames import Opcode
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
+from stand_ins.comfyui_runs import Prompt, Runs
+
 RECORDED = Path(__file__).parent / "comfyui"
 LATENT, IMAGE, MODEL, CLIP, VAE, CONDITIONING = "LATENT", "IMAGE", "MODEL", "CLIP", "VAE", "CONDITIONING"
-SAMPLERS = ("KSampler",)
 R = TypeVar("R")
 
 
@@ -67,6 +63,10 @@ NODES: dict[str, Any] = {
     ),
     "PreviewImage": _node({"images": [IMAGE]}, [], is_output=True),
     "SaveVideo": _node({"images": [IMAGE]}, [], is_output=True),
+    "SaveWEBM": _node({"images": [IMAGE]}, [], is_output=True),
+    "VHS_VideoCombine": _node({"images": [IMAGE]}, [], is_output=True),
+    "SaveAudio": _node({"audio": [IMAGE]}, [], is_output=True),
+    "SaveAudioMP3": _node({"audio": [IMAGE]}, [], is_output=True),
     "SaveText": _node({"images": [IMAGE]}, [], is_output=True),
 }
 
@@ -81,27 +81,7 @@ class Submit:
     life: int  # how often the server had been restarted
 
 
-@dataclass(slots=True)
-class Prompt:
-    """A job in it."""
-
-    number: float
-    id: str
-    graph: dict[str, Any]
-    extra: dict[str, Any]
-    outputs: dict[str, Any] = field(default_factory=dict[str, Any])
-    messages: list[list[Any]] = field(default_factory=list[list[Any]])
-    status: str = "pending"
-
-    def as_item(self) -> list[Any]:
-        return [self.number, self.id, self.graph, self.extra, []]
-
-
-class Interrupt(Exception):
-    """Someone stopped the running job."""
-
-
-class ComfyStandIn:
+class ComfyStandIn(Runs):
     """The server; use it as a context. `version` decides which routes and shapes there are."""
 
     def __init__(
@@ -114,8 +94,8 @@ class ComfyStandIn:
         without: Iterable[str] = (),
         port: int = 0,
     ) -> None:
+        super().__init__(step_seconds)
         self.version = version
-        self.step_seconds = step_seconds
         self.nodes: dict[str, Any] = json.loads(json.dumps({k: v for k, v in NODES.items() if k not in set(without)}))
         self.set_choices("CheckpointLoaderSimple", "ckpt_name", checkpoints)
         self.set_choices("LoraLoader", "lora_name", loras)
@@ -125,7 +105,6 @@ class ComfyStandIn:
         self.headers: list[dict[str, str]] = []
         self.socket_headers: list[dict[str, str]] = []
         self.uploads: dict[str, bytes] = {}
-        self.interrupted: list[str] = []
         self.frees = 0
         # --- misbehaviour
         self.foreign_jobs = 0  # of others, in the queue
@@ -133,30 +112,20 @@ class ComfyStandIn:
         self.answers: list[dict[str, Any]] = []  # recorded answers for the next submits
         self.lost_replies = 0  # submits that are taken, and the connection closed
         self.lost_requests = 0  # submits that are not taken, and the connection closed
-        self.late_history = 0.0  # seconds after the end was told
-        self.drop_sockets_at_step: int | None = None
         self.refuse_sockets = False
         self.silent_sockets = False
-        self.previews: str | None = "metadata"  # or "plain", or None
-        self.foreign_previews = False
         self.half_files = 0
-        self.delete_files = False  # every file is gone as soon as it was made
-        self.failures: list[dict[str, str]] = []  # for the next runs: exception_type, exception_message
-        self.hold: str | None = None  # the class of a node at which every run stands still
         self.required_header: tuple[str, str] | None = None
+        self.on_request: Callable[[str], None] | None = None  # called with method and path before the answer
         self.life = 0
         self._port = port
         self._answering = asyncio.Event()
         self._answering.set()
-        self._forget()
-        self._counters: dict[str, int] = {}
-        self.files: dict[tuple[str, str, str], bytes] = {}
         self._writers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="comfyui stand-in", daemon=True)
         self._server: asyncio.Server | None = None
         self._worker: asyncio.Task[None] | None = None
-        self.reached = threading.Event()  # a step was made
 
     def set_choices(self, class_type: str, name: str, choices: Iterable[str]) -> None:
         """The models of a loader."""
@@ -254,16 +223,9 @@ class ComfyStandIn:
         self._pending.clear()
 
     def _forget(self) -> None:
-        self._arrived = asyncio.Event()
-        self._pending: list[Prompt] = []
-        self._running: Prompt | None = None
-        self._history: dict[str, Prompt] = {}
+        super()._forget()
         self._sockets: dict[str, tuple[asyncio.StreamWriter, ServerProtocol]] = {}
-        self._announced: set[str] = set()
-        self._cache: dict[str, Any] = {}
-        self._stop_id: str | None = None
-        self._numbers = itertools.count()
-        self._node_running: str | None = None
+        self._announced = set()
 
     # --- HTTP -----------------------------------------------------------------------------------------------------
 
@@ -283,6 +245,8 @@ class ComfyStandIn:
                     url = urlsplit(target)
                     path = url.path.removeprefix("/api") if not url.path.startswith("/api/jobs") else url.path
                     self.seen.append(f"{method} {path}")
+                    if self.on_request is not None:
+                        self.on_request(self.seen[-1])
                     await self._answering.wait()
                     await asyncio.sleep(self.late_seconds)
                     if self.required_header and headers.get(self.required_header[0]) != self.required_header[1]:
@@ -400,19 +364,6 @@ class ComfyStandIn:
         self._arrived.set()
         self._tell_status()
 
-    def _delete(self, ids: Iterable[str]) -> bool:
-        before = len(self._pending)
-        self._pending = [prompt for prompt in self._pending if prompt.id not in set(ids)]
-        self._tell_status()
-        return len(self._pending) < before
-
-    def _interrupt(self, prompt_id: str) -> bool:
-        if self._running is None or self._running.id != prompt_id:
-            return False
-        self._stop_id = prompt_id
-        self.interrupted.append(prompt_id)
-        return True
-
     def _job(self, writer: asyncio.StreamWriter, prompt_id: str) -> bool:
         alive = [*self._pending, *([self._running] if self._running else [])]
         prompt = next((prompt for prompt in alive if prompt.id == prompt_id), None)
@@ -494,9 +445,6 @@ class ComfyStandIn:
         for client_id in list(self._sockets):
             self._tell(client_id, "status", self._status())
 
-    def _tell(self, client_id: str, kind: str, data: Mapping[str, Any]) -> None:
-        self._send(client_id, json.dumps({"type": kind, "data": data}).encode(), is_text=True)
-
     def _send(self, client_id: str, data: bytes, *, is_text: bool = False) -> None:
         if client_id not in self._sockets or self.silent_sockets or not self._answering.is_set():
             return
@@ -507,136 +455,6 @@ class ComfyStandIn:
             protocol.send_binary(data)
         writer.write(b"".join(protocol.data_to_send()))
 
-    # --- running --------------------------------------------------------------------------------------------------
-
-    async def _work(self) -> None:
-        while True:
-            self._arrived.clear()
-            if not self._pending:
-                await self._arrived.wait()
-                continue
-            prompt = min(self._pending, key=lambda prompt: prompt.number)
-            self._pending.remove(prompt)
-            self._running = prompt
-            self._tell_status()
-            await self._run(prompt)
-
-    async def _run(self, prompt: Prompt) -> None:
-        client = str(prompt.extra["client_id"])
-
-        def tell(kind: str, **data: Any) -> None:
-            told = {**data, "prompt_id": prompt.id}
-            if kind.startswith("execution_"):
-                told["timestamp"] = int(time.time() * 1000)
-                prompt.messages.append([kind, told])
-            self._tell(client, kind, told)
-
-        tell("execution_start")
-        key = json.dumps(prompt.graph, sort_keys=True)
-        cached = self._cache.get(key)
-        tell("execution_cached", nodes=list(prompt.graph) if cached else [])
-        try:
-            if cached:
-                prompt.outputs = cached
-                for node_id, output in cached.items():
-                    tell("executed", node=node_id, display_node=node_id, output=output)
-            else:
-                await self._execute(prompt, client, tell)
-                self._cache[key] = prompt.outputs
-            prompt.status = "success"
-            tell("execution_success")
-        except Interrupt:
-            prompt.status = "interrupted"
-            tell("execution_interrupted", node_id=self._node_running, node_type="KSampler", executed=[])
-        except RuntimeError as error:
-            prompt.status = "error"
-            tell("execution_error", **error.args[0], executed=[], traceback=[], current_inputs={}, current_outputs=[])
-        self._node_running = None
-        if self.late_history:
-            self._running = None
-            self._tell_status()
-            self._running = prompt  # the record appears later than the news
-            self._tell(client, "executing", {"node": None, "prompt_id": prompt.id})
-            await asyncio.sleep(self.late_history)
-        self._history[prompt.id] = prompt
-        self._running = None
-        self._tell_status()
-        if not self.late_history:
-            self._tell(client, "executing", {"node": None, "prompt_id": prompt.id})
-
-    async def _execute(self, prompt: Prompt, client: str, tell: Any) -> None:
-        states: dict[str, Any] = {}
-        failure = self.failures.pop(0) if self.failures else None
-        for node_id in _in_order(prompt.graph):
-            node = prompt.graph[node_id]
-            steps = int(node["inputs"]["steps"]) if node["class_type"] in SAMPLERS else 1
-            self._node_running = node_id
-
-            def advance(value: int, state: str, node_id: str = node_id, steps: int = steps) -> None:
-                states[node_id] = {"value": value, "max": steps, "state": state, "node_id": node_id}
-                tell("progress_state", nodes=states)
-
-            advance(0, "running")
-            tell("executing", node=node_id, display_node=node_id)
-            if failure is not None and node["class_type"] in SAMPLERS:
-                raise RuntimeError({"node_id": node_id, "node_type": node["class_type"], **failure})
-            while self.hold == node["class_type"]:
-                await self._breathe(prompt)
-            if node["class_type"] in SAMPLERS:
-                for step in range(1, steps + 1):
-                    await self._breathe(prompt)
-                    advance(step, "running")
-                    self._preview(client, prompt.id, node_id)
-                    tell("progress", value=step, max=steps, node=node_id)
-                    self.reached.set()
-                    if self.drop_sockets_at_step == step:
-                        self.drop_sockets_at_step = None
-                        await self._drop()
-                        async with asyncio.timeout(5):  # the run goes on when somebody listens again
-                            while client in self._sockets:  # noqa: ASYNC110
-                                await asyncio.sleep(0.001)
-                            while client not in self._sockets:  # noqa: ASYNC110
-                                await asyncio.sleep(0.001)
-            output = self._output(node)
-            advance(steps, "finished")
-            if output is not None:
-                prompt.outputs[node_id] = output
-                tell("executed", node=node_id, display_node=node_id, output=output)
-
-    async def _breathe(self, prompt: Prompt) -> None:
-        await asyncio.sleep(self.step_seconds)
-        if self._stop_id == prompt.id:
-            self._stop_id = None
-            raise Interrupt
-
-    def _preview(self, client: str, prompt_id: str, node_id: str) -> None:
-        if self.previews is None:
-            return
-        picture = _picture("JPEG")
-        if self.previews == "metadata" and client in self._announced:
-            for owner in [str(uuid.uuid4())] * self.foreign_previews + [prompt_id]:
-                metadata = json.dumps({"node_id": node_id, "prompt_id": owner, "image_type": "image/jpeg"}).encode()
-                colour = b"" if owner == prompt_id else b"foreign"
-                self._send(client, struct.pack(">II", 4, len(metadata)) + metadata + picture + colour)
-        else:
-            self._send(client, struct.pack(">II", 1, 1) + picture)
-
-    def _output(self, node: Mapping[str, Any]) -> dict[str, Any] | None:
-        if not self.nodes[node["class_type"]]["output_node"]:
-            return None
-        prefix = str(node["inputs"].get("filename_prefix", "fixed"))
-        subfolder, _, stem = prefix.rpartition("/")
-        kind = "temp" if node["class_type"] == "PreviewImage" else "output"
-        extension = {"SaveVideo": "mp4", "SaveText": "txt"}.get(node["class_type"], "png")
-        data = {"mp4": b"\0\0\0\x18ftypisom" + b"\0" * 64, "txt": b"words"}.get(extension) or _picture("PNG")
-        self._counters[prefix] = self._counters.get(prefix, 0) + 1
-        name = f"{stem}_{self._counters[prefix]:05}_.{extension}"
-        if not self.delete_files:
-            self.files[kind, subfolder, name] = data
-        entry = {"filename": name, "subfolder": subfolder, "type": kind}
-        key = {"mp4": "gifs", "txt": "files"}.get(extension, "images")
-        return {key: [entry]} if key == "images" else {key: [entry], "animated": [True]}
-
 
 def _as_history(prompt: Prompt) -> dict[str, Any]:
     status = {
@@ -645,27 +463,3 @@ def _as_history(prompt: Prompt) -> dict[str, Any]:
         "messages": prompt.messages,
     }
     return {"prompt": prompt.as_item(), "outputs": prompt.outputs, "status": status, "meta": {}}
-
-
-def _in_order(graph: Mapping[str, Any]) -> list[str]:
-    """Every node after those it needs."""
-    done: dict[str, None] = {}
-
-    def visit(node_id: str) -> None:
-        for value in graph[node_id]["inputs"].values():
-            if isinstance(value, list) and value[0] not in done:
-                visit(str(value[0]))
-        done[node_id] = None
-
-    for node_id in graph:
-        if node_id not in done:
-            visit(node_id)
-    return list(done)
-
-
-def _picture(kind: str) -> bytes:
-    file = BytesIO()
-    info = PngImagePlugin.PngInfo()
-    info.add_text("prompt", "{}")
-    Image.new("RGB", (64, 64), (200, 40, 40)).save(file, kind, **({"pnginfo": info} if kind == "PNG" else {}))
-    return file.getvalue()

@@ -7,9 +7,19 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
-from safelight.providers.base import Accepted, Generation, InputImage, Output, Parameters, Preview, Progress, Update
+from safelight.providers.base import (
+    Accepted,
+    Generation,
+    InputImage,
+    Parameters,
+    Preview,
+    Progress,
+    Reserved,
+    Update,
+)
 from safelight.providers.comfyui import ComfyUI, Pace
 from stand_ins.comfyui import ComfyStandIn
+from stand_ins.generation import collect
 
 QUICK = Pace(
     look=0.03,
@@ -62,22 +72,12 @@ def order(
     return Generation(job_id or str(uuid.uuid4()), attempt, asks(**fields), 60.0, images)
 
 
-async def collect(updates: AsyncGenerator[Update], seconds: float = 10.0) -> list[Update]:
-    """All updates; it fails if they take too long."""
-    async with asyncio.timeout(seconds):
-        return [update async for update in updates]
-
-
 async def run(comfy: ComfyUI, **fields: Any) -> list[Update]:
     return await collect(comfy.generate(order(**fields)))
 
 
-def accepted(updates: list[Update]) -> list[str]:
-    return [update.remote_id for update in updates if isinstance(update, Accepted)]
-
-
-def outputs(updates: list[Update]) -> list[Output]:
-    return [update for update in updates if isinstance(update, Output)]
+def remote_ids(updates: list[Update]) -> list[str]:
+    return [update.remote_id for update in updates if isinstance(update, Reserved | Accepted)]
 
 
 def previews(updates: list[Update]) -> list[Preview]:

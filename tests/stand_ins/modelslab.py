@@ -1,11 +1,14 @@
 """A stand-in for ModelsLab's v7 interface: takes orders, keeps a ledger of them, and misbehaves as it is told."""
 
+import base64
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import count
 from typing import Any
 
+from PIL import Image
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -48,11 +51,13 @@ class ModelsLabStandIn:
         self.fetched: list[str] = []  # the path of every look
         self.bodies: list[dict[str, Any]] = []  # and its body
         self.jobs: dict[int, Job] = {}
+        self.uploads: list[bytes] = []
         self._ids = count(70_001)
         self._served = Served(
             Starlette(
                 routes=[
-                    Route("/api/v7/images/text-to-image", self._submit, methods=["POST"]),
+                    Route("/api/v7/images/{way}-to-image", self._submit, methods=["POST"]),
+                    Route("/api/v6/base64_to_url", self._upload, methods=["POST"]),
                     Route("/api/{version}/images/fetch/{id}", self._fetch, methods=["POST"]),
                     Route("/api/v6/wallet_balance", self._balance, methods=["POST"]),
                     Route("/files/{name}", self._file),
@@ -68,6 +73,8 @@ class ModelsLabStandIn:
     async def _submit(self, request: Request) -> Response:
         order = await request.json()
         self.ledger.append(order)
+        if ("init_image" in order) != (request.path_params["way"] == "image"):
+            return says(400, status="error", message={"init_image": ["The init image field is wrong."]})
         job = Job(next(self._ids), order, time.monotonic() + self.seconds)
         self.jobs[job.id] = job
         refused = self._refused(order)
@@ -75,6 +82,17 @@ class ModelsLabStandIn:
             return refused
         told = await _act(self.on_submit, job, base_of(request))
         return told or self.processing(job, base_of(request))
+
+    async def _upload(self, request: Request) -> Response:
+        body = await request.json()
+        refused = self._refused(body)
+        if refused is not None:
+            return refused
+        head, _, data = body["base64_string"].partition(",")
+        self.uploads.append(base64.b64decode(data))
+        assert head == f"data:{Image.MIME[Image.open(BytesIO(self.uploads[-1])).format or '']};base64"
+        link = f"{base_of(request)}/uploads/{len(self.uploads) - 1}"
+        return JSONResponse({"status": "success", "id": 1, "output": [link]})
 
     async def _fetch(self, request: Request) -> Response:
         self.fetched.append(request.url.path)
@@ -101,6 +119,9 @@ class ModelsLabStandIn:
         if told is not None:
             return told
         width, height = int(job.order.get("width", 64)), int(job.order.get("height", 64))
+        if "width" not in job.order and isinstance(job.order.get("init_image"), str):
+            upload = self.uploads[int(job.order["init_image"].rpartition("/")[2])]
+            width, height = Image.open(BytesIO(upload)).size
         return Response(picture(width, height, job.order["prompt"]), media_type="binary/octet-stream")
 
     async def _balance(self, request: Request) -> Response:

@@ -30,6 +30,7 @@ class OpenAIStandIn:
         self.seconds = 0.02  # of drawing
         self.streams = True
         self.acts: list[Act | None] = []
+        self.on_file: Callable[[], None] | None = None  # called before a file is sent
         self.ledger: list[dict[str, Any]] = []
         self.paths: list[str] = []
         self.file_headers: list[dict[str, str]] = []
@@ -83,6 +84,8 @@ class OpenAIStandIn:
 
     async def _file(self, request: Request) -> Response:
         self.file_headers.append(dict(request.headers))
+        if self.on_file is not None:
+            self.on_file()
         return Response(picture(request.path_params["width"], request.path_params["height"]), media_type="image/png")
 
 

@@ -36,8 +36,17 @@ def test_listens_nowhere_else(host: str) -> None:
 
 
 def test_children_get_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SAFELIGHT_COMFYUI_URLS", "http://gpu-1:8188, http://gpu-2:8188")
     given = load_settings(
-        env="test", data_dir=tmp_path, port=8123, redis_url="redis://:secret@q/1", provider_limits={"mock": 2}
+        env="test",
+        data_dir=tmp_path,
+        port=8123,
+        redis_url="redis://:secret@q/1",
+        provider_limits={"mock": 2},
+        comfyui_headers={"Authorization": "Bearer secret"},
+        comfyui_templates=tmp_path,
+        comfyui_urls="http://gpu-1:8188,http://gpu-2:8188",
+        media_allow_private="10.0.0.0/8,fd00::/8",
     )
     for name, value in settings_environment(given).items():
         monkeypatch.setenv(name, value)

@@ -1,22 +1,27 @@
 """The client: one object per Safelight, made of plain calls that return what the API answers."""
 
+import mimetypes
 import random
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, overload
+from urllib.parse import quote
 
 import httpx
 
+from safelight_client.batch import Batches
 from safelight_client.error import ApiError, Unreachable
 from safelight_client.event import Event, EventReader
+from safelight_client.media import Media
 from safelight_client.story import Stories
 
 API = "/api/v1"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LONGEST_WAIT = 30.0  # seconds between two tries; a server that asks for more is believed and not bothered
+UPLOAD_SECONDS = 60.0  # for an uploaded picture to be checked and stored
 SILENCE = 45.0  # seconds without a byte after which an event stream counts as broken; comments come every 15 s
 
 
@@ -46,7 +51,9 @@ class Client:
         is_here = httpx.URL(self.base_url).host in LOOPBACK
         self._http = httpx.Client(timeout=timeout, trust_env=not is_here, follow_redirects=True)
         self.stories = Stories(self._call)
+        self.media = Media(self._call)
         self._own_headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self.batches = Batches(self._call, self._follow)
 
     def close(self) -> None:
         """Close the connections. An iterator of `events` in another thread ends with `Unreachable`."""
@@ -90,36 +97,12 @@ class Client:
         than one already seen is dropped. `patience` is how many seconds in a row the server may be away before
         `Unreachable` is raised.
         """
-        reader = EventReader(last_event_id)
         newest = (0, 0)
-        failures = 0
-        last_contact = time.monotonic()
-        while True:
-            if self._http.is_closed:
-                raise Unreachable("The client was closed.")
-            pause: float | None = None
-            try:
-                for event in self._stream(job_id, reader):
-                    failures = 0
-                    if event.order < newest and not event.is_terminal:
-                        continue
-                    newest = max(newest, event.order)
-                    yield event
-                    last_contact = time.monotonic()
-                    if event.is_terminal:
-                        return
-                last_contact = time.monotonic()
-            except NothingMore:
-                return
-            except httpx.TransportError as error:
-                if self._http.is_closed or time.monotonic() - last_contact >= patience:
-                    raise Unreachable(self._no_answer(error)) from error
-            except ApiError as error:
-                if not error.retryable or time.monotonic() - last_contact >= patience:
-                    raise
-                pause = error.retry_after
-            failures += 1
-            self._sleep(failures, pause if pause is not None else reader.retry_seconds if failures == 1 else None)
+        path = f"{API}/generation-jobs/{job_id}/events"
+        for event in self._follow(path, last_event_id, patience, lambda event: event.is_terminal):
+            if event.order >= newest or event.is_terminal:
+                newest = max(newest, event.order)
+                yield event
 
     @overload
     def download(self, url: str) -> bytes: ...
@@ -147,6 +130,38 @@ class Client:
         """Every provider: its health, limits and load, whether it is paused, and how long its jobs take."""
         return self._call("GET", f"{API}/providers").json()["items"]
 
+    def upload(self, picture: bytes | str | Path, content_type: str | None = None) -> dict[str, Any]:
+        """Upload a picture to start from, and return its record: its `id` is what `input_images` of a submit takes.
+
+        PNG, JPEG or WebP; of a file, the type follows from its name if it is not given.
+        """
+        data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+        if content_type is None and not isinstance(picture, bytes):
+            content_type = mimetypes.guess_type(Path(picture).name)[0]
+        headers = {"Content-Type": content_type or "application/octet-stream"}
+        return self._call(
+            "POST", f"{API}/artifacts", headers=headers, content=data, extra_seconds=UPLOAD_SECONDS
+        ).json()
+
+    def templates(self) -> list[dict[str, Any]]:
+        """The workflow templates that a submit may name: everybody's, then your own."""
+        return self._call("GET", f"{API}/templates").json()["items"]
+
+    def template(self, name: str) -> dict[str, Any]:
+        """A template with its workflow."""
+        return self._call("GET", f"{API}/templates/{quote(name, safe='')}").json()
+
+    def add_template(self, definition: Mapping[str, Any], *, replace: bool = False) -> dict[str, Any]:
+        """Add a template of your own. One that you have already is refused (409) unless it is to be replaced."""
+        if replace:
+            path = f"{API}/templates/{quote(str(definition.get('name')), safe='')}"
+            return self._call("PUT", path, json=dict(definition)).json()
+        return self._call("POST", f"{API}/templates", json=dict(definition)).json()
+
+    def delete_template(self, name: str) -> None:
+        """Delete a template of your own; jobs that were accepted keep it."""
+        self._call("DELETE", f"{API}/templates/{quote(name, safe='')}")
+
     def ready(self) -> dict[str, Any]:
         """The health of each part, as the server tells it. Answered once, without retries."""
         response = self._look(f"{API}/health/ready")
@@ -158,6 +173,39 @@ class Client:
             return self._look(f"{API}/health/live").is_success
         except Unreachable:
             return False
+
+    # --- how a stream is followed ---------------------------------------------------------------------------------
+
+    def _follow(
+        self, path: str, last_event_id: str | None, patience: float, is_last: Callable[[Event], bool]
+    ) -> Iterator[Event]:
+        """Every event until the last, over as many connections as it takes."""
+        reader = EventReader(last_event_id)
+        failures = 0
+        last_contact = time.monotonic()
+        while True:
+            if self._http.is_closed:
+                raise Unreachable("The client was closed.")
+            pause: float | None = None
+            try:
+                for event in self._stream(path, reader):
+                    failures = 0
+                    yield event
+                    last_contact = time.monotonic()
+                    if is_last(event):
+                        return
+                last_contact = time.monotonic()
+            except NothingMore:
+                return
+            except httpx.TransportError as error:
+                if self._http.is_closed or time.monotonic() - last_contact >= patience:
+                    raise Unreachable(self._no_answer(error)) from error
+            except ApiError as error:
+                if not error.retryable or time.monotonic() - last_contact >= patience:
+                    raise
+                pause = error.retry_after
+            failures += 1
+            self._sleep(failures, pause if pause is not None else reader.retry_seconds if failures == 1 else None)
 
     # --- how a call is made ---------------------------------------------------------------------------------------
 
@@ -220,11 +268,11 @@ class Client:
         except httpx.TransportError as error:
             raise Unreachable(self._no_answer(error)) from error
 
-    def _stream(self, job_id: str, reader: EventReader) -> Iterator[Event]:
+    def _stream(self, path: str, reader: EventReader) -> Iterator[Event]:
         headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
         if reader.last_id is not None:
             headers["Last-Event-ID"] = reader.last_id
-        address = self._address(f"{API}/generation-jobs/{job_id}/events")
+        address = self._address(path)
         headers |= self._headers_for(address)
         timeout = httpx.Timeout(self._timeout, read=SILENCE)
         with self._http.stream("GET", address, headers=headers, timeout=timeout) as response:
@@ -281,4 +329,4 @@ class Client:
 
 
 class NothingMore(Exception):
-    """The server said that the job has ended and everything was told before."""
+    """The server said that everything was told before, to the end."""

@@ -8,7 +8,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What became known about a job. `id` resumes the stream after it; `type` is `job.snapshot`, `job.progress`, ..."""
+    """What became known about a job or a batch.
+
+    `id` resumes the stream after it; `type` is `job.snapshot`, `job.progress`, `batch.progress`, ...
+    """
 
     id: str | None
     type: str
@@ -16,7 +19,7 @@ class Event:
 
     @property
     def is_terminal(self) -> bool:
-        """Whether the job has ended: nothing follows."""
+        """Whether the job or batch that it is about has ended; of that, nothing follows."""
         return bool(self.data.get("is_terminal"))
 
     @property

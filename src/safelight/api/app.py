@@ -25,6 +25,7 @@ from safelight.api import (
     health,
     jobs,
     keys,
+    media,
     plain,
     problems,
     projects,
@@ -60,6 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
         async with open_safelight(settings) as safelight:
             app.state.safelight = safelight
             app.state.estimator = Estimator(safelight.database, safelight.dispatcher)
+            app.state.probes = media.Probes()
             app.state.survey = Survey(safelight.providers, safelight.database)
             background = [
                 asyncio.create_task(safelight.dispatcher.run(), name="dispatch"),
@@ -104,6 +106,7 @@ def create_app(settings: Settings) -> FastAPI:
         keys,
         providers,
         templates,
+        media,
         webhooks,
         health,
     ):
@@ -111,7 +114,7 @@ def create_app(settings: Settings) -> FastAPI:
     plain.install(app)
     app.add_middleware(Authentication, has_accounts=settings.has_accounts)
     hosts = LOCAL_HOSTS | {settings.host} | {host.lower() for host in settings.allowed_hosts}
-    larger = dict.fromkeys((batches.PREFIX, f"{batches.PREFIX}/"), settings.max_batch_bytes)
+    larger: dict[str, int] = dict.fromkeys((batches.PREFIX, f"{batches.PREFIX}/"), settings.max_batch_bytes)
     app.add_middleware(Entrance, max_body_bytes=settings.max_body_bytes, larger=larger, hosts=hosts)
     return app
 
@@ -141,7 +144,9 @@ class Entrance:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = given if re.fullmatch(r"[\w.:-]{1,128}", given) else new_id()
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        state["server_send"] = send  # for streams of many small parts
         began = time.monotonic()
         status = 0
 

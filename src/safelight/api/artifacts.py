@@ -23,7 +23,6 @@ from safelight.jobs import ArtifactDeleted, ArtifactNotFound, describe_artifact
 PREFIX = "/api/v1/artifacts"
 router = APIRouter(prefix=PREFIX, tags=["artifacts"], responses=PROBLEMS)
 
-EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "image/gif": "gif", "image/avif": "avif"}
 SPOOL_BYTES = 512 * 1024  # of an upload in memory; the rest waits in a temporary file
 LINK_SECONDS = (60, 7 * 24 * 3600)  # no store signs for longer than a week
 UPLOAD_BODY: dict[str, Any] = {
@@ -113,7 +112,7 @@ async def receive_picture(
 
 @router.get("/{id}", response_model=ArtifactView, summary="The record of a result")
 async def get_artifact(artifact_id: ItemId, world: World, owner: Owner) -> Response:
-    """Size, type, hash, dimensions and URLs."""
+    """Kind, size, type, hash, dimensions, duration and URLs."""
     return json_response(describe_artifact(await _find(world, artifact_id, owner)))
 
 
@@ -198,7 +197,7 @@ def _file_of(artifact: Artifact) -> StoredFile:
     return StoredFile(
         artifact.storage_key,
         artifact.content_type,
-        f"{artifact.id}.{EXTENSIONS.get(artifact.content_type, 'bin')}",
+        f"{artifact.id}.{artifact.storage_key.rpartition('.')[2]}",
         artifact.size_bytes,
         f'"{artifact.sha256}"',
     )

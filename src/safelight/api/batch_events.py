@@ -25,13 +25,12 @@ from safelight.jobs import (
     BatchNotFound,
     JobEvent,
     Member,
+    Position,
     Tally,
     get_batch,
     look_at_batch,
     members_of,
     missed,
-    position_of,
-    versions_at,
 )
 from safelight.stream import Message, Stream
 
@@ -80,7 +79,7 @@ async def follow(
 
 
 async def _events(
-    request: Request, world: Safelight, batch_id: str, owner: str, known: Sequence[int] | None
+    request: Request, world: Safelight, batch_id: str, owner: str, known: Position | None
 ) -> AsyncIterator[bytes]:
     now = asyncio.get_running_loop().time
     look_again = now() + LOOK_AGAIN_SECONDS
@@ -102,7 +101,7 @@ async def _events(
                 else:
                     tally.take_progress(job_id, _progress_in(message))
             if tally.has_changed and now() - told_at >= PROGRESS_SECONDS and not tally.standing.is_terminal:
-                frames += tally.news().as_frame()
+                frames += tally.news().as_frame(tally.position)
                 told_at = now()
             if frames:
                 spoke_at = now()
@@ -125,28 +124,34 @@ class _Standing:
     tally: Tally
     members: Sequence[Member]
     missed: bytes
-    after: str
+    after: Position
 
 
-def _standing(tx: Tx, batch_id: str, owner: str, known: Sequence[int] | None) -> _Standing | None:
+def _standing(tx: Tx, batch_id: str, owner: str, known: Position | None) -> _Standing | None:
     batch = get_batch(tx, batch_id, owner)
     if batch is None:
         return None
     members = members_of(tx, batch_id, owner)
-    now = {member.job_id: member.version for member in members}
-    if known is None or len(known) != len(members) or any(a > b for a, b in zip(known, now.values(), strict=True)):
+    now = [member.version for member in members]
+    if known is None or len(known.versions) != len(now) or any(a > b for a, b in zip(known.versions, now, strict=True)):
         # Not an id of this batch: nothing is known. Of what has ended, the end is told.
-        known = [member.version - int(member.is_terminal) for member in members]
-    told = dict(zip(now, known, strict=True))
-    after = position_of(known)
-    found = missed(tx, {job_id: version for job_id, version in told.items() if version < now[job_id]})
+        known = Position([member.version - int(member.is_terminal) for member in members], 0)
+    tally = Tally(batch, members, known.progress)
+    after = Position(known.versions, tally.progress)
+    behind = {
+        member.job_id: version
+        for member, version in zip(members, after.versions, strict=True)
+        if version < member.version
+    }
+    found = missed(tx, behind)
+    told = list(after.versions)
     frames: list[bytes] = []
-    for job_id in told:
-        for message in found.get(job_id, ()):
+    for place, member in enumerate(members):
+        for message in found.get(member.job_id, ()):
             if message.is_state:
-                told[job_id] = message.version
-                frames.append(_frame(message, position_of(told.values())))
-    return _Standing(Tally(batch, members), members, b"".join(frames), after)
+                told[place] = message.version
+                frames.append(_frame(message, Position(told, after.progress)))
+    return _Standing(tally, members, b"".join(frames), after)
 
 
 async def _learn_progress(tally: Tally, members: Sequence[Member], stream: Stream) -> None:
@@ -157,7 +162,7 @@ async def _learn_progress(tally: Tally, members: Sequence[Member], stream: Strea
             tally.take_progress(job_id, orjson.loads(latest)["progress"])
 
 
-def _frame(message: Message, position: str) -> bytes:
+def _frame(message: Message, position: Position) -> bytes:
     """A state event of a job, with the id that says what is known of all."""
     return f"id: {position}\n".encode() + message.frame_without_id
 
@@ -167,11 +172,11 @@ def _progress_in(message: Message) -> int | None:
     return orjson.loads(data)["progress"]
 
 
-def _known(event_id: str | None) -> list[int] | None:
+def _known(event_id: str | None) -> Position | None:
     """What the id of an event says that its watcher knows."""
     if not event_id or event_id == ALL_TOLD:
         return None
-    versions = versions_at(event_id)
-    if versions is None:
-        raise HeaderInvalid("Last-Event-ID must be the id of an event of this batch, as `3x40.2.1x9`.")
-    return versions
+    position = Position.parse(event_id)
+    if position is None:
+        raise HeaderInvalid("Last-Event-ID must be the id of an event of this batch, as `3x40.2.1x9~81`.")
+    return position

@@ -4,14 +4,14 @@ import asyncio
 import contextlib
 import hashlib
 import zlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import orjson
 import structlog
 from fastapi import APIRouter, Header, Query, Request
-from pydantic import ConfigDict, Field, SkipValidation, ValidationError
+from pydantic import ConfigDict, Field, SkipValidation, ValidationError, field_validator
 from starlette.responses import Response
 
 from safelight.accounts import Identity
@@ -44,7 +44,9 @@ from safelight.api.job_request import (
     verified,
 )
 from safelight.api.jobs import LIMITED, take_tokens, tier_of, too_quick
+from safelight.api.media_request import IMPORT, MediaRequest, import_of, new_import, submit_imports
 from safelight.api.problems import PROBLEMS, invalid_body, invalid_fields
+from safelight.api.templates import template_of
 from safelight.bootstrap import Safelight
 from safelight.db import Tx, new_id
 from safelight.errors import FieldError, Invalid, SafelightError, Unavailable
@@ -94,6 +96,19 @@ class BatchJob(GenerationRequest):
 
     kind: Literal["image.generate"] = "image.generate"
 
+    @field_validator("kind", mode="before")
+    @classmethod
+    def known(cls, value: Any) -> Any:
+        if value != "image.generate":
+            raise ValueError(f"must be image.generate or {IMPORT}")
+        return value
+
+
+class BatchImport(MediaRequest):
+    """One import of a batch: the body of `POST /media/store`, and its kind."""
+
+    kind: Literal["media.import"]
+
 
 class BatchRequest(Body):
     """Jobs that are accepted together or not at all."""
@@ -114,7 +129,7 @@ class BatchRequest(Body):
     )
 
     # Checked by `checked_jobs`, a slice at a time: a thousand at once would hold up everybody else.
-    jobs: list[SkipValidation[BatchJob]] = Field(min_length=1, max_length=MAX_BATCH_JOBS)
+    jobs: list[SkipValidation[BatchJob | BatchImport]] = Field(min_length=1, max_length=MAX_BATCH_JOBS)
     name: str | None = Field(None, min_length=1, max_length=200)
     metadata: Metadata = Field({}, max_length=50, description="Your own notes, given back in every view")
 
@@ -227,7 +242,7 @@ async def retry(
     new = NewBatch(
         id=new_id(),
         owner_id=asker.owner_id,
-        jobs=await checked_jobs([(request_of(job), job.id) for job in failed], request, world, asker),
+        jobs=await checked_jobs([(_again(job), job) for job in failed], request, world, asker),
         name=batch.name,
         metadata=batch.metadata,
         origin_batch_id=batch.id,
@@ -238,29 +253,39 @@ async def retry(
 
 
 async def checked_jobs(
-    given: Sequence[tuple[Any, str | None]], request: Request, world: Safelight, asker: Identity
+    given: Sequence[tuple[Any, Job | None]], request: Request, world: Safelight, asker: Identity
 ) -> list[NewJob]:
-    """The jobs that these bodies ask for, each with the id of the job it retries, if any; checked as a single one is.
+    """The jobs that these bodies ask for, each beside the job it retries, if any; checked as a single one is.
 
     Raises `Invalid` with all that is wrong, up to a bound. Others have their turn on the loop every few milliseconds.
     """
     turn = _Turn()
+    about: dict[str, Any] = {
+        "owner_id": asker.owner_id,
+        "providers": world.providers,
+        "settings": world.settings,
+        "request_id": request.state.request_id,
+        "tier": tier_of(asker, world),
+    }
     made: list[NewJob] = []
     wrong: list[FieldError] = []
-    for place, (body, origin_job_id) in enumerate(given):
+    templates: dict[str | None, Mapping[str, Any] | None] = {None: None}
+    for place, (body, origin) in enumerate(given):
         await turn.over()
+        about["origin_job_id"] = None if origin is None else origin.id
         try:
-            new = new_job(
-                BatchJob.model_validate(body),
-                owner_id=asker.owner_id,
-                providers=world.providers,
-                settings=world.settings,
-                request_id=request.state.request_id,
-                tier=tier_of(asker, world),
-                origin_job_id=origin_job_id,
-                closures=world.dispatcher.closures,
-            )
-            made.append(new)
+            if isinstance(body, dict) and cast(dict[str, Any], body).get("kind") == IMPORT:
+                made.append(new_import(BatchImport.model_validate(body), **about))
+            else:
+                picture = BatchJob.model_validate(body)
+                if origin is not None:
+                    template = origin.template_definition  # as it was then
+                elif picture.template in templates:
+                    template = templates[picture.template]
+                else:
+                    own = await template_of(world, asker.owner_id, picture.template)
+                    template = templates[picture.template] = None if own is None else own.definition
+                made.append(new_job(picture, **about, template=template, closures=world.dispatcher.closures))
         except ValidationError as error:
             wrong += _placed(place, invalid_body(error.errors()))
         except Invalid as error:
@@ -298,6 +323,10 @@ class _Turn:
             self._ends = self.now() + SLICE_SECONDS
 
 
+def _again(job: Job) -> dict[str, Any]:
+    return import_of(job) | {"kind": IMPORT} if job.kind == IMPORT else request_of(job)
+
+
 def _placed(place: int, error: Invalid) -> list[FieldError]:
     return [replace(each, pointer=f"#/jobs/{place}{each.pointer.removeprefix('#')}") for each in error.errors]
 
@@ -321,7 +350,7 @@ async def accept_batch(
         return too_quick(request, verdict, len(new.jobs))
     hinted = [replace(each, hint=_has_room(each, world)) for each in new.jobs]
     new = replace(new, jobs=hinted)
-    outcome = await (world.database.write(world.jobs.submit_batch, new) if submit is None else submit(new))
+    outcome = await (submit_imports(world) if submit is None else submit)(new)
     if not isinstance(outcome, SubmittedBatch):
         raise outcome
     batch, standing = outcome.batch, outcome.standing

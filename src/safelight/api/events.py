@@ -10,6 +10,7 @@ import structlog
 from fastapi import APIRouter, Header, Query, Request
 from pydantic import TypeAdapter
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from safelight.api.authentication import may_stay
 from safelight.api.deps import HeaderInvalid, ItemId, Owner, World
@@ -64,9 +65,24 @@ async def follow(
         known = None  # not an id of this job: nothing is known
     if known is not None and job.is_terminal and known == job.version:
         return Response(status_code=204)
-    return StreamingResponse(
-        _events(request, world, job_id, owner, known), media_type="text/event-stream", headers=HEADERS
-    )
+    return EventStream(_events(request, world, job_id, owner, known), media_type="text/event-stream", headers=HEADERS)
+
+
+class EventStream(StreamingResponse):
+    """Starts and ends through all layers of the application; what lies between goes straight to the server.
+
+    Passing each event through the layers, none of which wants to see it, was an eighth of its cost.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._send_chunk: Send = scope["state"]["server_send"]
+        await super().__call__(scope, receive, send)
+
+    async def stream_response(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for chunk in self.body_iterator:
+            await self._send_chunk({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _events(

@@ -15,7 +15,9 @@ from safelight.bootstrap import Safelight
 router = APIRouter(prefix="/api/v1/files", tags=["artifacts"], responses=PROBLEMS)
 
 KEPT_FOR_EVER = "private, max-age=31536000, immutable"
-_BYTES: dict[str, Any] = {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
+_BYTES: dict[str, Any] = {
+    "content": {name: {"schema": {"type": "string", "format": "binary"}} for name in ("image/*", "video/*", "audio/*")}
+}
 FILE: dict[int | str, dict[str, Any]] = {
     200: {"description": "The bytes", **_BYTES},
     304: {"description": "What `If-None-Match` names is still the file"},

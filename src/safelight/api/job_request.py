@@ -88,7 +88,8 @@ class SamplerParams(Body):
     seed: Int | None = Field(None, ge=0, le=MAX_SEED, description="The same as `seed` beside it")
 
 
-def _storable(value: dict[str, Any], most_bytes: int) -> dict[str, Any]:
+def storable(value: dict[str, Any], most_bytes: int) -> dict[str, Any]:
+    """The value itself, if every database can keep it and it is not too large. Raises `ValueError`."""
     try:
         encoded = orjson.dumps(value)
     except orjson.JSONEncodeError as error:
@@ -105,7 +106,7 @@ Metadata = Annotated[
         Annotated[str, StringConstraints(min_length=1, max_length=100)],
         Annotated[str, StringConstraints(max_length=1000)],
     ],
-    AfterValidator(lambda value: _storable(value, MAX_OPTIONS_BYTES)),
+    AfterValidator(lambda value: storable(value, MAX_OPTIONS_BYTES)),
 ]
 
 
@@ -125,10 +126,12 @@ class PictureRequest(Body):
     width: Int | None = Field(None, ge=16, le=8192, description="Pixels; default: the provider's")
     height: Int | None = Field(None, ge=16, le=8192, description="Pixels; default: the provider's")
     batch_size: Int = Field(1, ge=1, le=8, description="Pictures to make")
-    seed: Int | None = Field(None, ge=0, le=MAX_SEED, description="Default: chosen at random and told in the view")
+    seed: Int | None = Field(
+        None, ge=0, le=MAX_SEED, description="Default: random, and told in the view; null where the model takes none"
+    )
     sampler_params: SamplerParams = Field(default_factory=lambda: SamplerParams.model_validate({}))
     provider_options: dict[str, Any] = Field({}, description="Checked by the provider; carries the mock's script")
-    template: Name | None = Field(None, description="A workflow template of the provider's, filled with `inputs`")
+    template: Name | None = Field(None, description="A workflow template, filled with `inputs`")
     inputs: dict[Name, Any] = Field({}, description="What the template takes, by name: see `GET /api/v1/templates`")
     workflow: dict[str, Any] | None = Field(None, description="A workflow of your own, as ComfyUI's `Export (API)`")
     input_images: list[Reference] = Field(
@@ -185,13 +188,13 @@ class PictureRequest(Body):
 
     @field_validator("workflow")
     @classmethod
-    def storable(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        return None if value is None else _storable(value, MAX_WORKFLOW_BYTES)
+    def small_workflow(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if value is None else storable(value, MAX_WORKFLOW_BYTES)
 
     @field_validator("provider_options", "inputs")
     @classmethod
     def small(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return _storable(value, MAX_OPTIONS_BYTES)
+        return storable(value, MAX_OPTIONS_BYTES)
 
     @model_validator(mode="after")
     def one_seed(self) -> Self:
@@ -244,6 +247,7 @@ def new_job(
     settings: Settings,
     request_id: str,
     tier: Tier | None = None,
+    template: Mapping[str, Any] | None = None,
     idempotency_key: str | None = None,
     origin_job_id: str | None = None,
     closures: Mapping[str, Closure] | None = None,
@@ -251,7 +255,7 @@ def new_job(
     """The job a request asks for, checked by its providers, with every default filled in. Raises `Invalid`.
 
     Each provider of a route is asked now; the first that takes the parameters and is not closed gets the job, and those
-    after it are its route.
+    after it are its route. `template` is what stands behind the request's, if that is one of the owner's own.
     """
     names = route_of(request.provider, settings)
     seed = random.randrange(RANDOM_SEEDS)  # the same wherever it is made
@@ -261,7 +265,9 @@ def new_job(
     now = datetime.now(UTC)
     for name in names:
         try:
-            candidates.append(_as_taken_by(name, request, seed, providers=providers, settings=settings, tier=tier))
+            model = request.model or (tier.models.get(name) if tier is not None else None)
+            parameters = _parameters(request, model, template)
+            candidates.append(_as_taken_by(name, parameters, request.timeout_seconds, seed, providers, settings))
         except UnknownProvider as error:
             raise _invalid(error) from None
         except InvalidParameters as error:
@@ -314,16 +320,20 @@ def route_of(asked: str | list[str] | None, settings: Settings) -> list[str]:
 
 
 def _as_taken_by(
-    name: str, request: GenerationRequest, seed: int, *, providers: Registry, settings: Settings, tier: Tier | None
+    name: str,
+    parameters: Parameters,
+    timeout_seconds: float | None,
+    seed: int,
+    providers: Registry,
+    settings: Settings,
 ) -> dict[str, Any]:
     """The columns by which a provider would take this request; `seed` if none is given. Raises `InvalidParameters`."""
     _, provider, mocked = providers.resolve(name)
-    model = request.model or (tier.models.get(name) if tier is not None else None)
-    checked = provider.check(_parameters(request, model))
+    checked = provider.check(parameters)
     limits = provider.capabilities.limits or Limits(settings.soft_limit_seconds, settings.hard_limit_seconds)
     soft, hard = limits.soft_seconds, limits.hard_seconds
-    if request.timeout_seconds is not None:
-        soft, hard = request.timeout_seconds, request.timeout_seconds + (hard - soft)
+    if timeout_seconds is not None:
+        soft, hard = timeout_seconds, timeout_seconds + (hard - soft)
     return {
         "provider": name,
         "mocked": mocked,
@@ -334,10 +344,11 @@ def _as_taken_by(
         "width": checked.width,
         "height": checked.height,
         "batch_size": checked.batch_size,
-        "seed": seed if checked.seed is None else checked.seed,
+        "seed": None if not provider.takes_seed(checked) else seed if checked.seed is None else checked.seed,
         "sampler_params": dict(checked.sampler_params),
         "provider_options": dict(checked.options),
         "template": checked.template,
+        "template_definition": None if checked.template_definition is None else dict(checked.template_definition),
         "inputs": dict(checked.inputs) or None,
         "workflow": None if checked.workflow is None else dict(checked.workflow),
         "input_images": list(checked.input_images) or None,
@@ -352,7 +363,9 @@ def _invalid(*refusals: InvalidParameters) -> Invalid:
     return Invalid(" ".join(dict.fromkeys(each.message for each in refusals)), errors=errors)
 
 
-def _parameters(request: GenerationRequest, model: str | None) -> Parameters:
+def _parameters(
+    request: GenerationRequest, model: str | None, template_definition: Mapping[str, Any] | None
+) -> Parameters:
     return Parameters(
         kind=KIND,
         prompt=request.prompt,
@@ -367,6 +380,7 @@ def _parameters(request: GenerationRequest, model: str | None) -> Parameters:
         sampler_params=request.sampler_params.model_dump(exclude_none=True, exclude={"seed"}),
         options=request.provider_options,
         template=request.template,
+        template_definition=template_definition,
         inputs=request.inputs,
         workflow=request.workflow,
         input_images=tuple(request.input_images),
@@ -428,6 +442,7 @@ def _parameters_of(kind: str, values: Mapping[str, Any]) -> Parameters:
         sampler_params=values["sampler_params"],
         options=values["provider_options"],
         template=values["template"],
+        template_definition=values["template_definition"],
         inputs=values["inputs"] or {},
         workflow=values["workflow"],
         input_images=tuple(values["input_images"] or ()),

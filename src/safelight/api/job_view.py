@@ -5,7 +5,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,6 +17,7 @@ from safelight.jobs import Attempt, Dispatcher, Job, Status, describe_artifact, 
 PREFIX = "/api/v1/generation-jobs"
 LEARNT_FOR_SECONDS = 5.0
 MAX_LEARNT = 1000
+IMPORT = "media.import"  # no two take equally long: nothing is learnt from them
 WITHOUT_END = ("no_worker", "owner_limit", "provider_limit", "rate_limited")  # nobody knows when others make room
 
 
@@ -26,18 +27,25 @@ class ThumbnailView(BaseModel):
 
 
 class ArtifactView(BaseModel):
-    """A stored result. URLs are paths on this host."""
+    """A stored result, or an upload. URLs are paths on this host."""
 
     id: str
+    kind: Literal["image", "video", "audio", "input"] = Field(description="`input` is a picture that was uploaded")
     url: str
-    content_type: str
-    width: int
-    height: int
+    content_type: str = Field(examples=["video/mp4"])
+    width: int | None = Field(description="Pixels, as it is shown; null for a sound")
+    height: int | None
+    duration_seconds: float | None = Field(description="Null for a picture")
     size_bytes: int
     sha256: str
-    thumbhash: str
+    thumbhash: str | None = Field(description="A blur to show while it loads; null for a sound")
     seed: int | None
     thumbnails: list[ThumbnailView]
+    poster: str | None = Field(description="The URL of a WebP frame of a video, 1280 pixels wide if the video is")
+    details: dict[str, Any] = Field(
+        description="What else is known: codecs and frame rate, and what its provider told of it (`title`, ...)",
+        examples=[{"container": "mp4", "video_codec": "h264", "frame_rate": 25.0, "audio_codec": "aac"}],
+    )
 
 
 class ErrorView(BaseModel):
@@ -113,6 +121,7 @@ EXAMPLE: dict[str, Any] = {
     "inputs": {},
     "workflow": None,
     "input_images": [],
+    "source_url": None,
     "image_type": "scene",
     "project_id": None,
     "chapter_id": "chapter-1",
@@ -168,7 +177,7 @@ class JobView(BaseModel):
     provider_job_id: str | None
     comfyui_prompt_id: str | None
     mocked: bool
-    prompt: str
+    prompt: str = Field(description="Empty for a media import, which has none")
     negative_prompt: str | None
     model: str | None
     checkpoint_model: str | None
@@ -183,6 +192,7 @@ class JobView(BaseModel):
     inputs: dict[str, Any]
     workflow: dict[str, Any] | None
     input_images: list[str]
+    source_url: str | None = Field(description="What a media import imports; it has no prompt")
     image_type: str | None
     project_id: str | None
     chapter_id: str | None
@@ -281,6 +291,7 @@ def view_of(job: Job, artifacts: Sequence[Artifact], eta: EtaView) -> dict[str, 
         "inputs": job.inputs or {},
         "workflow": job.workflow,
         "input_images": job.input_images or [],
+        "source_url": job.provider_options.get("url") if job.kind == IMPORT else None,
         "image_type": job.image_type,
         "project_id": job.project_id,
         "chapter_id": job.chapter_id,
@@ -353,7 +364,7 @@ class Estimator:
 
     async def estimate(self, job: Job) -> EtaView:
         """The estimate for a job that has not ended; nulls for one that has, and where nothing was learnt yet."""
-        if job.is_terminal:
+        if job.is_terminal or job.kind == IMPORT:
             return EtaView(wait_seconds=None, run_seconds=None)
         run = await self._run_seconds(job)
         return EtaView(wait_seconds=self._wait_seconds(job, run), run_seconds=run)

@@ -30,7 +30,9 @@ from safelight.api.deps import (
 from safelight.api.events import with_latest
 from safelight.api.job_request import GenerationRequest, new_job, request_of, verified
 from safelight.api.job_view import PREFIX, AttemptList, Estimator, JobList, JobView, attempt_view_of, view_of
+from safelight.api.media_request import IMPORT, MediaRequest, import_of, new_import, submit_import
 from safelight.api.problems import PROBLEMS, Problem, invalid_body, problem
+from safelight.api.templates import template_of
 from safelight.artifacts import Artifact
 from safelight.bootstrap import Safelight
 from safelight.config import Tier
@@ -75,6 +77,8 @@ Text = Annotated[str, AfterValidator(_no_nul)]  # PostgreSQL cannot compare with
 router = APIRouter(prefix=PREFIX, tags=["jobs"], responses=PROBLEMS)
 
 
+Submitter = Callable[[NewJob], Awaitable[Submitted | SafelightError]]
+
 LIMITED: dict[int | str, dict[str, Any]] = {429: {"model": Problem}}
 
 
@@ -93,6 +97,7 @@ async def submit(
 ) -> Response:
     """Accept a generation and answer at once with the job, whatever workers, broker and provider are doing."""
     wait = preferred_wait(prefer)
+    own = await template_of(world, asker.owner_id, body.template)
     new = new_job(
         body,
         owner_id=asker.owner_id,
@@ -100,10 +105,11 @@ async def submit(
         settings=world.settings,
         request_id=request.state.request_id,
         tier=tier_of(asker, world),
+        template=None if own is None else own.definition,
         idempotency_key=idempotency_key(key),
         closures=world.dispatcher.closures,
     )
-    return await _accept(request, world, asker, new, wait)
+    return await answer_accepted(request, world, asker, new, wait=wait)
 
 
 @router.get("", response_model=JobList, summary="List jobs, newest first")
@@ -205,14 +211,23 @@ async def retry(
     ] = None,
     key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
 ) -> Response:
-    """A new job with the same request, or with some fields changed; it names its origin."""
+    """A new job with the same request, or with some fields changed; it names its origin.
+
+    A template is the one that the first job was submitted with, whatever became of it since.
+    """
     job, _ = await _look(world, job_id, asker.owner_id)
     if job.status not in ("failed", "cancelled"):
         raise JobNotEnded(f"Only a failed or cancelled job can be retried; this one is {job.status}.")
+    if job.kind == IMPORT:
+        return await _import_again(request, world, asker, job, overrides or {}, idempotency_key(key))
     try:
         body = GenerationRequest.model_validate(request_of(job) | (overrides or {}))
     except ValidationError as error:
         raise invalid_body(error.errors()) from None
+    template = job.template_definition
+    if body.template != job.template:
+        own = await template_of(world, asker.owner_id, body.template)
+        template = None if own is None else own.definition
     new = new_job(
         body,
         owner_id=asker.owner_id,
@@ -220,11 +235,32 @@ async def retry(
         settings=world.settings,
         request_id=request.state.request_id,
         tier=tier_of(asker, world),
+        template=template,
         idempotency_key=idempotency_key(key),
         origin_job_id=job.id,
         closures=world.dispatcher.closures,
     )
-    return await _accept(request, world, asker, new, None)
+    return await answer_accepted(request, world, asker, new)
+
+
+async def _import_again(
+    request: Request, world: Safelight, asker: Identity, job: Job, overrides: dict[str, Any], key: str | None
+) -> Response:
+    try:
+        body = MediaRequest.model_validate(import_of(job) | overrides)
+    except ValidationError as error:
+        raise invalid_body(error.errors()) from None
+    new = new_import(
+        body,
+        owner_id=asker.owner_id,
+        providers=world.providers,
+        settings=world.settings,
+        request_id=request.state.request_id,
+        tier=tier_of(asker, world),
+        idempotency_key=key,
+        origin_job_id=job.id,
+    )
+    return await answer_accepted(request, world, asker, new, submit=submit_import(world))
 
 
 @router.get("/{id}/attempts", response_model=AttemptList, summary="Every attempt of a job")
@@ -268,7 +304,7 @@ async def accept(
     asker: Identity,
     new: NewJob,
     *,
-    submit: Callable[[NewJob], Awaitable[Submitted | SafelightError]] | None = None,
+    submit: Submitter | None = None,
     wait: int | None = None,
 ) -> Accepted | Response:
     """Check a new job with its provider's servers and submit it; a response if its owner submits too quickly.
@@ -300,8 +336,17 @@ async def accept(
     return Accepted(job, artifacts, headers)
 
 
-async def _accept(request: Request, world: Safelight, asker: Identity, new: NewJob, wait: int | None) -> Response:
-    accepted = await accept(request, world, asker, new, wait=wait)
+async def answer_accepted(
+    request: Request,
+    world: Safelight,
+    asker: Identity,
+    new: NewJob,
+    *,
+    submit: Submitter | None = None,
+    wait: int | None = None,
+) -> Response:
+    """The answer to a new job: its view, or what `accept` answers."""
+    accepted = await accept(request, world, asker, new, submit=submit, wait=wait)
     if isinstance(accepted, Response):
         return accepted
     return await _show(request, world, accepted.job, accepted.artifacts, status=202, headers=accepted.headers)

@@ -26,6 +26,8 @@ MODELS_SECONDS = 10.0
 MODELS_KEPT_SECONDS = 60.0
 RUN_TIMES_KEPT_SECONDS = 5.0
 
+Models = tuple[Mapping[str, Sequence[str]], Mapping[str, Mapping[str, Sequence[str]]]]
+
 log = structlog.get_logger()
 
 router = APIRouter(prefix="/api/v1/providers", tags=["providers"], responses=PROBLEMS)
@@ -161,10 +163,23 @@ class ModelsView(BaseModel):
     """The names that can be asked for, by kind."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"models": {"checkpoints": ["sd_xl_base_1.0.safetensors"], "loras": []}}]}
+        json_schema_extra={
+            "examples": [
+                {
+                    "models": {"checkpoints": ["sd_xl_base_1.0.safetensors"], "loras": []},
+                    "servers": {
+                        "http://gpu-1:8188": {"checkpoints": ["sd_xl_base_1.0.safetensors"], "loras": []},
+                        "http://gpu-2:8188": {"checkpoints": [], "loras": []},
+                    },
+                }
+            ]
+        }
     )
 
-    models: dict[str, list[str]]
+    models: dict[str, list[str]] = Field(description="What some server has")
+    servers: dict[str, dict[str, list[str]]] = Field(
+        description="What each server has that answers; empty where the provider has none of its own to tell apart"
+    )
 
 
 class Survey:
@@ -179,8 +194,8 @@ class Survey:
         """None if well, else why not; a provider that does not answer in time is not well."""
         return await self._remember(("health", name), HEALTH_KEPT_SECONDS, lambda: self._ask_health(name))
 
-    async def models(self, name: str) -> Mapping[str, Sequence[str]]:
-        """Raises `ModelsUnknown`."""
+    async def models(self, name: str) -> Models:
+        """Over all of its servers, and by server. Raises `ModelsUnknown`."""
         return await self._remember(("models", name), MODELS_KEPT_SECONDS, lambda: self._ask_models(name))
 
     async def run_times(self, name: str) -> Sequence[RunTime]:
@@ -199,10 +214,11 @@ class Survey:
             log.warning("provider.health_failed", provider=name, reason=repr(error))
             return f"It failed in an unexpected way ({type(error).__name__})."
 
-    async def _ask_models(self, name: str) -> Mapping[str, Sequence[str]]:
+    async def _ask_models(self, name: str) -> Models:
         try:
             async with asyncio.timeout(MODELS_SECONDS):
-                return await self._registry.resolve(name)[1].models()
+                provider = self._registry.resolve(name)[1]
+                return await provider.models(), await provider.models_by_server()
         except TimeoutError:
             raise ModelsUnknown(f"The provider {name} did not answer within {MODELS_SECONDS:g} s.") from None
         except ProviderError as error:
@@ -247,8 +263,13 @@ async def list_models(name: Name, request: Request, world: World, owner: Owner) 
     """Asked of the provider, and remembered for a minute. 503 with `models_unknown` if it does not answer."""
     _check_name(world, name)
     survey: Survey = request.app.state.survey
-    found = await survey.models(name)
-    return json_response({"models": {kind: list(names) for kind, names in found.items()}})
+    models, by_server = await survey.models(name)
+    servers = {address: _listed(models) for address, models in by_server.items()}
+    return json_response({"models": _listed(models), "servers": servers})
+
+
+def _listed(models: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    return {kind: list(names) for kind, names in models.items()}
 
 
 def _check_name(world: Safelight, name: str) -> None:

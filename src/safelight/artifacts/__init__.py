@@ -21,6 +21,7 @@ from safelight.artifacts.artifact import (
     recorded_uploads,
     unused_uploads,
 )
+from safelight.artifacts.film import BadFilm, FfmpegMissing, Film, find_ffmpeg, inspect_film
 from safelight.artifacts.link import BadLink, Link, Links, StoredFile, load_signing_key
 from safelight.artifacts.picture import BadPicture, inspect
 from safelight.artifacts.service import ArtifactStore
@@ -30,9 +31,12 @@ __all__ = [
     "UPLOAD_TYPES",
     "Artifact",
     "ArtifactStore",
+    "BadFilm",
     "BadLink",
     "BadPicture",
     "BadUpload",
+    "FfmpegMissing",
+    "Film",
     "Link",
     "Links",
     "StoredFile",
@@ -41,12 +45,14 @@ __all__ = [
     "bury",
     "bury_unused",
     "count_tombstones",
+    "find_ffmpeg",
     "forget_files",
     "forget_inputs",
     "get",
     "give_inputs",
     "insert",
     "inspect",
+    "inspect_film",
     "known_files",
     "leftovers",
     "living",

@@ -9,6 +9,7 @@ from sqlalchemy import (
     BigInteger,
     Column,
     ColumnElement,
+    Float,
     Index,
     Integer,
     Row,
@@ -22,7 +23,7 @@ from sqlalchemy import (
     update,
 )
 
-from safelight.db import Instant, Json, RowId, Tx, db_now, metadata
+from safelight.db import Instant, Json, Prepared, RowId, Tx, db_now, metadata
 
 artifacts = Table(
     "artifacts",
@@ -37,14 +38,16 @@ artifacts = Table(
     Column("content_type", String(100), nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
     Column("sha256", String(64), nullable=False),
-    Column("width", Integer, nullable=False),
-    Column("height", Integer, nullable=False),
-    Column("thumbhash", String(100), nullable=False),
+    Column("width", Integer, nullable=True),
+    Column("height", Integer, nullable=True),
+    Column("thumbhash", String(100), nullable=True),
     Column("seed", BigInteger, nullable=True),
     Column("thumbnails", Json, nullable=False),
     Column("created_at", Instant, nullable=False),
     Column("deleted_at", Instant),
     Column("keep_until", Instant),
+    Column("duration_seconds", Float, nullable=True),
+    Column("details", Json, nullable=True),
 )
 _leftover = text("deleted_at IS NOT NULL AND storage_key <> ''")
 Index("ix_artifacts_leftover", artifacts.c.deleted_at, sqlite_where=_leftover, postgresql_where=_leftover)
@@ -65,8 +68,8 @@ job_inputs = Table(
 class Thumbnail(TypedDict):
     """A stored WebP thumbnail, as it stands in the row.
 
-    `width` is its name (256 or 512), `pixel_width` what it really has: a small picture's thumbnails are no larger than
-    itself, and may be one and the same file.
+    `width` is its name: 256 or 512, and 1280 for the poster of a video. `pixel_width` is what it really has: a small
+    picture's thumbnails are no larger than itself, and may be one and the same file.
     """
 
     width: int
@@ -78,7 +81,10 @@ class Thumbnail(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """One stored result of a job. `position` is its place in the batch, from 0; sizes are pixels and bytes.
+    """One stored result of a job: an `image`, a `video` or an `audio`, by its kind.
+
+    `position` is its place in the batch, from 0; sizes are pixels (as shown; none of a sound) and bytes. `details` hold
+    what is known beside: codecs and such, and what its provider told of it.
 
     Of kind `input` it was uploaded and belongs to no job; then `keep_until` says when it may go if no job was given it.
     """
@@ -93,25 +99,31 @@ class Artifact:
     content_type: str
     size_bytes: int
     sha256: str
-    width: int
-    height: int
-    thumbhash: str
+    width: int | None
+    height: int | None
+    thumbhash: str | None
     seed: int | None
     thumbnails: list[Thumbnail]
     created_at: datetime
     deleted_at: datetime | None = None  # a tombstone; its storage key stays until the files are gone
     keep_until: datetime | None = None
+    duration_seconds: float | None = None
+    details: Mapping[str, Any] | None = None
 
 
 DAY_SECONDS = 86_400.0
+PICTURES = ("image", "input")  # the kinds that a job may start from
 COLUMNS = tuple(field.name for field in fields(Artifact))
+
+
+_INSERT = Prepared(artifacts.insert(), columns=COLUMNS)
 
 
 def insert(tx: Tx, stored: Iterable[Artifact]) -> None:
     """Record stored files: the winning attempt's, in the transaction that completes the job."""
     rows = [_as_row(artifact) for artifact in stored]
     if rows:
-        tx.execute(artifacts.insert(), rows)
+        tx.run_many(_INSERT, rows)
 
 
 def get(tx: Tx, artifact_id: str) -> Artifact | None:
@@ -175,13 +187,16 @@ def known_files(
 
 
 def give_inputs(tx: Tx, job_id: str, owner_id: str, artifact_ids: Iterable[str]) -> set[str]:
-    """Note that a new job was given these of its owner's artifacts; returns those that are not there.
+    """Note that a new job was given these of its owner's pictures; returns those that are not there, or are none.
 
     For the transaction that inserts the job: from its commit on, none of them is taken for unused.
     """
     wanted = set(artifact_ids)
     there = select(artifacts.c.id).where(
-        artifacts.c.id.in_(wanted), artifacts.c.owner_id == owner_id, artifacts.c.deleted_at.is_(None)
+        artifacts.c.id.in_(wanted),
+        artifacts.c.owner_id == owner_id,
+        artifacts.c.deleted_at.is_(None),
+        artifacts.c.kind.in_(PICTURES),
     )
     found = set(tx.execute(there.with_for_update(read=True)).scalars()) if wanted else set[str]()
     if found:
@@ -219,7 +234,7 @@ def bury(tx: Tx, wanted: ColumnElement[bool]) -> list[Artifact]:
     gone = (
         update(artifacts)
         .where(wanted, artifacts.c.deleted_at.is_(None))
-        .values(deleted_at=db_now(), thumbhash="", sha256="", seed=None, keep_until=None)
+        .values(deleted_at=db_now(), thumbhash="", sha256="", seed=None, keep_until=None, details=None)
         .returning(*artifacts.c)
     )
     return [_from_row(row) for row in tx.execute(gone)]

@@ -22,6 +22,7 @@ CONTENT_TYPES = {
 }
 MAX_PIXELS = 64_000_000
 THUMBNAIL_WIDTHS = (256, 512)
+POSTER_WIDTH = 1280  # of a video
 THUMBHASH_SIDE = 48  # the hash holds at most 7x7 waves: more pixels change nothing but the time
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_HEAD_BYTES = len(PNG_SIGNATURE) + 25  # the signature and IHDR, which is always first
@@ -63,7 +64,9 @@ def inspect(data: bytes) -> Picture:
         if width * height <= MAX_PIXELS:
             image.load()
     except UnidentifiedImageError as error:
-        raise BadPicture(f"The provider's file of {len(data)} bytes is not a picture in a known format.") from error
+        raise BadPicture(
+            f"The provider's file of {len(data)} bytes is no picture, video or sound in a known format."
+        ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadPicture(f"The provider's picture has more than {MAX_PIXELS // 1_000_000} million pixels.") from error
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error) as error:

@@ -5,14 +5,30 @@ recorded.
 import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import IO
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from PIL import Image
 
 from safelight.artifacts.artifact import Artifact, Thumbnail
-from safelight.artifacts.picture import Miniature, Picture, inspect, thumbhash, thumbnails, with_png_text
+from safelight.artifacts.film import BadFilm, head_of, inspect_film, is_film
+from safelight.artifacts.picture import (
+    POSTER_WIDTH,
+    THUMBNAIL_WIDTHS,
+    BadPicture,
+    Miniature,
+    Picture,
+    inspect,
+    thumbhash,
+    thumbnails,
+    with_png_text,
+)
 from safelight.artifacts.upload import clean
 from safelight.db import new_id
 from safelight.storage import Storage
@@ -22,7 +38,11 @@ UPLOADS = "inputs"
 ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 ORPHAN_AGE = timedelta(days=1)
 ORPHAN_BATCH = 500
+MAX_PICTURE_BYTES = 512 * 1024 * 1024
+READ_BYTES = 1024 * 1024
+FILMS_AT_ONCE = 4  # that ffmpeg looks at, in a process
 Attempt = tuple[str, int]  # job id, attempt
+T = TypeVar("T")
 
 
 def utc_now() -> datetime:
@@ -32,11 +52,19 @@ def utc_now() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    data: bytes
-    picture: Picture
-    sha256: str
-    thumbhash: str
-    thumbnails: dict[int, Miniature]
+    """A checked file. A picture has its bytes here, and their SHA-256; a video or sound is where it lies."""
+
+    data: bytes | Path
+    content_type: str
+    extension: str
+    width: int | None
+    height: int | None
+    thumbhash: str | None
+    thumbnails: Mapping[int, Miniature]
+    sha256: str = ""
+    kind: str = "image"
+    duration_seconds: float | None = None
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 class ArtifactStore:
@@ -49,6 +77,7 @@ class ArtifactStore:
         self._storage = storage
         self._workers = workers
         self._now = now
+        self._films = asyncio.Semaphore(FILMS_AT_ONCE)
 
     async def store(
         self,
@@ -57,35 +86,44 @@ class ArtifactStore:
         attempt: int,
         position: int,
         owner_id: str,
-        data: bytes,
+        data: bytes | Path,
         text: Mapping[str, str],
         seed: int | None,
+        details: Mapping[str, Any] | None = None,
     ) -> Artifact:
-        """Check the picture, store it with its thumbnails, and return its record, which is not yet a row.
+        """Check a result, store it with its thumbnails, and return its record, which is not yet a row.
 
-        `text` goes into a PNG as text chunks. Raises `BadPicture` before anything is stored, and `StorageUnavailable`.
+        What it is, its content says: a picture, a video or a sound. `data` may be the path of a file, which stays where
+        it is; a video or sound is never whole in memory then. `text` goes into a PNG as text chunks, `details` into
+        the record. Raises `BadPicture` or `BadFilm` before anything is stored, `FfmpegMissing`, `StorageUnavailable`.
         """
-        loop = asyncio.get_running_loop()
-        ready = await loop.run_in_executor(self._workers, _prepare, data, dict(text))
-        return await self._keep(
+        keep = partial(
+            self._keep,
             f"{ROOT}/{job_id}/{attempt}",
-            ready,
             id=new_id(),
             job_id=job_id,
             attempt=attempt,
             position=position,
             owner_id=owner_id,
-            kind="image",
             seed=seed,
+            details=details or {},
         )
+        if isinstance(data, bytes):
+            if not is_film(data):
+                return await keep(await self._compute(_prepare, data, dict(text)))
+            with tempfile.NamedTemporaryFile(prefix="safelight-", buffering=0) as file:
+                await asyncio.to_thread(file.write, data)
+                return await keep(await self._prepare_film(Path(file.name)))
+        if is_film(await self._compute(_head_of, data)):
+            return await keep(await self._prepare_film(data))
+        return await keep(await self._compute(_prepare_file, data, dict(text)))
 
     async def store_upload(self, file: IO[bytes], *, content_type: str, owner_id: str) -> Artifact:
         """Check an uploaded picture, store it without its metadata, and return its record, which is not yet a row.
 
         Raises `BadUpload` before anything is stored, and `StorageUnavailable`.
         """
-        loop = asyncio.get_running_loop()
-        ready = await loop.run_in_executor(self._workers, _prepare_upload, file, content_type)
+        ready = await self._compute(_prepare_upload, file, content_type)
         artifact_id = new_id()
         return await self._keep(
             f"{UPLOADS}/{artifact_id}",
@@ -95,8 +133,32 @@ class ArtifactStore:
             attempt=0,
             position=0,
             owner_id=owner_id,
-            kind="input",
             seed=None,
+            details={},
+        )
+
+    async def _compute(self, function: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._workers, function, *arguments)
+
+    async def _prepare_film(self, path: Path) -> _Prepared:
+        async with self._films:
+            film = await inspect_film(path)
+        width = height = blur = None
+        small: Mapping[int, Miniature] = {}
+        if film.poster is not None:
+            width, height = film.poster.size
+            blur, small = await self._compute(_shown, film.poster, (*THUMBNAIL_WIDTHS, POSTER_WIDTH))
+        return _Prepared(
+            path,
+            film.content_type,
+            film.extension,
+            width,
+            height,
+            blur,
+            small,
+            kind=film.kind,
+            duration_seconds=film.duration_seconds,
+            details=film.details,
         )
 
     async def _keep(
@@ -109,12 +171,15 @@ class ArtifactStore:
         attempt: int,
         position: int,
         owner_id: str,
-        kind: str,
         seed: int | None,
+        details: Mapping[str, Any],
     ) -> Artifact:
-        picture = ready.picture
-        key = f"{folder}/{position}.{picture.format.lower().replace('jpeg', 'jpg')}"
-        await self._storage.put(key, ready.data, picture.content_type)
+        key = f"{folder}/{position}.{ready.extension}"
+        if isinstance(ready.data, bytes):
+            size_bytes, sha256 = len(ready.data), ready.sha256
+            await self._storage.put(key, ready.data, ready.content_type)
+        else:
+            size_bytes, sha256 = await self._put_file(key, ready.data, ready.content_type)
         small: list[Thumbnail] = []
         for width, made in ready.thumbnails.items():
             if small and (made.width, made.height) == (small[-1]["pixel_width"], small[-1]["pixel_height"]):
@@ -138,18 +203,39 @@ class ArtifactStore:
             attempt=attempt,
             position=position,
             owner_id=owner_id,
-            kind=kind,
+            kind="input" if job_id is None else ready.kind,
             storage_key=key,
-            content_type=picture.content_type,
-            size_bytes=len(ready.data),
-            sha256=ready.sha256,
-            width=picture.width,
-            height=picture.height,
+            content_type=ready.content_type,
+            size_bytes=size_bytes,
+            sha256=sha256,
+            width=ready.width,
+            height=ready.height,
             thumbhash=ready.thumbhash,
             seed=seed,
             thumbnails=small,
             created_at=self._now(),
+            duration_seconds=ready.duration_seconds,
+            details={**details, **ready.details} or None,
         )
+
+    async def _put_file(self, key: str, path: Path, content_type: str) -> tuple[int, str]:
+        """Stream a file into the storage; its size in bytes and SHA-256, of what was stored."""
+        digest, size_bytes = hashlib.sha256(), 0
+
+        def read(file: IO[bytes]) -> bytes:
+            piece = file.read(READ_BYTES)
+            digest.update(piece)
+            return piece
+
+        async def pieces() -> AsyncIterator[bytes]:
+            nonlocal size_bytes
+            with await asyncio.to_thread(path.open, "rb") as file:
+                while piece := await asyncio.to_thread(read, file):
+                    size_bytes += len(piece)
+                    yield piece
+
+        await self._storage.put_stream(key, pieces(), content_type)
+        return size_bytes, digest.hexdigest()
 
     async def collect_orphans(
         self, recorded: Callable[[list[str]], Awaitable[set[Attempt]]], *, older_than: timedelta = ORPHAN_AGE
@@ -233,17 +319,35 @@ async def _unrecorded(
 
 def _prepare(data: bytes, text: Mapping[str, str]) -> _Prepared:
     picture = inspect(data)
-    data = with_png_text(data, text)
-    return _Prepared(
-        data, picture, hashlib.sha256(data).hexdigest(), thumbhash(picture.image), thumbnails(picture.image)
-    )
+    return _prepared(picture, with_png_text(data, text))
+
+
+def _prepare_file(path: Path, text: Mapping[str, str]) -> _Prepared:
+    if path.stat().st_size > MAX_PICTURE_BYTES:
+        raise BadPicture(f"The provider's picture has more than {MAX_PICTURE_BYTES >> 20} MB.")
+    return _prepare(path.read_bytes(), text)
 
 
 def _prepare_upload(file: IO[bytes], content_type: str) -> _Prepared:
-    picture, data = clean(file, content_type)
-    return _Prepared(
-        data, picture, hashlib.sha256(data).hexdigest(), thumbhash(picture.image), thumbnails(picture.image)
-    )
+    return _prepared(*clean(file, content_type))
+
+
+def _prepared(picture: Picture, data: bytes) -> _Prepared:
+    extension = picture.format.lower().replace("jpeg", "jpg")
+    sha256 = hashlib.sha256(data).hexdigest()
+    blur, small = _shown(picture.image, THUMBNAIL_WIDTHS)
+    return _Prepared(data, picture.content_type, extension, picture.width, picture.height, blur, small, sha256)
+
+
+def _shown(image: Image.Image, widths: Sequence[int]) -> tuple[str, Mapping[int, Miniature]]:
+    return thumbhash(image), thumbnails(image, widths)
+
+
+def _head_of(path: Path) -> bytes:
+    try:
+        return head_of(path)
+    except OSError as error:
+        raise BadFilm(f"The provider's file cannot be read: {error.strerror}.") from error
 
 
 def _attempt_of(key: str) -> Attempt | None:

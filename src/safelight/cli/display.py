@@ -118,7 +118,7 @@ def describe(job: dict[str, Any]) -> str:
 
 def estimate(job: dict[str, Any]) -> str:
     """What the learnt durations say remains; nothing is promised before anything was measured."""
-    if job.get("is_terminal"):
+    if job.get("is_terminal") or job.get("kind") == "media.import":  # which says itself what is left
         return ""
     eta = job.get("eta") or {}
     run_seconds, running = eta.get("run_seconds"), job.get("running_seconds")

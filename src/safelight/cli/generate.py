@@ -3,6 +3,7 @@
 import json
 import shlex
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,22 @@ from safelight.cli.watch import StillRunning, watch_job
 from safelight_client import ApiError, ClientError, Unreachable
 
 AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
+OPTIONS = {  # by the field of the request's body that they set
+    "prompt": "PROMPT",
+    "negative_prompt": "--negative-prompt",
+    "provider": "--provider",
+    "model": "--model",
+    "checkpoint_model": "--model",
+    "width": "--width",
+    "height": "--height",
+    "seed": "--seed",
+    "batch_size": "--batch-size",
+    "provider_options": "--option",
+    "template": "--template",
+    "inputs": "--input",
+    "workflow": "--workflow",
+    "input_images": "--image",
+}
 CANCEL_WINDOW = 2.0  # seconds after Ctrl-C in which another one cancels the job
 CANCEL_SECONDS = 5  # how long the end of a cancelled job is waited for
 
@@ -54,6 +71,42 @@ def read_options(context: click.Context, parameter: click.Parameter, values: tup
     return options
 
 
+def read_workflow(context: click.Context, parameter: click.Parameter, file: Path | None) -> dict[str, Any] | None:
+    """The workflow in a file."""
+    if file is None:
+        return None
+    try:
+        workflow = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise click.BadParameter(f"{file} is not JSON: {error}", context, parameter) from None
+    if not isinstance(workflow, dict):
+        raise click.BadParameter(f"{file} is no workflow: that is a JSON object.", context, parameter)
+    return workflow
+
+
+def read_images(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[Path | str]:
+    """Files to upload, or references to what is elsewhere."""
+    images: list[Path | str] = []
+    for value in values:
+        if Path(value).is_file():
+            images.append(Path(value))
+        elif value.startswith(("http://", "https://")) or is_id(value):
+            images.append(value)
+        else:
+            problem = f"'{value}' is no file here, no id of an artifact, and no http:// or https:// address."
+            raise click.BadParameter(problem, context, parameter)
+    return images
+
+
+def is_id(text: str) -> bool:
+    """Whether it can be the id of something."""
+    try:
+        uuid.UUID(text)
+    except ValueError:
+        return False
+    return True
+
+
 @click.command()
 @click.argument("prompt")
 @click.option("--negative-prompt", help="What should not be in the picture.")
@@ -66,10 +119,31 @@ def read_options(context: click.Context, parameter: click.Parameter, values: tup
 @click.option(
     "--option", "options", multiple=True, callback=read_options, metavar="KEY=VALUE", help="For the provider."
 )
+@click.option("--template", metavar="NAME", help="Fill this workflow template; `templates ls` lists them.")
+@click.option(
+    "--input", "inputs", multiple=True, callback=read_options, metavar="KEY=VALUE", help="What the template takes."
+)
+@click.option(
+    "--workflow",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    callback=read_workflow,
+    help="Run this ComfyUI workflow, exported with Workflow > Export (API).",
+)
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    callback=read_images,
+    metavar="FILE|ID|URL",
+    help="A picture to start from; a file is uploaded first.",
+)
 @watching
 def generate(
     prompt: str,
     options: dict[str, Any],
+    inputs: dict[str, Any],
+    images: list[Path | str],
     output: Path | None,
     timeout: float | None,
     data_dir: Path | None,
@@ -81,22 +155,52 @@ def generate(
     """Make a picture from PROMPT, watch it develop, and save it.
 
     Uses the Safelight that runs on the data directory; without one it starts one, for as long as this takes.
-    Ctrl-C stops watching and says how to go on; twice cancels the job.
+    Ctrl-C stops watching and says how to go on; twice cancels the job. --option, --input and --image may be repeated;
+    a VALUE is read as JSON where that is possible, else it is a text.
 
     \b
     Examples:
       safelight generate "a lighthouse at dusk" -o lighthouse.png
       safelight generate "a portrait of a sailor" --width 768 --height 1024 --batch-size 4 -o sailor.png
     \b
+    On ComfyUI servers of your own:
+      safelight generate "a lighthouse" --provider comfyui --model sd_xl_base_1.0.safetensors
+      safelight generate "a pier" --provider comfyui --template txt2img --model NAME --input steps=30 --input cfg=6.5
+      safelight generate "in oil" --provider comfyui --template img2img --model NAME --image photo.jpg
+      safelight generate "my graph" --provider comfyui --workflow graph.json --image photo.jpg
+    \b
     Exit codes: 0 saved, 1 the job failed, 2 usage, 5 Safelight is unavailable, 6 stopped watching (the job goes on),
     130 cancelled.
     """
     check_target(output)
+    if inputs and fields["template"] is None:
+        raise click.UsageError("--input is for a template: name it with --template.")
+    if fields["template"] is not None and fields["workflow"] is not None:
+        raise click.UsageError("--template and --workflow exclude each other; give one of them.")
 
     def submit(stack: StackAccess) -> dict[str, Any]:
-        return stack.client.submit(prompt=prompt, provider_options=options or None, **fields)
+        given: dict[str, Any] = {
+            "provider_options": options or None,
+            "inputs": inputs or None,
+            "input_images": [uploaded(stack, image) for image in images] or None,
+        }
+        return stack.client.submit(prompt=prompt, **given, **fields)
 
     Session(output, timeout, data_dir, url, api_key, as_json).run(submit)
+
+
+def uploaded(stack: StackAccess, image: Path | str) -> str:
+    """A reference to a picture, of a file after its upload."""
+    if isinstance(image, str):
+        return image
+    try:
+        return stack.client.upload(image)["id"]
+    except OSError as error:
+        raise Failure(f"--image {image}: it cannot be read: {error.strerror}.", Exit.USAGE) from None
+    except ApiError as error:
+        if error.status not in (413, 415, 422):
+            raise
+        raise Failure(f"--image {image}: {error.detail}", Exit.USAGE) from None
 
 
 @click.command()
@@ -174,7 +278,7 @@ class Session:
                 else Exit.FAILED
             )
             hint = f"\nSet SAFELIGHT_API_KEY; `{program()} keys create` makes one." if error.status == 401 else ""
-            raise Failure(f"{error.code}: {error}{hint}", code) from None
+            raise Failure(f"{explained(error)}{hint}", code) from None
 
     def _watch(self, stack: StackAccess, job: dict[str, Any]) -> dict[str, Any]:
         give_up = None if self._timeout is None else time.monotonic() + self._timeout
@@ -242,6 +346,24 @@ class Session:
             command += ["--data-dir", str(self._data_dir)]
         when = "stays, and goes on when Safelight runs again" if stack.is_own else "goes on"
         return f"The job {when}. To follow it: {shlex.join(command)}"
+
+
+def explained(error: ApiError) -> str:
+    """What was wrong, by the option that said it."""
+    if not error.errors:
+        return f"{error.code}: {error.detail}"
+    parts = (f"\n  {option_of(str(each.get('pointer')))}: {each.get('detail')}" for each in error.errors)
+    return f"{error.code}:{''.join(parts)}"
+
+
+def option_of(pointer: str) -> str:
+    """The option behind a field of the request's body."""
+    field, *below = pointer.removeprefix("#/").split("/")
+    if field not in OPTIONS:
+        return pointer
+    if field == "input_images":
+        below = [str(int(place) + 1) for place in below if place.isdecimal()]
+    return " ".join([OPTIONS[field], "/".join(below)]).rstrip()
 
 
 def say(text: str) -> None:

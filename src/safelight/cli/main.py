@@ -4,6 +4,7 @@ Each is imported when it is called, so that `--help` is quick and a client comma
 """
 
 import importlib
+import keyword
 import os
 
 import click
@@ -11,6 +12,7 @@ import click
 COMMANDS = {
     "Pictures": {
         "generate": ("safelight.cli.generate", "Make a picture, watch it develop, and save it."),
+        "import": ("safelight.cli.media", "Import the video, sound or picture at a URL."),
         "watch": ("safelight.cli.generate", "Follow a job again and save its picture."),
     },
     "The service": {
@@ -21,7 +23,7 @@ COMMANDS = {
         "storage": ("safelight.cli.storage", "Prove the place for pictures, or move them to another."),
         "keys": ("safelight.cli.keys", "Make, list and revoke API keys."),
         "providers": ("safelight.cli.providers", "See how the providers are."),
-        "templates": ("safelight.cli.templates", "Check a ComfyUI workflow template."),
+        "templates": ("safelight.cli.templates", "Check ComfyUI workflow templates, and keep your own."),
         "db": ("safelight.cli.database", "Move everything to another database."),
         "cleanup": ("safelight.cli.database", "Delete what was kept long enough, now."),
     },
@@ -50,7 +52,8 @@ class LazyGroup(click.Group):
         """Import a command."""
         for commands in COMMANDS.values():
             if cmd_name in commands:
-                return getattr(importlib.import_module(commands[cmd_name][0]), cmd_name)
+                name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+                return getattr(importlib.import_module(commands[cmd_name][0]), name)
         return None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -23,6 +23,8 @@ def save_artifacts(client: Client, job: dict[str, Any], target: Path | None) -> 
     saved: list[Path] = []
     for number, artifact in enumerate(artifacts, start=1):
         suffix = mimetypes.guess_extension(artifact.get("content_type") or "") or ""
+        if container := (artifact.get("details") or {}).get("container"):  # mimetypes knows few sounds
+            suffix = f".{container}"
         if target is None or target.is_dir():
             path = (target or Path()) / f"{job['id']}{suffix}"
         else:

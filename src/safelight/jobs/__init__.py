@@ -63,12 +63,11 @@ from safelight.jobs.service import (
     time_limit_error,
 )
 from safelight.jobs.settlement import Cancelled, Completed, Defer, Failed, HandBack, Settlement, TryAgain
-from safelight.jobs.tally import ALL_TOLD, BATCH_ENDS, BatchEvent, Tally, position_of, versions_at
+from safelight.jobs.tally import ALL_TOLD, BatchEvent, Position, Tally
 from safelight.jobs.waiting import Caps
 
 __all__ = [
     "ALL_TOLD",
-    "BATCH_ENDS",
     "MAX_BATCH_JOBS",
     "QUEUE_OF_KIND",
     "ArtifactDeleted",
@@ -105,6 +104,7 @@ __all__ = [
     "NewBatch",
     "NewJob",
     "Page",
+    "Position",
     "ProviderLoad",
     "ProviderState",
     "Pulse",
@@ -144,7 +144,6 @@ __all__ = [
     "missed",
     "next_open",
     "open_jobs",
-    "position_of",
     "provider_loads",
     "read_loads",
     "read_states",
@@ -157,6 +156,5 @@ __all__ = [
     "snapshot",
     "time_limit_error",
     "unregister_worker",
-    "versions_at",
     "with_artifacts",
 ]

@@ -5,6 +5,9 @@ they survive an emptied Redis and are the same for all processes. A provider wit
 
 A breaker opens after some failures in a row, and after its cool-down is half open: one job, the probe, may try. If that
 fails it is open again; any success closes it.
+
+What was closed starts slowly: a few jobs, then twice as many every second. Else the hundreds that waited would all run
+into the same limit again, and those at the end of the line be turned away until their patience is over.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +32,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from safelight.db import Instant, RowId, Tx, db_now, metadata
+from safelight.db import Instant, Prepared, RowId, Tx, db_now, metadata
 from safelight.jobs.job import PROCESSING, RELEASED, WAITING, Job, jobs
 
 Breaker = Literal["closed", "open", "half_open"]
@@ -38,13 +41,15 @@ Verdict = Literal["worked", "failed"]
 
 ROUTE_PATIENCE_SECONDS = 5.0  # a pause shorter than this is waited for, whatever else the route offers
 MAX_PAUSE_SECONDS = 86400.0
+SLOW_START_JOBS = 8  # at once after a pause; doubled every second for so long:
+SLOW_START_SECONDS = 10.0
 MOVE_BATCH = 200
 
 provider_states = Table(
     "provider_states",
     metadata,
     Column("provider", String(80), primary_key=True),
-    Column("paused_until", Instant),
+    Column("paused_until", Instant),  # or, if that is later, when its breaker closed: it starts slowly from then on
     Column("pause_reason", Text),
     Column("breaker", String(10), nullable=False),
     Column("failures", Integer, nullable=False),  # in a row
@@ -107,6 +112,14 @@ class ProviderState:
         return None
 
     @property
+    def allowance(self) -> int | None:
+        """How many jobs it may have started since it was closed; None: any number."""
+        if self.paused_until is None:
+            return None
+        seconds = (self.at - self.paused_until).total_seconds()
+        return SLOW_START_JOBS << int(seconds) if 0 <= seconds < SLOW_START_SECONDS else None
+
+    @property
     def opens_in_seconds(self) -> float | None:
         """When something will be possible again that is not now."""
         moments = [self.paused_until, self.retry_at if self.breaker == "open" else None]
@@ -146,17 +159,26 @@ def is_closed() -> ColumnElement[bool]:
 
 # Hardly ever is there anything to write.
 _HAS_FAILED = or_(_states.failures > 0, _states.breaker != "closed")
+_RESUMES = and_(_states.breaker != "closed", or_(_states.paused_until.is_(None), _states.paused_until < db_now()))
 CLOSE_BREAKER = (
     update(provider_states)
     .where(_HAS_FAILED)
-    .values(breaker="closed", failures=0, opened_at=None, retry_at=None, probe_job_id=None, updated_at=db_now())
+    .values(
+        breaker="closed",
+        failures=0,
+        opened_at=None,
+        retry_at=None,
+        probe_job_id=None,
+        paused_until=case((_RESUMES, db_now()), else_=_states.paused_until),
+        updated_at=db_now(),
+    )
 )
-_CLOSE_ITS_BREAKER = CLOSE_BREAKER.where(_states.provider == bindparam("b_provider"))
+_CLOSE_ITS_BREAKER = Prepared(CLOSE_BREAKER.where(_states.provider == bindparam("b_provider")))
 
 
 def worked(tx: Tx, provider: str) -> None:
     """It answered as it should."""
-    tx.execute(_CLOSE_ITS_BREAKER, {"b_provider": provider})
+    tx.run(_CLOSE_ITS_BREAKER, {"b_provider": provider})
 
 
 def failed(tx: Tx, job: Job, policy: BreakerPolicy) -> None:

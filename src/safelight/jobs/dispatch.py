@@ -117,7 +117,7 @@ class Dispatcher:
         self._housekeeping_task: asyncio.Task[None] | None = None
         self.loads: Mapping[str, QueueLoad] = {}
         self.closures: Mapping[str, Closure] = {}
-        self._guarded: frozenset[str] = frozenset()  # closed, or open to one probe only
+        self._guarded: frozenset[str] = frozenset()  # closed, open to one probe only, or starting slowly
 
     def take_room(self, queue: str, provider: str, owner_limit: int | None = None) -> bool:
         """Whether a job submitted now may be hinted at once, by its maker; dispatch decides about all others."""
@@ -168,8 +168,8 @@ class Dispatcher:
         known, self.closures = self.closures, closures_of(pulse.states)
         if pulse.leader == self._holder:
             _tell_changes(known, self.closures)
-        half_open = {state.provider for state in pulse.states if state.breaker == "half_open"}
-        self._guarded = frozenset(self.closures.keys() | half_open)
+        slow = {s.provider for s in pulse.states if s.breaker == "half_open" or s.allowance is not None}
+        self._guarded = frozenset(self.closures.keys() | slow)
         self._room = {queue: load.room if load.waiting == load.blocked else 0 for queue, load in pulse.loads.items()}
         now = time.monotonic()
         leading = pulse.leader == self._holder

@@ -124,10 +124,12 @@ def describe_artifact(artifact: Artifact) -> dict[str, Any]:
     url = f"/api/v1/artifacts/{artifact.id}"
     return {
         "id": artifact.id,
+        "kind": artifact.kind,
         "url": f"{url}/content",
         "content_type": artifact.content_type,
         "width": artifact.width,
         "height": artifact.height,
+        "duration_seconds": artifact.duration_seconds,
         "size_bytes": artifact.size_bytes,
         "sha256": artifact.sha256,
         "thumbhash": artifact.thumbhash,
@@ -136,6 +138,8 @@ def describe_artifact(artifact: Artifact) -> dict[str, Any]:
             {"width": thumbnail["width"], "url": f"{url}/thumbnails/{thumbnail['width']}"}
             for thumbnail in artifact.thumbnails
         ],
+        "poster": f"{url}/thumbnails/{artifact.thumbnails[-1]['width']}" if artifact.kind == "video" else None,
+        "details": artifact.details or {},
     }
 
 

@@ -1,6 +1,6 @@
 """A job: its row, its statuses and the few facts that follow from a row alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -13,7 +13,6 @@ from sqlalchemy import (
     Float,
     Index,
     Integer,
-    Row,
     String,
     Table,
     Text,
@@ -46,7 +45,7 @@ BLOCKED: Mapping[str, str] = {
     "rate_limited": "The provider may not start more jobs so quickly",
 }
 
-QUEUE_OF_KIND: Mapping[str, str] = {"image.generate": "image_generation"}
+QUEUE_OF_KIND: Mapping[str, str] = {"image.generate": "image_generation", "media.import": "local"}
 
 Outcome = Literal["completed", "failed", "cancelled", "retry", "deferred", "moved", "handed_back", "lost"]
 
@@ -121,6 +120,7 @@ class Job:
     inputs: dict[str, Any] | None = None
     workflow: dict[str, Any] | None = None
     input_images: list[str] | None = None
+    template_definition: dict[str, Any] | None = None
     progress_reached: int | None = None
 
     @property
@@ -133,7 +133,7 @@ class Job:
         return self.retry_count - (self.skips[-1]["retry_count"] if self.skips else 0)
 
     @classmethod
-    def of(cls, row: Row[*tuple[Any, ...]]) -> "Job":
+    def of(cls, row: Sequence[Any]) -> "Job":
         """From a row of all columns of the table, in order."""
         return cls(*row)
 
@@ -227,6 +227,7 @@ jobs = Table(
     Column("inputs", Json),
     Column("workflow", Json),
     Column("input_images", Json),
+    Column("template_definition", Json),  # what the template said when the job was submitted
     Column("progress_reached", Integer),  # the furthest that an attempt before this one came
 )
 

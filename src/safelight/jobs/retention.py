@@ -272,6 +272,7 @@ _EMPTY: dict[str, Any] = {
     "sampler_params": {},
     "provider_options": {},
     "template": None,
+    "template_definition": None,
     "inputs": None,
     "workflow": None,
     "input_images": None,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, assert_never
 
-from sqlalchemy import ColumnElement, Update, and_, bindparam, exists, func, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, exists, func, select, update
 
 from safelight import artifacts as results
 from safelight.artifacts import Artifact
@@ -56,7 +56,7 @@ class JobEnded(SafelightError):
 
 
 class InputImageMissing(SafelightError):
-    """There is no such artifact."""
+    """There is no such picture."""
 
     kind = "invalid"
     code = "invalid_request"
@@ -161,6 +161,7 @@ class Jobs:
             return {}
         rows: dict[str, dict[str, Any]] = {
             each.id: {
+                **step.BLANK,
                 **step.FRESH,
                 **each.values,
                 "id": each.id,
@@ -180,11 +181,15 @@ class Jobs:
             }
             for each in accepted
         ]
-        clocks = tx.execute(step.INSERT, [row | moments for row, moments in zip(rows.values(), times, strict=True)])
+        full = [row | moments for row, moments in zip(rows.values(), times, strict=True)]
+        if len(full) > 1 and tx.is_postgresql:
+            clocks = [tuple(row) for row in tx.execute(step.INSERT_MANY, full)]  # in one journey
+        else:
+            clocks = [tx.run(step.INSERT, row)[0] for row in full]
         made: dict[str, Job] = {}
-        for clock in clocks.mappings():
-            values: dict[str, Any] = {**step.BLANK, **rows[clock["id"]], **clock}
-            made[clock["id"]] = Job(**values)
+        for clock in clocks:
+            values = {**rows[clock[0]], **dict(zip(step.CLOCKS, clock, strict=True))}
+            made[clock[0]] = Job(**values)
         for follow in self._on_accepted:
             follow(tx, list(made.values()))
         for each in accepted:
@@ -248,15 +253,18 @@ class Jobs:
         return [taken.pop(each.job_id, None) for each in claims]
 
     def _claim(self, tx: Tx, kind: Claim, ids: Sequence[str]) -> dict[str, Job]:
-        where = {"b_ids": ids, "b_queue": kind.queue}
+        where = {"b_queue": kind.queue}
         claim = {**where, "b_worker": kind.worker_id, "b_lease": kind.lease_seconds}
-        if tx.is_postgresql:
-            rows = tx.execute(step.CLAIM_AND_BEGIN, {**claim, "b_worker_name": kind.worker_name})
+        if tx.is_postgresql:  # all in one journey
+            rows = tx.run(step.CLAIM_SOME, {**claim, "b_ids": ids, "b_worker_name": kind.worker_name})
         else:
-            rows = tx.execute(step.CLAIM, claim)
+            rows = [row for job_id in ids for row in tx.run(step.CLAIM, {**claim, "b_id": job_id})]
         taken = {job.id: job for job in map(Job.of, rows)}
-        if len(taken) < len(ids):
-            tx.execute(step.WITHDRAW, where)  # these hints are used up, were they worth nothing
+        refused = [job_id for job_id in ids if job_id not in taken]  # these hints are used up, were they worth nothing
+        if refused and tx.is_postgresql:
+            tx.run(step.WITHDRAW_SOME, {**where, "b_ids": refused})
+        elif refused:
+            tx.run_many(step.WITHDRAW, [{**where, "b_id": job_id} for job_id in refused])
         if taken and not tx.is_postgresql:
             begun = [
                 {
@@ -271,7 +279,7 @@ class Jobs:
                 }
                 for job in taken.values()
             ]
-            tx.execute(step.BEGIN_ATTEMPT, begun)
+            tx.run_many(step.BEGIN_ATTEMPT, begun)
         for job in taken.values():
             tx.on_commit(partial(self._tell, job))
         return taken
@@ -288,8 +296,11 @@ class Jobs:
         statement = update(jobs).where(step.OURS).values(submitting_at=db_now())
         return tx.execute(statement, _ours(job_id, attempt)).rowcount == 1
 
-    def record_accepted(self, tx: Tx, job_id: str, attempt: int, remote_id: str) -> bool:
-        """Write down the provider's own id, for a later attempt to adopt. False as above."""
+    def record_remote_id(self, tx: Tx, job_id: str, attempt: int, remote_id: str) -> bool:
+        """Write down under which id the provider has the job, or will have it: a later attempt goes on from there.
+
+        False as above.
+        """
         statement = update(jobs).where(step.OURS).values(provider_job_id=remote_id, updated_at=db_now())
         if tx.execute(statement, _ours(job_id, attempt)).rowcount != 1:
             return False
@@ -326,8 +337,9 @@ class Jobs:
                 return self._end(tx, step.FAIL, {**ours, **_because(error)}, "failed", error)
             case Cancelled():
                 return self._end(tx, step.CANCEL, ours, "cancelled", None)
-            case TryAgain(error=error) if is_probe and _deferrals(tx, job) < MAX_DEFERRALS:
-                return self._give_back(tx, job, "deferred", error)  # it tried for all, and shall not pay for that
+            case TryAgain(error=error, keeps_provider_job=keeps) if is_probe and _deferrals(tx, job) < MAX_DEFERRALS:
+                # It tried for all, and shall not pay for that.
+                return self._give_back(tx, job, "deferred", error, forget=not keeps)
             case TryAgain():
                 return self._try_again(tx, job, settlement)
             case Defer(error=error, after_seconds=after, keeps_provider_job=keeps):
@@ -339,7 +351,7 @@ class Jobs:
 
     def _try_again(self, tx: Tx, job: Job, again: TryAgain) -> Job | None:
         error = again.error
-        if job.retries_here < job.max_retries:
+        if not again.counts or job.retries_here < job.max_retries:
             message = f"Trying again in {again.after_seconds:.0f} s: {error.get('message', '')}"
             return self._give_back(
                 tx,
@@ -348,7 +360,7 @@ class Jobs:
                 error,
                 message=message,
                 after=again.after_seconds,
-                retries=1,
+                retries=int(again.counts),
                 forget=not again.keeps_provider_job,
             )
         if again.may_move and job.route:
@@ -428,10 +440,9 @@ class Jobs:
             job = Job.of(row)
             error = job_error("start_deadline_exceeded", "The job could not start within the time given.", job, True)
             ours = {**_ours(job.id, job.attempt), "b_status": "pending", **_because(error)}
-            moved = tx.execute(step.FAIL, ours).one_or_none()
-            if moved is not None:
-                self._settled(tx, Job.of(moved), ())
-                failed.append(Job.of(moved))
+            for moved in map(Job.of, tx.run(step.FAIL.alone, ours)):
+                self._settled(tx, moved, ())
+                failed.append(moved)
         return failed
 
     # --- within -------------------------------------------------------------------------------------------------------
@@ -467,7 +478,7 @@ class Jobs:
     def _end(
         self,
         tx: Tx,
-        statement: Update,
+        end: step.End,
         parameters: Mapping[str, Any],
         outcome: Outcome,
         error: Mapping[str, Any] | None,
@@ -477,15 +488,15 @@ class Jobs:
         attempt_error = dict(error) if error is not None else None
         if tx.is_postgresql:
             both = {**parameters, "b_outcome": outcome, "b_attempt_error": attempt_error}
-            row = tx.execute(step.AND_END_ATTEMPT[statement], both).one_or_none()
+            rows = tx.run(end.with_attempt, both)
         else:
-            row = tx.execute(statement, dict(parameters)).one_or_none()
-        if row is None:
+            rows = tx.run(end.alone, parameters)
+        if not rows:
             return None
-        job = Job.of(row)
+        job = Job.of(rows[0])
         if not tx.is_postgresql:
             ended = {"b_id": job.id, "b_attempt": job.attempt, "b_outcome": outcome}
-            tx.execute(step.END_ATTEMPT, {**ended, "b_error": attempt_error, "b_version": job.version})
+            tx.run(step.END_ATTEMPT, {**ended, "b_error": attempt_error, "b_version": job.version})
         if made:
             results.insert(tx, made)
         self._settled(tx, job, made)
@@ -566,8 +577,11 @@ def _take_inputs(tx: Tx, new: NewJob, where: str = "#") -> list[FieldError]:
     given: list[str] = new.values.get("input_images") or []
     ids = [reference for reference in given if "://" not in reference]
     missing = results.give_inputs(tx, new.id, new.owner_id, ids) if ids else set[str]()
+    if not missing:
+        return []
+    results.forget_inputs(tx, [new.id])
     return [
-        FieldError(f"{where}/input_images/{place}", f"There is no artifact {reference}.")
+        FieldError(f"{where}/input_images/{place}", f"There is no picture {reference}.")
         for place, reference in enumerate(given)
         if reference in missing
     ]

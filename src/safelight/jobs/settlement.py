@@ -30,14 +30,16 @@ class Cancelled:
 class TryAgain:
     """A transient failure: another attempt after `after_seconds`, while its provider has retries left.
 
-    It adopts the provider's job if that is well (`keeps_provider_job`): the failure was on our side. Without retries
-    left it goes to the next provider of its route, if it `may_move`, or else it has failed.
+    It adopts the provider's job if that may be well (`keeps_provider_job`): what failed was the way to it, or was on
+    our side. Without retries left it goes to the next provider of its route, if it `may_move`, or else it has failed.
+    One that only found that there is nothing to adopt is not counted as a try (`counts`).
     """
 
     error: Mapping[str, Any]
     after_seconds: float
     keeps_provider_job: bool = False
     may_move: bool = False
+    counts: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,25 @@ be taken, in its WHERE; nothing updated means that somebody else was first.
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Float, Select, Update, and_, bindparam, case, func, insert, null, select, update
+from sqlalchemy import (
+    ARRAY,
+    UUID,
+    Float,
+    Select,
+    Update,
+    and_,
+    any_,
+    bindparam,
+    case,
+    func,
+    insert,
+    literal_column,
+    null,
+    select,
+    update,
+)
 
-from safelight.db import Instant, db_now
+from safelight.db import Instant, Prepared, db_now
 from safelight.jobs import availability
 from safelight.jobs.job import RELEASED, Status, attempts, jobs
 
@@ -20,7 +36,9 @@ _BY_THE_CLOCK: Mapping[str, Any] = {
     "created_at": db_now(),
     "updated_at": db_now(),
 }
-INSERT = insert(jobs).values(_BY_THE_CLOCK).returning(jobs.c.id, *(jobs.c[name] for name in _BY_THE_CLOCK))
+CLOCKS = ("id", *_BY_THE_CLOCK)
+INSERT_MANY = insert(jobs).values(_BY_THE_CLOCK).returning(*(jobs.c[name] for name in CLOCKS))
+INSERT = Prepared(INSERT_MANY, columns=[column.name for column in jobs.c if column.name not in _BY_THE_CLOCK])
 BLANK: Mapping[str, Any] = dict.fromkeys(jobs.c.keys())
 FRESH: Mapping[str, Any] = {
     "status": "pending",
@@ -52,7 +70,9 @@ def _move(*, to: Status, **values: Any) -> Update:
 OURS = and_(
     jobs.c.id == bindparam("b_id"), jobs.c.attempt == bindparam("b_attempt"), jobs.c.status == bindparam("b_status")
 )
-CLAIM = _move(
+_ONE = jobs.c.id == bindparam("b_id")
+_SOME = jobs.c.id == any_(bindparam("b_ids", type_=ARRAY(UUID(as_uuid=False))))  # PostgreSQL
+_TAKE = _move(
     to="processing",
     attempt=jobs.c.attempt + 1,
     worker_id=bindparam("b_worker"),
@@ -68,28 +88,26 @@ CLAIM = _move(
     hinted_at=null(),
     hint_count=0,
 ).where(
-    jobs.c.id.in_(bindparam("b_ids", expanding=True)),
     jobs.c.status == "pending",
     jobs.c.queue == bindparam("b_queue"),
-    jobs.c.hinted_at.is_not(None),  # only what dispatch released: old hints cannot get round a cap or a delay
+    # Only what dispatch released: old hints cannot get round a cap or a delay. In these words SQLite goes by the id and
+    # not through everything that is released.
+    literal_column("NOT (jobs.hinted_at IS NULL)"),
     ~availability.is_closed(),  # which may have come between
 )
-WITHDRAW = (
+CLAIM = Prepared(_TAKE.where(_ONE))
+_WITHDRAW = (
     update(jobs)
-    .where(
-        jobs.c.id.in_(bindparam("b_ids", expanding=True)),
-        RELEASED,
-        jobs.c.queue == bindparam("b_queue"),
-        availability.is_closed(),
-    )
+    .where(RELEASED, jobs.c.queue == bindparam("b_queue"), availability.is_closed())
     .values(hinted_at=None, hint_count=0)
 )
-COMPLETE = _move(to="completed", stage="completed", message="Completed", progress=100, error=null()).where(OURS)
-FAIL = _move(
+WITHDRAW, WITHDRAW_SOME = Prepared(_WITHDRAW.where(_ONE)), Prepared(_WITHDRAW.where(_SOME))
+_COMPLETE = _move(to="completed", stage="completed", message="Completed", progress=100, error=null()).where(OURS)
+_FAIL = _move(
     to="failed", stage="failed", message=bindparam("b_message"), error=bindparam("b_error", type_=jobs.c.error.type)
 ).where(OURS)
-CANCEL = _move(to="cancelled", stage="cancelled", message="Cancelled").where(OURS)
-RETURN = _move(
+_CANCEL = _move(to="cancelled", stage="cancelled", message="Cancelled").where(OURS)
+_RETURN = _move(
     to="pending",
     stage="waiting",
     message=bindparam("b_message"),
@@ -100,7 +118,7 @@ RETURN = _move(
     run_at=func.coalesce(db_now(bindparam("b_after", type_=Float)), jobs.c.run_at),  # NULL: its place in the line
     retry_count=jobs.c.retry_count + bindparam("b_retries"),
     crash_count=jobs.c.crash_count + bindparam("b_crashes"),
-    # A provider's failure ends its job; after a lost worker or a failure of ours it is there to be adopted.
+    # What the provider failed at is over; what it may still have, after a lost worker or a lost way, is to be adopted.
     provider_job_id=case((bindparam("b_forget") > 0, null()), else_=jobs.c.provider_job_id),
     submitting_at=case((bindparam("b_forget") > 0, null()), else_=jobs.c.submitting_at),
 ).where(OURS)
@@ -118,7 +136,7 @@ CANCEL_PENDING = _CANCEL_PENDING.where(_ONE_OF_OWNER)
 REQUEST_CANCEL = _REQUEST_CANCEL.where(_ONE_OF_OWNER).returning(*jobs.c)
 CANCEL_THESE = _CANCEL_PENDING.where(_THESE)
 REQUEST_THESE = _REQUEST_CANCEL.where(_THESE).returning(jobs.c.id)
-END_ATTEMPT = (
+END_ATTEMPT = Prepared(
     update(attempts)
     .where(attempts.c.job_id == bindparam("b_id"), attempts.c.number == bindparam("b_attempt"))
     .values(
@@ -128,7 +146,8 @@ END_ATTEMPT = (
         ended_version=bindparam("b_version"),
     )
 )
-BEGIN_ATTEMPT = insert(attempts).values(started_at=db_now())
+_BEGUN = ("job_id", "number", "worker_id", "worker_name", "queue", "provider", "provider_job_id", "started_version")
+BEGIN_ATTEMPT = Prepared(insert(attempts).values(started_at=db_now()), columns=_BEGUN)
 
 
 def _with_attempt_begun(claim: Update) -> Select[*tuple[Any, ...]]:
@@ -162,11 +181,21 @@ def _with_attempt_ended(end: Update) -> Select[*tuple[Any, ...]]:
         )
     )
     settled = select(*moved.c).add_cte(ended.cte("ended"))
-    if end is not COMPLETE:
+    if end is not _COMPLETE:
         return settled
     worked = availability.CLOSE_BREAKER.where(availability.provider_states.c.provider.in_(select(moved.c.provider)))
     return settled.add_cte(worked.cte("worked"))
 
 
-CLAIM_AND_BEGIN = _with_attempt_begun(CLAIM)
-AND_END_ATTEMPT = {end: _with_attempt_ended(end) for end in (COMPLETE, FAIL, CANCEL, RETURN)}
+CLAIM_SOME = Prepared(_with_attempt_begun(_TAKE.where(_SOME)))
+
+
+class End:
+    """A step that ends an attempt; `with_attempt` ends the attempt's row as well (PostgreSQL)."""
+
+    def __init__(self, move: Update) -> None:
+        self.alone = Prepared(move)
+        self.with_attempt = Prepared(_with_attempt_ended(move))
+
+
+COMPLETE, FAIL, CANCEL, RETURN = End(_COMPLETE), End(_FAIL), End(_CANCEL), End(_RETURN)

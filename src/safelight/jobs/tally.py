@@ -1,7 +1,8 @@
 """What becomes known about a batch: how it stands, kept in step with the events of its jobs.
 
-A batch has no numbers of its own, so the id of its events is what a watcher knows of each job: their versions, in the
-order of the jobs, runs of equal ones as `3x40.2.1x9`. From it every state that was missed can be found, exactly.
+A batch has no numbers of its own, so the id of an event is all that its watcher knows: the version of each job, in
+their order, runs of equal ones put together, and the progress told, as `3x40.2.1x9~81`. From it every state that was
+missed can be found, exactly, and no progress told later is less.
 """
 
 import re
@@ -9,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
@@ -34,6 +35,32 @@ ALL_TOLD = "end"  # the id of the terminal event
 _RUN = r"\d{1,9}(?:x\d{1,4})?"
 
 
+class Position(NamedTuple):
+    """What a watcher knows; as a text, the id of the event that told it the last of that."""
+
+    versions: Sequence[int]
+    progress: int
+
+    def __str__(self) -> str:
+        runs = ((version, len(list(run))) for version, run in groupby(self.versions))
+        told = ".".join(f"{version}x{length}" if length > 1 else str(version) for version, length in runs)
+        return f"{told}~{self.progress}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Position | None":
+        """The position of an id; None if it is none."""
+        if len(text) > 16 * MAX_BATCH_JOBS or re.fullmatch(rf"{_RUN}(?:\.{_RUN})*~\d{{1,3}}", text) is None:
+            return None
+        runs, _, progress = text.partition("~")
+        versions: list[int] = []
+        for run in runs.split("."):
+            version, _, length = run.partition("x")
+            versions += [int(version)] * int(length or 1)
+            if len(versions) > MAX_BATCH_JOBS:
+                return None
+        return cls(versions, min(100, int(progress)))
+
+
 @dataclass(frozen=True, slots=True)
 class BatchEvent:
     """One event of a batch. `jobs` tells of all its jobs in a snapshot, in their order, and in `batch.progress` of
@@ -50,17 +77,22 @@ class BatchEvent:
     jobs: Sequence[dict[str, Any]]
     at: datetime
 
-    def as_frame(self, event_id: str | None = None) -> bytes:
+    def as_frame(self, event_id: Position | str) -> bytes:
         """The finished SSE frame."""
-        head = "" if event_id is None else f"id: {event_id}\n"
-        return f"{head}event: {self.type}\ndata: ".encode() + orjson.dumps(self, option=orjson.OPT_UTC_Z) + b"\n\n"
+        return (
+            f"id: {event_id}\nevent: {self.type}\ndata: ".encode()
+            + orjson.dumps(self, option=orjson.OPT_UTC_Z)
+            + b"\n\n"
+        )
 
 
 class Tally:
     """One watcher's count. Progress never goes backwards: a job counts as far as it ever came, an ended one as 100."""
 
-    def __init__(self, batch: Batch, members: Sequence[Member]) -> None:
+    def __init__(self, batch: Batch, members: Sequence[Member], told: int = 0) -> None:
+        """`told` is the progress that the watcher was told before."""
         self._batch = batch
+        self._told = told
         self._status: dict[str, Status] = {member.job_id: member.status for member in members}
         self._version = {member.job_id: member.version for member in members}
         self._progress = {member.job_id: 100 if member.is_terminal else member.progress for member in members}
@@ -77,9 +109,15 @@ class Tally:
         return Standing(self._counts, self._open_progress, self._has_begun)
 
     @property
-    def position(self) -> str:
-        """The id that says what is known of each job."""
-        return position_of(self._version.values())
+    def progress(self) -> int:
+        """0-100, and never less than it was."""
+        self._told = max(self._told, self.standing.progress)
+        return self._told
+
+    @property
+    def position(self) -> Position:
+        """What is known by now."""
+        return Position(list(self._version.values()), self.progress)
 
     @property
     def has_changed(self) -> bool:
@@ -130,7 +168,7 @@ class Tally:
             is_terminal=standing.is_terminal,
             counts=dict(self._counts),
             total=self._batch.total,
-            progress=standing.progress,
+            progress=self.progress,
             jobs=[
                 {
                     "job_id": job_id,
@@ -142,22 +180,3 @@ class Tally:
             ],
             at=datetime.now(UTC),
         )
-
-
-def position_of(versions: Iterable[int]) -> str:
-    """Versions as an event id."""
-    runs = ((version, len(list(run))) for version, run in groupby(versions))
-    return ".".join(f"{version}x{length}" if length > 1 else str(version) for version, length in runs)
-
-
-def versions_at(position: str) -> list[int] | None:
-    """The versions that an event id stands for; None if it is none."""
-    if len(position) > 16 * MAX_BATCH_JOBS or re.fullmatch(rf"{_RUN}(?:\.{_RUN})*", position) is None:
-        return None
-    versions: list[int] = []
-    for run in position.split("."):
-        version, _, length = run.partition("x")
-        versions += [int(version)] * int(length or 1)
-        if len(versions) > MAX_BATCH_JOBS:
-            return None
-    return versions

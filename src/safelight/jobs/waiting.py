@@ -103,6 +103,9 @@ def open_gates(
             narrow(provider, cap - counts.get(provider, 0), "provider_limit")
     for provider, count in (allowances or {}).items():
         narrow(provider, count, "rate_limited")
+    for state in states:
+        if state.allowance is not None:
+            narrow(state.provider, state.allowance - _started_since(tx, state), "rate_limited")
     unprobed = {state.provider for state in states if state.breaker == "half_open" and not state.has_probe}
     for provider in unprobed:
         narrow(provider, 1, "breaker_open")
@@ -294,6 +297,13 @@ def _taken(column: ColumnElement[Any]) -> Subquery:
     # Two looks along two small indexes: with OR, SQLite would walk through the whole table.
     busy = union_all(*(select(column.label("holder")).where(state) for state in (PROCESSING, RELEASED))).subquery()
     return select(busy.c.holder, func.count().label("count")).group_by(busy.c.holder).subquery()
+
+
+def _started_since(tx: Tx, state: ProviderState) -> int:
+    """How many jobs were started or released at a provider since its pause was over, and have not ended."""
+    started = and_(PROCESSING, jobs.c.started_at >= state.paused_until)
+    counts = (select(func.count()).where(jobs.c.provider == state.provider, which) for which in (started, RELEASED))
+    return sum(tx.execute(count).scalar_one() for count in counts)
 
 
 def _free_of_owner(cap: int | None, taken: Subquery) -> ColumnElement[Any]:

@@ -5,7 +5,8 @@ from typing import Any
 from alembic import context
 from sqlalchemy import Connection, NullPool, create_engine, event, text
 
-import safelight.bootstrap  # noqa: F401  # pyright: ignore[reportUnusedImport] - every slice with tables
+import safelight.bootstrap  # pyright: ignore[reportUnusedImport] - the slices with tables
+import safelight.template  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from safelight.db import metadata
 
 engine = create_engine(context.config.attributes["database_url"], poolclass=NullPool)

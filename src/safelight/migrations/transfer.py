@@ -28,7 +28,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import SQLAlchemyError
 
-import safelight.bootstrap  # noqa: F401  # pyright: ignore[reportUnusedImport] - every slice with tables
+import safelight.bootstrap  # pyright: ignore[reportUnusedImport] - the slices with tables
+import safelight.template  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from safelight.db import db_now, metadata
 from safelight.errors import SafelightError
 from safelight.jobs.job import leases, workers

@@ -9,6 +9,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 # --- what is asked ----------------------------------------------------------------------------------------------------
@@ -28,7 +29,9 @@ class Parameters:
     """What to generate. `width` and `height` are pixels; `None` means the provider's default.
 
     At most one of `template` (a name, with values for its `inputs`) and `workflow` (the caller's own graph) is given.
-    `input_images` are references as they were given; their bytes stand in the `Generation`. `tier` is the caller's.
+    `template_definition` is what stands behind the name: given for a template of the caller's own, else filled in by
+    the check, and kept with the job. `input_images` are references as they were given; their bytes stand in the
+    `Generation`.
     """
 
     kind: str
@@ -44,10 +47,10 @@ class Parameters:
     sampler_params: Mapping[str, Any] = field(default_factory=dict[str, Any])
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     template: str | None = None
+    template_definition: Mapping[str, Any] | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     workflow: Mapping[str, Any] | None = None
     input_images: tuple[str, ...] = ()
-    tier: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,17 @@ class Submitting:
 
 
 @dataclass(frozen=True, slots=True)
+class Reserved:
+    """The job will be sent under this id, which is ours to choose: look for it before sending it again.
+
+    For services that take an id from us. The runner writes it down before it asks for the next update; send the job
+    then, and yield nothing more before the service has answered. Another one may follow if this one came to nothing.
+    """
+
+    remote_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Accepted:
     """The provider has the job under this id. Written down at once, so that a later attempt adopts it."""
 
@@ -108,17 +122,24 @@ class Preview:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One finished result as bytes: a picture, or a video or sound by its content type.
+    """One finished result, as bytes or as a local file: a picture, a video or a sound.
 
-    `seed` is the one that made this very result, if known.
+    A file is the runner's from here on: it is streamed into the storage, whatever its size, and removed. What it is,
+    its content says; the `content_type` is what the provider takes it for. `seed` is the one that made this very
+    result, if known. `details` (JSON) are kept with it: `title`, `source_url`, ...
     """
 
-    data: bytes
+    data: bytes | Path
     content_type: str
     seed: int | None = None
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def read(self) -> bytes:
+        """Its bytes; a file is read whole."""
+        return self.data if isinstance(self.data, bytes) else self.data.read_bytes()
 
 
-Update = Submitting | Accepted | Progress | Preview | Output
+Update = Submitting | Reserved | Accepted | Progress | Preview | Output
 
 
 # --- what can go wrong ------------------------------------------------------------------------------------------------
@@ -127,10 +148,13 @@ Update = Submitting | Accepted | Progress | Preview | Output
 #   ├── InvalidParameters   never again        422 at submit, or refused later by the provider
 #   ├── ContentRejected     never again
 #   ├── RateLimited         later              retry_after wins over our own delays
-#   ├── ProviderUnavailable later
-#   ├── ProviderTimedOut    later
-#   ├── JobLost             later              the provider forgot a job it had accepted
-#   ├── BadOutput           later              empty, corrupt or not what was asked
+#   ├── ProviderUnavailable later              after Accepted: by following the job that it has
+#   │   └── NotTaken        later, anew        it was told under which id, and never had it
+#   ├── ProviderTimedOut    later              as unavailable
+#   ├── JobLost             later, anew        the provider forgot a job it had accepted
+#   ├── GenerationFailed    later, anew        the provider took it and failed at it
+#   ├── BadOutput           later, anew        empty, corrupt or not what was asked
+#   │   └── ResultMissing   later              not where the provider says: ask it again, make nothing again
 #   └── UnknownOutcome      never blindly      it may have been carried out and charged
 
 
@@ -187,6 +211,10 @@ class ProviderUnavailable(ProviderError):
     retryable = True
 
 
+class NotTaken(ProviderUnavailable):
+    """The provider cannot be reached, and has not got the job."""
+
+
 class ProviderTimedOut(ProviderError):
     """The provider did not answer in time."""
 
@@ -201,12 +229,26 @@ class JobLost(ProviderError):
     retryable = True
 
 
+class GenerationFailed(ProviderError):
+    """The provider took the job and failed at it."""
+
+    code = "generation_failed"
+    retryable = True
+    may_have_cost = True
+
+
 class BadOutput(ProviderError):
     """The provider delivered something that is not a usable result."""
 
     code = "bad_output"
     retryable = True
     may_have_cost = True
+
+
+class ResultMissing(BadOutput):
+    """The result is not where the provider says."""
+
+    code = "result_missing"
 
 
 class UnknownOutcome(ProviderError):
@@ -269,9 +311,16 @@ class Provider(ABC):
         """
 
     async def resume(self, generation: Generation, remote_id: str) -> AsyncGenerator[Update]:
-        """Follow a job the provider accepted for an earlier attempt. Raises `JobLost` if it is gone."""
+        """Follow a job the provider accepted for an earlier attempt. Raises `JobLost` if it is gone.
+
+        Of an id that was only `Reserved`, find out whether the job was received, and send it if not.
+        """
         raise JobLost
         yield
+
+    def takes_seed(self, parameters: Parameters) -> bool:
+        """Whether a seed makes a difference to these checked parameters. Else the job is given none, and shows none."""
+        return self.capabilities.seeds
 
     async def cancel(self, remote_id: str) -> None:  # noqa: B027
         """Ask the provider to stop; unknown and finished jobs are no error."""
@@ -283,6 +332,10 @@ class Provider(ABC):
     async def models(self) -> Mapping[str, Sequence[str]]:
         """The names that can be asked for, by kind (`checkpoints`, `loras`, ...)."""
         return {"models": self.capabilities.models}
+
+    async def models_by_server(self) -> Mapping[str, Mapping[str, Sequence[str]]]:
+        """The same for each of its servers, by address; empty where there are none to tell apart."""
+        return {}
 
     async def close(self) -> None:  # noqa: B027
         """End connections; nothing is asked of it afterwards."""

@@ -5,37 +5,35 @@ to, and to the very address that was checked. What comes is judged by its conten
 """
 
 import asyncio
-import socket
 import ssl
 from collections.abc import AsyncGenerator, Collection, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
-from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Any, cast
 
 import httpx
 
-from safelight.providers.base import BadOutput, ProviderError, ProviderUnavailable
+from safelight.providers.address import (
+    AddressRefused,
+    FetchRefused,
+    Network,
+    UrlRefused,
+    addresses_of,
+    checked_url,
+    shown,
+)
+from safelight.providers.base import BadOutput, ProviderError, ProviderUnavailable, ResultMissing
 
 MAX_BYTES = 100 * 1024 * 1024
 CHUNK_BYTES = 64 * 1024
 HEAD_BYTES = 64  # tell the type of any file
 MAX_REDIRECTS = 5
-MAX_ADDRESSES = 4  # of one name, that are tried
 PAUSE_SECONDS = 0.5  # before the second try; doubled for each further
 MAX_PAUSE_SECONDS = 10.0
-RESOLVE_SECONDS = 10.0
 TIMEOUT = httpx.Timeout(30, connect=10)
-NAT64 = IPv6Network("64:ff9b::/96")
 AGAIN = {404, 408, 425, 429}  # 404: announced, and not there yet
 REDIRECTS = {301, 302, 303, 307, 308}
-
-
-class FetchRefused(ProviderError):
-    """This file must not be fetched."""
-
-    code = "fetch_refused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +66,23 @@ async def fetch(
     `headers` are sent to the host of `url` alone; nothing else of the client's is sent. Nothing bounds the whole but
     the caller: a single read may take 30 s.
 
-    Raises `FetchRefused` for what must not be fetched, `ProviderUnavailable` if the host does not deliver, `BadOutput`
-    if there is no such file, or not a whole one. No message repeats the query of a URL, which may hold a secret.
+    Raises `FetchRefused` for what must not be fetched, `ProviderUnavailable` if the host does not deliver,
+    `ResultMissing` if there is no such file, `BadOutput` if it is not a whole one. No message repeats the query of a
+    URL, which may hold a secret.
     """
     pause = PAUSE_SECONDS
     for left in range(tries - 1, -1, -1):
         try:
-            return await _follow(client, url, headers or {}, trusted_hosts, max_bytes)
+            async with opened(client, url, headers=headers or {}, trusted_hosts=trusted_hosts) as (response, found_at):
+                return await _read(response, shown(found_at), max_bytes)
         except _Again as again:
-            if not left:
-                raise again.error from None
-            await asyncio.sleep(min(MAX_PAUSE_SECONDS, max(pause, again.error.retry_after or 0)))
-            pause *= 2
+            error = again.error
+        except ProviderUnavailable as unavailable:
+            error = unavailable
+        if not left:
+            raise error from None
+        await asyncio.sleep(min(MAX_PAUSE_SECONDS, max(pause, error.retry_after or 0)))
+        pause *= 2
     raise ValueError("tries must be 1 or more")
 
 
@@ -130,40 +133,59 @@ BRANDS = {b"avif": "image/avif", b"avis": "image/avif", b"qt  ": "video/quicktim
 # --- one try ----------------------------------------------------------------------------------------------------------
 
 
-async def _follow(
-    client: httpx.AsyncClient, start: str, headers: Mapping[str, str], trusted_hosts: Collection[str], max_bytes: int
-) -> Fetched:
-    """The file at the end of the redirects."""
-    url = _checked(start)
+@asynccontextmanager
+async def opened(
+    client: httpx.AsyncClient,
+    start: str,
+    *,
+    headers: Mapping[str, str],
+    trusted_hosts: Collection[str] = (),
+    networks: Collection[Network] = (),
+    timeout: httpx.Timeout = TIMEOUT,
+) -> AsyncGenerator[tuple[httpx.Response, httpx.URL]]:
+    """The answer at the end of the redirects, its body still to be read, and the URL where it was found.
+
+    Hosts in `trusted_hosts` and addresses in `networks` may be private. Raises `FetchRefused`, `ProviderUnavailable`.
+    """
+    url = _near(start, trusted_hosts, networks)
     origin = url.scheme, host_of(url)
     for _ in range(MAX_REDIRECTS + 1):
         sent = headers if (url.scheme, host_of(url)) == origin else {}
-        response = await _get(client, url, sent, host_of(url) in trusted_hosts)
+        response = await _get(client, url, sent, host_of(url) in trusted_hosts, networks, timeout)
         try:
             if response.status_code not in REDIRECTS:
-                return await _read(response, _shown(url), max_bytes)
+                yield response, url
+                return
             location = response.headers.get("location", "")
         finally:
             await response.aclose()
         try:
-            url = _checked(url.join(location))
+            url = _near(url.join(location), trusted_hosts, networks)
         except (httpx.InvalidURL, ValueError):
-            raise FetchRefused(f"{_shown(url)} redirects to something that is no URL.") from None
-    raise FetchRefused(f"{_shown(_checked(start))} redirects more than {MAX_REDIRECTS} times.")
+            raise UrlRefused(f"{shown(url)} redirects to something that is no URL.") from None
+    raise FetchRefused(f"{shown(httpx.URL(start))} redirects more than {MAX_REDIRECTS} times.")
 
 
 async def _get(
-    client: httpx.AsyncClient, url: httpx.URL, headers: Mapping[str, str], is_trusted: bool
+    client: httpx.AsyncClient,
+    url: httpx.URL,
+    headers: Mapping[str, str],
+    is_trusted: bool,
+    networks: Collection[Network],
+    timeout: httpx.Timeout,
 ) -> httpx.Response:
     """The answer, its body still to be read. The request is made by hand: the client's own headers stay at home."""
     asked = {"Host": url.netloc.decode(), "Accept": "*/*", "Accept-Encoding": "identity", **headers}
-    extensions: dict[str, Any] = {"timeout": TIMEOUT.as_dict()}
+    extensions: dict[str, Any] = {"timeout": timeout.as_dict()}
     targets = [url]
     if not is_trusted:
         # A connection to a checked address is not shared: another name may stand for the same one.
         asked["Connection"] = "close"
         extensions["sni_hostname"] = url.raw_host.decode()
-        targets = [url.copy_with(host=address) for address in await _public_addresses(url)]
+        try:
+            targets = [url.copy_with(host=address) for address in await addresses_of(url, networks)]
+        except OSError:  # TimeoutError is one
+            raise ProviderUnavailable(f"The host {url.host} cannot be found.") from None
     reason = ""
     for target in targets:
         try:
@@ -173,19 +195,19 @@ async def _get(
             reason = type(error).__name__
             if not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
                 break
-    raise _Again(ProviderUnavailable(f"{_shown(url)} cannot be fetched ({reason})."))
+    raise ProviderUnavailable(f"{shown(url)} cannot be fetched ({reason}).")
 
 
-async def _read(response: httpx.Response, shown: str, max_bytes: int) -> Fetched:
+async def _read(response: httpx.Response, place: str, max_bytes: int) -> Fetched:
     status = response.status_code
     if status >= 500 or status == 429:
         after = response.headers.get("retry-after", "")
-        message = f"{shown} cannot be fetched now (HTTP {status})."
-        raise _Again(ProviderUnavailable(message, retry_after=float(after) if after.isdecimal() else None))
+        message = f"{place} cannot be fetched now (HTTP {status})."
+        raise ProviderUnavailable(message, retry_after=float(after) if after.isdecimal() else None)
     if status != 200:
-        error = BadOutput(f"There is no file at {shown} (HTTP {status}).")
+        error = ResultMissing(f"There is no file at {place} (HTTP {status}).")
         raise _Again(error) if status in AGAIN else error
-    too_large = FetchRefused(f"{shown} is larger than {max_bytes} bytes.")
+    too_large = FetchRefused(f"{place} is larger than {max_bytes} bytes.")
     length = response.headers.get("content-length", "")
     if length.isdecimal() and int(length) > max_bytes:
         raise too_large
@@ -197,14 +219,14 @@ async def _read(response: httpx.Response, shown: str, max_bytes: int) -> Fetched
                 if len(data) > max_bytes:
                     raise too_large
     except httpx.HTTPError as error:  # one that ends before its Content-Length, too
-        message = f"{shown} broke off after {len(data)} bytes ({type(error).__name__})."
-        raise _Again(ProviderUnavailable(message)) from None
+        message = f"{place} broke off after {len(data)} bytes ({type(error).__name__})."
+        raise ProviderUnavailable(message) from None
     try:
         content_type = content_type_of(bytes(data[:HEAD_BYTES]))
     except BadOutput as error:
-        raise _Again(BadOutput(f"{shown}: {error.message}")) from None
+        raise _Again(BadOutput(f"{place}: {error.message}")) from None
     if not _is_whole(data, content_type):
-        raise _Again(BadOutput(f"{shown} ends in the middle of the picture, after {len(data)} bytes."))
+        raise _Again(BadOutput(f"{place} ends in the middle of the picture, after {len(data)} bytes."))
     return Fetched(bytes(data), content_type)
 
 
@@ -221,50 +243,11 @@ def _is_whole(data: bytearray, content_type: str) -> bool:
             return True
 
 
-# --- where it may connect to ------------------------------------------------------------------------------------------
-
-
-def _checked(url: str | httpx.URL) -> httpx.URL:
+def _near(url: str | httpx.URL, trusted_hosts: Collection[str], networks: Collection[Network]) -> httpx.URL:
+    """A URL that may be tried; the address of a trusted host may be written in it, whatever it is."""
     try:
-        url = httpx.URL(url)
-    except httpx.InvalidURL:
-        raise FetchRefused("This is no URL.") from None
-    if (url.port or 0) > 65535:
-        raise FetchRefused("This is no URL.")
-    if url.scheme not in {"http", "https"} or not url.host:
-        raise FetchRefused("Only http:// and https:// URLs are fetched.")
-    if url.userinfo:
-        raise FetchRefused("A URL with a user or a password in it is not fetched.")
-    return url
-
-
-async def _public_addresses(url: httpx.URL) -> list[str]:
-    """Every address of the host. Raises `FetchRefused` if a single one is not public."""
-    try:
-        async with asyncio.timeout(RESOLVE_SECONDS):
-            addresses = await _resolve(url.raw_host.decode())
-    except (OSError, UnicodeError, TimeoutError):
-        raise _Again(ProviderUnavailable(f"The host {url.host} cannot be found.")) from None
-    if not addresses or not all(_is_public(address) for address in addresses):
-        raise FetchRefused(f"{_shown(url)} is not at a public address.")
-    return addresses[:MAX_ADDRESSES]
-
-
-async def _resolve(host: str) -> list[str]:
-    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
-
-
-def _is_public(text: str) -> bool:
-    address = ip_address(text.partition("%")[0])
-    if isinstance(address, IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour
-        if inner is None and address in NAT64:
-            inner = ip_address(int(address) & 0xFFFFFFFF)
-        address = inner or address
-    return address.is_global and not address.is_multicast and not address.is_reserved
-
-
-def _shown(url: httpx.URL) -> str:
-    """A URL for people: without its query, which may hold a secret."""
-    return str(url.copy_with(query=None, fragment=None))[:200]
+        return checked_url(url, networks)
+    except AddressRefused:
+        if host_of(url) in trusted_hosts:
+            return httpx.URL(url)
+        raise

@@ -292,8 +292,7 @@ class OpenAIImages(Provider):
             except BadOutput:
                 return None  # the picture itself may still be well
         if kind.endswith(".completed"):
-            self._record_usage(event)
-            return _Result.of(event)
+            return _Result.of(event, event)
         if kind == "error" or event.get("error"):
             raise self._error(200, {}, orjson.dumps(event))
         return None
@@ -301,29 +300,22 @@ class OpenAIImages(Provider):
     def _told_at_once(self, body: bytes) -> "list[_Result]":
         try:
             said = orjson.loads(body)
-            results = [_Result.of(item) for item in said["data"]]
+            results = [_Result.of(item, {} if number else said) for number, item in enumerate(said["data"])]
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
             raise BadOutput(f"{self._name} answered with something that holds no pictures.") from None
-        self._record_usage(said)
         return results
-
-    def _record_usage(self, said: Mapping[str, Any]) -> None:
-        usage = said.get("usage")
-        if isinstance(usage, dict):
-            counts = {name: count for name, count in usage.items() if isinstance(count, int)}
-            log.info("provider.usage", service=self._name, **counts)
 
     async def _output(self, result: "_Result") -> Output:
         if result.is_refused:
             raise ContentRejected(f"{self._name} made the picture and withholds it.")
         if result.data is not None:
             data = _decoded(result.data)
-            return Output(data, content_type_of(data))
+            return Output(data, content_type_of(data), details=result.details)
         if not result.url:
             raise BadOutput(f"{self._name} delivered neither a picture nor a link to one.")
         own = host_of(self._base_url)
         fetched = await fetch(self._client, result.url, trusted_hosts={own}, headers=self._headers_for(result.url))
-        return Output(fetched.data, fetched.content_type)
+        return Output(fetched.data, fetched.content_type, details=result.details)
 
     def _headers_for(self, url: str) -> Mapping[str, str]:
         """A server of one's own may want its key for the files, too. Nobody else gets it."""
@@ -419,15 +411,24 @@ MAX_SAID = 300
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """A finished picture as base64, or where it is."""
+    """A finished picture as base64, or where it is; `usage` is what all pictures of its answer took, in tokens."""
 
     data: str | None
     url: str | None
     is_refused: bool = False
+    usage: Mapping[str, int] | None = None
+
+    @property
+    def details(self) -> Mapping[str, Any]:
+        return {} if self.usage is None else {"usage": self.usage}
 
     @classmethod
-    def of(cls, item: Mapping[str, Any]) -> "_Result":
-        return cls(item.get("b64_json") or None, item.get("url") or None, item.get("respect_moderation") is False)
+    def of(cls, item: Mapping[str, Any], answer: Mapping[str, Any]) -> "_Result":
+        """A picture of an answer, which bears the usage."""
+        told = answer.get("usage")
+        usage = {name: count for name, count in told.items() if type(count) is int} if isinstance(told, dict) else None
+        is_refused = item.get("respect_moderation") is False
+        return cls(item.get("b64_json") or None, item.get("url") or None, is_refused, usage or None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import AliasChoices, BaseModel, SecretStr
+from pydantic_settings import NoDecode
 
 from safelight.config import Settings
 from safelight.errors import SafelightError
@@ -304,19 +305,23 @@ def settings_environment(settings: Settings) -> dict[str, str]:
     variables: dict[str, str] = {}
     for name in settings.model_fields_set:
         value: Any = getattr(settings, name)
-        alias = type(settings).model_fields[name].validation_alias
+        field = type(settings).model_fields[name]
+        alias = field.validation_alias
         variable = str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"SAFELIGHT_{name.upper()}"
         if isinstance(value, SecretStr):
             value = value.get_secret_value()
         if value is not None:
-            variables[variable] = (
-                json.dumps(value, default=_plain) if isinstance(value, (bool, dict, list)) else str(value)
-            )
+            if NoDecode in field.metadata:  # written with commas
+                variables[variable] = ",".join(map(str, value))
+            elif isinstance(value, (bool, dict, list)):
+                variables[variable] = json.dumps(value, default=_plain)
+            else:
+                variables[variable] = str(value)
     return variables
 
 
-def _plain(value: BaseModel) -> dict[str, Any]:
-    return value.model_dump()
+def _plain(value: BaseModel | SecretStr) -> Any:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value.model_dump()
 
 
 def make_runtime_dir() -> Path:

@@ -40,6 +40,7 @@ class LoopPool(BasePool):
                 callback((0, None, time.monotonic() - began))
 
         self.engine.spawn(args[1], args[2]["delivery_info"]["routing_key"], done)
+        time.sleep(0)  # let the loop have the interpreter: what Celery does next can wait for the job's commit
 
     def on_stop(self) -> None:
         """Called once Celery has stopped consuming: wait until running jobs are settled or handed back."""

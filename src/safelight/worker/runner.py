@@ -10,12 +10,13 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
 from typing import Any, Literal, assert_never
 
 import structlog
 from structlog.contextvars import bound_contextvars
 
-from safelight.artifacts import Artifact, ArtifactStore, BadPicture
+from safelight.artifacts import Artifact, ArtifactStore, BadFilm, BadPicture
 from safelight.db import Database
 from safelight.errors import Unavailable
 from safelight.jobs import (
@@ -43,6 +44,7 @@ from safelight.providers.base import (
     Generation,
     JobLost,
     Lora,
+    NotTaken,
     Output,
     Parameters,
     Preview,
@@ -51,6 +53,8 @@ from safelight.providers.base import (
     ProviderTimedOut,
     ProviderUnavailable,
     RateLimited,
+    Reserved,
+    ResultMissing,
     Submitting,
     UnknownOutcome,
     Update,
@@ -67,6 +71,7 @@ CANCEL_PROVIDER_SECONDS = 10.0
 SETTLE_AGAIN_SECONDS = (0.2, 0.5, 1.0, 2.0)
 OUTAGE_SECONDS = 1.0  # before the database is asked again
 
+FOLLOWABLE = (ProviderUnavailable, ProviderTimedOut, ResultMissing)  # say nothing of a job that was accepted before
 MOVABLE = (ProviderUnavailable, ProviderTimedOut, JobLost)  # another provider of the route may do better
 
 MAX_SEED = 2**63 - 1  # what a row can hold
@@ -90,6 +95,7 @@ class Attempt:
         self.stage = job.stage
         self.message = job.message
         self.remote_id = job.provider_job_id
+        self.may_be_paid = job.submitting_at is not None
         self.woken = asyncio.Event()  # somebody says that the provider has news
         self.verdict: Verdict | None = None  # what it tells of its provider
         self.interrupted: asyncio.Future[Interruption] = asyncio.get_running_loop().create_future()
@@ -158,7 +164,9 @@ class Runner:
                     return
                 asked = time.monotonic()
                 claim = Claim(job_id, queue, self._worker_id, self._worker_name, self._lease_seconds)
-                job = await self._database.write_one(self._jobs.claim, claim)
+                # Whoever would remember a claim that SQLite forgot died with the machine; and before anything may cost
+                # money, that is written down for good, and this with it.
+                job = await self._database.write_one(self._jobs.claim, claim, is_forgettable=True)
             except Unavailable as error:
                 log.warning("hint.unused", reason=error.detail)  # dispatch will send another
                 return
@@ -214,7 +222,7 @@ class Runner:
         await asyncio.wait({body, attempt.interrupted}, timeout=job.soft_limit_seconds, return_when="FIRST_COMPLETED")
         slot_seconds = max(0.0, job.hard_limit_seconds - job.soft_limit_seconds)
         if body.done():
-            await self._settle(attempt, self._result_of(body, job), attempt.verdict)
+            await self._settle(attempt, self._result_of(attempt, body), attempt.verdict)
         elif not attempt.interrupted.done():
             await self._settle(attempt, Failed(time_limit_error(job)))
             body.cancel()
@@ -255,21 +263,20 @@ class Runner:
             return Completed(made)
         except ProviderError as error:
             return self._judge(attempt, error)
-        except BadPicture as error:
+        except (BadPicture, BadFilm) as error:
             return self._judge(attempt, BadOutput(error.detail))
         except Unavailable as error:
             # The failure is ours (database, storage): the provider's job is well, and the next attempt adopts it.
             ours = job_error(error.code, error.detail, job, error.kind == "unavailable")
             if error.kind != "unavailable":  # a storage that refuses us: not before somebody has seen to it
                 return Failed(ours)
-            keeps = attempt.remote_id is not None
-            return self._try_again(job, ours, error.retry_after, keeps_provider_job=keeps)
+            return self._try_again(attempt, ours, error.retry_after, keeps_provider_job=True)
         except LeaseLost:
             return HandBack()  # refused by the row if it is somebody else's already
         except Exception as error:
             log.exception("provider.broke")
             problem = f"The provider failed in an unexpected way ({type(error).__name__})."
-            return self._try_again(job, job_error("provider_error", problem, job, True), None)
+            return self._try_again(attempt, job_error("provider_error", problem, job, True), keeps_provider_job=True)
 
     async def _updates(self, attempt: Attempt) -> AsyncGenerator[Update]:
         job = attempt.job
@@ -290,52 +297,65 @@ class Runner:
             case Submitting():
                 if not await self._database.write(self._jobs.record_submitting, job.id, job.attempt):
                     raise LeaseLost
+                attempt.may_be_paid = True
                 attempt.answered.clear()
-            case Accepted(remote_id=remote_id):
+            case Reserved(remote_id=remote_id) | Accepted(remote_id=remote_id):
                 attempt.remote_id = remote_id
-                if not await self._record_accepted(attempt, remote_id):
+                if not await self._record_remote_id(attempt, remote_id):
                     raise LeaseLost
-                attempt.answered.set()
-                log.info("provider.accepted", provider_job_id=remote_id)
+                if isinstance(update, Accepted):
+                    attempt.answered.set()
+                log.info(f"provider.{type(update).__name__.lower()}", provider_job_id=remote_id)
             case Progress(percent=percent, stage=stage, message=message):
+                known = attempt.progress, attempt.stage, attempt.message
                 if percent is not None:
                     attempt.progress = max(attempt.progress or 0, min(100, percent))
                 attempt.stage, attempt.message = stage, message
-                self._tell_progress(attempt)
+                if known != (attempt.progress, stage, message):  # who polls says the same again and again
+                    self._tell_progress(attempt)
             case Preview(data=data, content_type=content_type):
                 self._tell_preview(attempt, data, content_type)
-            case Output(data=data, seed=seed):
-                await self._hold(attempt)
-                attempt.stage, attempt.message = "storing", "Storing the result"
-                artifact = await self._artifacts.store(
-                    job_id=job.id,
-                    attempt=job.attempt,
-                    position=len(made),
-                    owner_id=job.owner_id,
-                    data=data,
-                    text=recipe_of(job, seed),
-                    seed=job.seed if seed is None else seed if seed <= MAX_SEED else None,
-                )
-                made.append(artifact)
-                log.info(
-                    "artifact.stored",
-                    artifact_id=artifact.id,
-                    storage_key=artifact.storage_key,
-                    size_bytes=artifact.size_bytes,
-                )
-                self._publish(attempt, "job.output")
+            case Output(data=data):
+                try:
+                    await self._store(attempt, update, made)
+                finally:
+                    if isinstance(data, Path):
+                        await asyncio.to_thread(data.unlink, missing_ok=True)
             case _:
                 assert_never(update)
 
-    async def _record_accepted(self, attempt: Attempt, remote_id: str) -> bool:
+    async def _store(self, attempt: Attempt, output: Output, made: list[Artifact]) -> None:
+        job, seed = attempt.job, output.seed
+        await self._hold(attempt)
+        attempt.stage, attempt.message = "storing", "Storing the result"
+        artifact = await self._artifacts.store(
+            job_id=job.id,
+            attempt=job.attempt,
+            position=len(made),
+            owner_id=job.owner_id,
+            data=output.data,
+            text=recipe_of(job, seed),
+            seed=job.seed if seed is None else seed if seed <= MAX_SEED else None,
+            details=output.details,
+        )
+        made.append(artifact)
+        log.info(
+            "artifact.stored",
+            artifact_id=artifact.id,
+            storage_key=artifact.storage_key,
+            size_bytes=artifact.size_bytes,
+        )
+        self._publish(attempt, "job.output")
+
+    async def _record_remote_id(self, attempt: Attempt, remote_id: str) -> bool:
         """Write the provider's id down, through any outage of the database: forgetting it would mean to pay twice."""
         while True:
             try:
                 return await self._database.write(
-                    self._jobs.record_accepted, attempt.job.id, attempt.job.attempt, remote_id
+                    self._jobs.record_remote_id, attempt.job.id, attempt.job.attempt, remote_id
                 )
             except Unavailable as error:
-                log.warning("acceptance.waiting", provider_job_id=remote_id, reason=error.detail)
+                log.warning("remote_id.waiting", provider_job_id=remote_id, reason=error.detail)
                 await asyncio.sleep(OUTAGE_SECONDS)
 
     async def _hold(self, attempt: Attempt) -> None:
@@ -393,10 +413,10 @@ class Runner:
 
     # --- judging ------------------------------------------------------------------------------------------------------
 
-    def _result_of(self, body: asyncio.Task[Settlement], job: Job) -> Settlement:
+    def _result_of(self, attempt: Attempt, body: asyncio.Task[Settlement]) -> Settlement:
         if body.cancelled():
-            problem = "The provider cancelled its own work."
-            return self._try_again(job, job_error("provider_error", problem, job, True), None)
+            problem = job_error("provider_error", "The provider cancelled its own work.", attempt.job, True)
+            return self._try_again(attempt, problem, keeps_provider_job=True)
         return body.result()
 
     def _judge(self, attempt: Attempt, error: ProviderError) -> Settlement:
@@ -410,26 +430,35 @@ class Runner:
                 attempt.verdict = "worked"
             case ProviderUnavailable() | ProviderTimedOut():
                 attempt.verdict = "failed"
+            case JobLost() if job.provider_job_id is not None:
+                return TryAgain(described, 0.0, counts=False)  # there was nothing to adopt: it begins anew
             case _:
                 pass
         if not error.retryable:
             return Failed(described)
-        elsewhere = isinstance(error, MOVABLE) and not error.may_have_cost
-        after = 0.0 if isinstance(error, JobLost) else error.retry_after
-        return self._try_again(job, described, after, may_move=elsewhere)
+        keeps = isinstance(error, FOLLOWABLE) and not isinstance(error, NotTaken)
+        has_paid_job = keeps and attempt.remote_id is not None and attempt.may_be_paid
+        return self._try_again(
+            attempt,
+            described,
+            0.0 if isinstance(error, JobLost) else error.retry_after,
+            keeps_provider_job=keeps,
+            may_move=isinstance(error, MOVABLE) and not error.may_have_cost and not has_paid_job,
+        )
 
     def _try_again(
         self,
-        job: Job,
+        attempt: Attempt,
         error: Mapping[str, Any],
-        retry_after: float | None,
+        retry_after: float | None = None,
         *,
-        keeps_provider_job: bool = False,
+        keeps_provider_job: bool,
         may_move: bool = False,
     ) -> Settlement:
+        """Another attempt: of the job that the provider has, if it has accepted one that is to be kept."""
         if retry_after is None:
-            retry_after = self._retry_seconds * 2.0**job.retries_here * random.uniform(0.8, 1.2)
-        return TryAgain(error, retry_after, keeps_provider_job, may_move)
+            retry_after = self._retry_seconds * 2.0**attempt.job.retries_here * random.uniform(0.8, 1.2)
+        return TryAgain(error, retry_after, keeps_provider_job and attempt.remote_id is not None, may_move)
 
     # --- telling ------------------------------------------------------------------------------------------------------
 
@@ -494,6 +523,7 @@ def parameters_of(job: Job) -> Parameters:
         sampler_params=job.sampler_params,
         options=job.provider_options,
         template=job.template,
+        template_definition=job.template_definition,
         inputs=job.inputs or {},
         workflow=job.workflow,
         input_images=tuple(job.input_images or ()),

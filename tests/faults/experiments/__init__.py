@@ -1,14 +1,17 @@
 """All experiments, in the order of the table."""
 
+from faults.experiments.batches import BATCHES
 from faults.experiments.cancels import CANCELS
 from faults.experiments.databases import DATABASES
+from faults.experiments.imports import IMPORTS
 from faults.experiments.neighbours import NEIGHBOURS
 from faults.experiments.outages import OUTAGES
 from faults.experiments.points import POINT_EXPERIMENTS
+from faults.experiments.providers import PROVIDERS
 from faults.experiments.storms import STORMS
 from faults.experiments.unrest import UNREST
 from faults.trial import Experiment
 
 EXPERIMENTS: tuple[Experiment, ...] = (
-    *STORMS, *POINT_EXPERIMENTS, *OUTAGES, *DATABASES, *NEIGHBOURS, *CANCELS, *UNREST
+    *STORMS, *POINT_EXPERIMENTS, *PROVIDERS, *OUTAGES, *DATABASES, *NEIGHBOURS, *CANCELS, *BATCHES, *IMPORTS, *UNREST
 )  # fmt: skip

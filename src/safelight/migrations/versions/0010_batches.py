@@ -6,7 +6,7 @@ from alembic import op
 from safelight.db import Instant, Json, RowId
 
 revision = "0010_batches"
-down_revision = "0007_workflows"
+down_revision = "0009_templates"
 branch_labels = None
 depends_on = None
 

@@ -9,8 +9,8 @@ from safelight.providers.comfyui.template import (
     Template,
     TemplateInput,
     builtin_templates,
-    by_name,
     check_template,
+    shared_templates,
 )
 
 __all__ = [
@@ -21,7 +21,7 @@ __all__ = [
     "Template",
     "TemplateInput",
     "builtin_templates",
-    "by_name",
     "check_template",
     "problems_on",
+    "shared_templates",
 ]

@@ -3,32 +3,16 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from safelight.providers.base import Output, ProviderError, ProviderUnavailable
+from safelight.providers.base import BadOutput, Output, ProviderError, ProviderUnavailable
 from safelight.providers.comfyui.graph import Plan, title_of
 from safelight.providers.comfyui.server import Ended, File, FileGone, Server, Unreachable
+from safelight.providers.fetch import HEAD_BYTES, content_type_of
 
 DOWNLOAD_TRIES = 4
 OUT_OF_MEMORY = ("out of memory", "outofmemory", "allocation on device")
-WEBM, MP4 = "video/webm", "video/mp4"
-MAGICS: Sequence[tuple[int, bytes, str]] = (
-    (0, b"\x89PNG\r\n\x1a\n", "image/png"),
-    (0, b"\xff\xd8\xff", "image/jpeg"),
-    (0, b"GIF8", "image/gif"),
-    (8, b"WEBP", "image/webp"),
-    (4, b"ftypavif", "image/avif"),
-    (4, b"ftypqt", "video/quicktime"),
-    (4, b"ftypM4A", "audio/mp4"),
-    (4, b"ftyp", MP4),
-    (0, b"\x1a\x45\xdf\xa3", WEBM),
-    (8, b"WAVE", "audio/wav"),
-    (0, b"fLaC", "audio/flac"),
-    (0, b"OggS", "audio/ogg"),
-    (0, b"ID3", "audio/mpeg"),
-    (0, b"\xff\xfb", "audio/mpeg"),
-    (0, b"\xff\xf3", "audio/mpeg"),
-)
-ENDS = {"image/png": b"IEND\xaeB`\x82", "image/jpeg": b"\xff\xd9"}
+ENDS = {b"\x89PNG": b"IEND\xaeB`\x82", b"\xff\xd8\xff": b"\xff\xd9"}  # by the beginning
 
 
 class NodeFailed(ProviderError):
@@ -83,7 +67,7 @@ def judge(run: Run) -> Ended:
     if end.error is not None and not _is_memory(end.error):
         raise node_error(NodeFailed, run, end.error)
     if end.error is None and not end.files:
-        message = "The workflow ended without a file. Pictures must be saved, as by SaveImage, not only shown."
+        message = "The workflow ended without a file. Results must be saved, as by SaveImage, not only shown."
         raise NothingMade(message)
     return end
 
@@ -113,16 +97,17 @@ def node_error(kind: type[ProviderError], run: Run, error: Mapping[str, object])
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-async def fetch(run: Run, files: Sequence[File]) -> list[Output] | None:
-    """The files as outputs, in order; None if one of them is gone or stays broken."""
+async def fetch(run: Run, files: Sequence[File], folder: Path) -> list[Output] | None:
+    """The files as outputs, in order, large ones in `folder`; None if one of them is gone or stays broken."""
     outputs: list[Output] = []
     strange: list[str] = []
-    for file in files:
-        data = await _download(run.server, file)
+    for number, file in enumerate(files):
+        data = await _download(run.server, file, folder / f"{number}")
         if data is None:
             return None
-        content_type = type_of(data)
-        if content_type is None:
+        try:
+            content_type = content_type_of(await asyncio.to_thread(_head_of, data))
+        except BadOutput:
             strange.append(file.filename)
         else:
             outputs.append(Output(data, content_type, run.plan.seed))
@@ -131,19 +116,19 @@ async def fetch(run: Run, files: Sequence[File]) -> list[Output] | None:
     return outputs
 
 
-async def _download(server: Server, file: File) -> bytes | None:
+async def _download(server: Server, file: File, to: Path) -> bytes | Path | None:
     problem = ""
     for number in range(DOWNLOAD_TRIES):
         if number:
             await asyncio.sleep(server.pace.retry * 2 ** (number - 1))
         try:
-            data = await server.download(file)
+            data = await server.download(file, to)
         except FileGone:
             return None
         except Unreachable as error:
             problem = error.reason
             continue
-        if data and is_whole(data, type_of(data) or ""):
+        if isinstance(data, Path) or is_whole(data):
             return data
         problem = ""
     if problem:
@@ -151,12 +136,14 @@ async def _download(server: Server, file: File) -> bytes | None:
     return None  # whole by its length, but not a whole file
 
 
-def type_of(data: bytes) -> str | None:
-    """The content type of a picture, video or sound; None for anything else."""
-    return next((kind for at, magic, kind in MAGICS if data[at : at + len(magic)] == magic), None)
+def _head_of(data: bytes | Path) -> bytes:
+    if isinstance(data, bytes):
+        return data[:HEAD_BYTES]
+    with data.open("rb") as file:
+        return file.read(HEAD_BYTES)
 
 
-def is_whole(data: bytes, content_type: str) -> bool:
-    """Whether a file ends as its type must, for types that say so."""
-    end = ENDS.get(content_type, b"")
-    return end in data[-64:]
+def is_whole(data: bytes) -> bool:
+    """Whether a file ends as its type must, for types that say so; videos and sounds are looked at when stored."""
+    end = next((end for magic, end in ENDS.items() if data.startswith(magic)), b"")
+    return bool(data) and end in data[-64:]

@@ -1,12 +1,12 @@
 """ComfyUI as a provider: checks, finds a server, follows the run to its files, and knows what to do when it fails.
 
 **The remote id** is `{server}#{prompt id}`. The prompt id is ours: it is made of the job, the attempt and the number of
-the run within it. `Accepted` is yielded, and so written down, *before* the workflow is sent. What a crash leaves:
+the run within it. It is `Reserved`, and so written down, *before* the workflow is sent. What a crash leaves:
 
 | the process dies | the next attempt |
 |---|---|
-| before `Accepted` is written | generates; the server never heard of the job |
-| after that, before the workflow is sent | resumes, finds the id nowhere, twice in a row: `JobLost`, and generates |
+| before `Reserved` is written | generates; the server never heard of the job |
+| after that, before the workflow is sent | resumes, finds the id nowhere, twice in a row, and sends it |
 | while it is sent, or before the reply was read | resumes; the id is in the queue or it is not; as above or below |
 | while it waits or runs | resumes and follows it, its socket included |
 | after it ended, before the files are stored | resumes and fetches them; nothing is drawn twice |
@@ -24,12 +24,12 @@ import asyncio
 import hashlib
 import time
 import uuid
-from collections import ChainMap
-from collections.abc import AsyncGenerator, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from difflib import get_close_matches
-from typing import cast
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import structlog
 
@@ -41,10 +41,12 @@ from safelight.providers.base import (
     InvalidParameters,
     JobLost,
     Limits,
+    NotTaken,
     Parameters,
     Progress,
     Provider,
     ProviderUnavailable,
+    Reserved,
     Update,
 )
 from safelight.providers.comfyui.catalogue import MODEL_INPUTS
@@ -70,7 +72,7 @@ from safelight.providers.comfyui.outcome import (
 from safelight.providers.comfyui.pool import Place, Pool, problems_of, refuse_everywhere
 from safelight.providers.comfyui.progress import Meter
 from safelight.providers.comfyui.server import Ended, Pace, Queued, Running, Server, Unreachable
-from safelight.providers.comfyui.template import Template, builtin_templates
+from safelight.providers.comfyui.template import InvalidTemplate, Template, builtin_templates, check_template
 
 log = structlog.get_logger()
 
@@ -90,8 +92,8 @@ def prompt_id_of(job_id: str, attempt: int, number: int) -> str:
 class ComfyUI(Provider):
     """A pool of ComfyUI servers. Nothing is connected before the first use.
 
-    `headers` go with every request and socket. `templates` stand before the built-in ones; the mapping is read anew
-    each time, so its owner may change it.
+    `headers` go with every request and socket. `templates` are those that everybody may name, by default the built-in
+    ones.
     """
 
     def __init__(
@@ -110,9 +112,7 @@ class ComfyUI(Provider):
         self._servers = servers
         self._pool = Pool(list(servers.values()))
         self._default_checkpoint = default_checkpoint
-        self.templates: Mapping[str, Template] = ChainMap(
-            cast(MutableMapping[str, Template], templates if templates is not None else {}), builtin_templates()
-        )
+        self._templates = builtin_templates() if templates is None else templates
         self._followed: dict[str, Run] = {}
 
     @property
@@ -147,7 +147,10 @@ class ComfyUI(Provider):
         if parameters.workflow is not None:
             plan_workflow(parameters)
         elif parameters.template is not None:
-            refuse(self._template(parameters.template).check(parameters, self._default_checkpoint))
+            template = self._template(parameters)
+            refuse(template.check(parameters, self._default_checkpoint))
+            if parameters.template_definition is None:
+                return replace(parameters, template_definition=template.as_json())
         else:
             refuse(check_parameters(parameters))
             if not parameters.checkpoint_model and not parameters.model and self._default_checkpoint:
@@ -172,19 +175,26 @@ class ComfyUI(Provider):
                 return
         refuse_everywhere(servers, plan)
 
-    def _template(self, name: str) -> Template:
-        template = self.templates.get(name)
+    def _template(self, parameters: Parameters) -> Template:
+        name = parameters.template or ""
+        if parameters.template_definition is not None:
+            try:
+                return check_template(parameters.template_definition)
+            except InvalidTemplate as error:  # it was well when it was taken, by the rules of then
+                raise InvalidParameters(f"The template {name} cannot be used: {error}", field="template") from None
+        template = self._templates.get(name)
         if template is not None:
             return template
-        near = get_close_matches(name, self.templates, n=2, cutoff=0.4)
-        meant = f" Did you mean {' or '.join(near)}?" if near else f" There are {', '.join(self.templates)}."
+        near = get_close_matches(name, self._templates, n=2, cutoff=0.4)
+        shared = f" Everybody may name {', '.join(self._templates)}, and you those that you added."
+        meant = f" Did you mean {' or '.join(near)}?" if near else shared
         raise InvalidParameters(f"There is no template {name[:60]!r}.{meant}", field="template")
 
     def _plan(self, parameters: Parameters, seed: int) -> Plan:
         if parameters.workflow is not None:
             return plan_workflow(parameters)
         if parameters.template is not None:
-            return self._template(parameters.template).plan(parameters, seed, self._default_checkpoint)
+            return self._template(parameters).plan(parameters, seed, self._default_checkpoint)
         return plan_parameters(parameters, seed)
 
     def _plan_of(self, generation: Generation) -> Plan:
@@ -193,6 +203,12 @@ class ComfyUI(Provider):
         if seed is None:  # a different one for every job, the same for every attempt
             seed = int.from_bytes(hashlib.sha256(generation.job_id.encode()).digest()[:4], "big")
         return self._plan(parameters, seed)
+
+    def takes_seed(self, parameters: Parameters) -> bool:
+        """A template with an input for one does; a workflow of the caller's own runs with the seeds that it bears."""
+        if parameters.template is not None:
+            return "seed" in self._template(parameters).inputs
+        return parameters.workflow is None
 
     # --- the run -----------------------------------------------------------------------------------------------------
 
@@ -207,19 +223,20 @@ class ComfyUI(Provider):
                 yield update
 
     async def resume(self, generation: Generation, remote_id: str) -> AsyncGenerator[Update]:
-        """Follow a run of an earlier attempt. Raises `JobLost` if its server is gone or does not know it."""
+        """Follow a run of an earlier attempt, or begin it if its server never received it, or was restarted since.
+
+        Raises `JobLost` if the server is gone.
+        """
         name, _, prompt_id = remote_id.rpartition("#")
         server = self._servers.get(name)
         if server is None:
             raise JobLost(f"{name or remote_id} is not among the ComfyUI servers any more.")
-        try:
-            plan = self._plan_of(generation)
-        except InvalidParameters:  # a template that was deleted meanwhile; the run is none the worse
-            plan = Plan({}, "template")
+        plan = self._plan_of(generation)
         run = Run(server, prompt_id, plan)
-        if not await self._is_there(run):
-            raise JobLost(f"{run.server.name} does not know the job: it never arrived, or the server was restarted.")
-        async with aclosing(self._carry_out(generation, run.plan, run)) as updates:
+        is_there = await self._is_there(run)
+        if not is_there:
+            log.warning("comfyui.not_received", server=name, prompt_id=prompt_id)
+        async with aclosing(self._carry_out(generation, plan, run if is_there else None)) as updates:
             async for update in updates:
                 yield update
 
@@ -257,7 +274,7 @@ class ComfyUI(Provider):
                         if generation.images:
                             yield meter.read(Progress(0, "uploading", "Sending the pictures"))
                         graph = await self._prepare(run, generation)
-                        yield Accepted(run.remote_id)
+                        yield Reserved(run.remote_id)
                     except Unreachable as error:
                         self._move(run.server, error, avoid)
                         run = None
@@ -267,10 +284,12 @@ class ComfyUI(Provider):
                 followed = run.remote_id
                 self._followed[followed] = run
                 async with Listener(run.server, run.prompt_id, run.plan.graph, generation.woken) as listener:
+                    is_adopted = graph is None
                     if graph is not None and not await self._send(run, graph, generation, avoid):
                         run = None
                         continue
-                    async with aclosing(self._follow(run, listener, looks_at_once=graph is None)) as updates:
+                    graph = None  # it may be large, and the wait long
+                    async with aclosing(self._follow(run, listener, looks_at_once=is_adopted)) as updates:
                         async for update in updates:
                             yield meter.read(update) if isinstance(update, Progress) else update
                 place.release()  # fetching and storing are no work for the server
@@ -286,11 +305,12 @@ class ComfyUI(Provider):
                     run = None
                     continue
                 yield meter.read(Progress(98, "downloading", "Fetching the result"))
-                outputs = await fetch(run, end.files)
-                if outputs is not None:
-                    for output in outputs:
-                        yield output
-                    return
+                with TemporaryDirectory(prefix="safelight-") as folder:
+                    outputs = await fetch(run, end.files, Path(folder))
+                    if outputs is not None:
+                        for output in outputs:
+                            yield output
+                        return
                 if "files" not in excuses:
                     raise BadOutput("The ComfyUI server names a result it does not have, again and again.")
                 excuses.discard("files")
@@ -306,7 +326,7 @@ class ComfyUI(Provider):
         """Nothing is on this server yet: give it up, and go elsewhere if there is an elsewhere."""
         server.mark_down(error.reason)
         if server in avoid or len(self._servers) == 1:
-            raise ProviderUnavailable(f"{server.name}: {error.reason}.") from None
+            raise NotTaken(f"{server.name}: {error.reason}.") from None
         avoid.add(server)
 
     async def _prepare(self, run: Run, generation: Generation) -> Graph:
@@ -336,7 +356,7 @@ class ComfyUI(Provider):
                 log.warning("comfyui.reply_lost", server=run.server.name, prompt_id=run.prompt_id, reason=error.reason)
             if await self._is_there(run):
                 return True
-        raise ProviderUnavailable(f"{run.server.name} breaks the connection off whenever a workflow is sent.")
+        raise NotTaken(f"{run.server.name} breaks the connection off whenever a workflow is sent.")
 
     async def _is_there(self, run: Run) -> bool:
         """Whether the server knows the run, asked twice before it is denied. Raises `JobLost` if nobody answers."""
@@ -450,7 +470,10 @@ class ComfyUI(Provider):
         return None if await self._pool.alive() else self._pool.trouble()
 
     async def models(self) -> Mapping[str, Sequence[str]]:
-        """Checkpoints, LoRAs, samplers, schedulers and VAEs over all servers that answer."""
+        """Checkpoints, LoRAs, samplers, schedulers and VAEs over all servers that answer.
+
+        Raises `ProviderUnavailable` if none does.
+        """
         by_server = await self.models_by_server()
         return {kind: list(dict.fromkeys(n for had in by_server.values() for n in had[kind])) for kind in MODEL_INPUTS}
 
@@ -462,11 +485,14 @@ class ComfyUI(Provider):
         """The same for each server that answers, by its URL."""
         alive = await self._pool.alive()
         found = await asyncio.gather(*(server.catalogue() for server in alive), return_exceptions=True)
-        return {
+        by_server = {
             server.name: {kind: catalogue.names(kind) for kind in MODEL_INPUTS}
             for server, catalogue in zip(alive, found, strict=True)
             if not isinstance(catalogue, BaseException)
         }
+        if not by_server:
+            raise ProviderUnavailable(self._pool.trouble())
+        return by_server
 
     async def close(self) -> None:
         """End all connections."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn, cast
 from urllib.parse import urlsplit, urlunsplit
 
@@ -27,6 +28,7 @@ from safelight.providers.comfyui.graph import Graph, Plan, Problem, refuse, titl
 log = structlog.get_logger()
 
 MAX_RESULT_BYTES = 1 << 30
+HELD_BYTES = 8 << 20  # of a result in memory; the rest of a larger one is on the disk
 JOBS_SINCE, JOB_CANCEL_SINCE = (0, 6), (0, 26)
 LOAD_SECONDS = 0.5  # how long a count of the queue is believed
 
@@ -333,24 +335,34 @@ class Server:
         stored = self._json(response)
         return f"{stored['subfolder']}/{stored['name']}" if stored.get("subfolder") else str(stored["name"])
 
-    async def download(self, file: File) -> bytes:
-        """A whole file. Raises `FileGone`, `Unreachable`, `BadOutput` for an endless one."""
+    async def download(self, file: File, to: Path) -> bytes | Path:
+        """A whole file: its bytes, or `to`, which then holds them, if they are many.
+
+        Raises `FileGone`, `Unreachable`, `BadOutput` for an endless one.
+        """
         query = {"filename": file.filename, "subfolder": file.subfolder, "type": file.type}
         timeout = httpx.Timeout(self.pace.transfer, connect=self.pace.probe)
+        data, written = bytearray(), 0
         try:
             async with self._http.stream("GET", "/view", params=query, timeout=timeout) as response:
                 if response.status_code == 404:
                     raise FileGone
                 if response.status_code != 200:
                     raise Unreachable(f"it answers /view with HTTP {response.status_code}")
-                data = bytearray()
                 async for part in response.aiter_raw():
                     data += part
-                    if len(data) > MAX_RESULT_BYTES:
+                    if written + len(data) > MAX_RESULT_BYTES:
                         raise BadOutput(f"The result {file.filename} is larger than {MAX_RESULT_BYTES >> 20} MB.")
+                    if len(data) >= HELD_BYTES:
+                        await asyncio.to_thread(_write, to, written, bytes(data))
+                        written += len(data)
+                        data.clear()
         except httpx.RequestError as error:  # also when it ends before its Content-Length
             raise Unreachable(_describe(error)) from None
-        return bytes(data)
+        if not written:
+            return bytes(data)
+        await asyncio.to_thread(_write, to, written, bytes(data))
+        return to
 
     # --- asking ------------------------------------------------------------------------------------------------------
 
@@ -394,6 +406,12 @@ def read_json(data: bytes | str) -> Any:
         return orjson.loads(data)
     except orjson.JSONDecodeError:
         return json.loads(data)
+
+
+def _write(path: Path, at: int, data: bytes) -> None:
+    """The next piece of a file; the first one begins it anew."""
+    with path.open("ab" if at else "wb") as file:
+        file.write(data)
 
 
 def _forget(task: asyncio.Task[Any]) -> None:

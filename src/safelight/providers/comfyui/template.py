@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal
 
 import orjson
@@ -88,6 +89,10 @@ class Template(BaseModel):
     description: str = Field("", max_length=4000)
     workflow: dict[str, Any]
     inputs: dict[str, TemplateInput] = Field(default_factory=dict[str, TemplateInput])
+
+    def as_json(self) -> dict[str, Any]:
+        """As it is written, without what is left to default."""
+        return self.model_dump(mode="json", exclude_none=True)
 
     @property
     def pictures(self) -> list[str]:
@@ -249,13 +254,31 @@ def _check_input(template: Template, name: str) -> Iterator[Problem]:
 
 def builtin_templates() -> dict[str, Template]:
     """The templates that come with Safelight, by name."""
-    return by_name(
+    return _by_name(
         check_template(orjson.loads(file.read_bytes()))
         for file in sorted(files("safelight.providers.comfyui").joinpath("templates").iterdir(), key=lambda f: f.name)
         if file.name.endswith(".json")
     )
 
 
-def by_name(templates: Iterable[Template]) -> dict[str, Template]:
-    """Templates by name; a later one takes the place of an earlier one."""
+def shared_templates(folder: Path | None) -> dict[str, Template]:
+    """What everybody may name: the built-in ones, and the JSON files of a folder, which may take their place.
+
+    Raises `ValueError` that names the file and what is wrong with it.
+    """
+    if folder is None:
+        return builtin_templates()
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder {folder} of templates.")
+    return builtin_templates() | _by_name(map(_read, sorted(folder.glob("*.json"))))
+
+
+def _read(file: Path) -> Template:
+    try:
+        return check_template(orjson.loads(file.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The template {file} cannot be used: {error}") from None
+
+
+def _by_name(templates: Iterable[Template]) -> dict[str, Template]:
     return {template.name: template for template in templates}

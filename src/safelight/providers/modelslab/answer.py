@@ -11,6 +11,7 @@ import orjson
 
 from safelight.providers.base import (
     ContentRejected,
+    GenerationFailed,
     InvalidParameters,
     Parameters,
     ProviderError,
@@ -44,15 +45,9 @@ OUR_FIELDS = {
     "num_inference_steps": "sampler_params.steps",
     "guidance_scale": "sampler_params.cfg",
     "scheduler": "sampler_params.scheduler",
+    "strength": "sampler_params.denoise",
+    "init_image": "input_images",
 }
-
-
-class GenerationFailed(ProviderError):
-    """The provider took the job and failed at it."""
-
-    code = "generation_failed"
-    retryable = True
-    may_have_cost = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,11 @@ RATIO_TOLERANCE = 0.1  # a tenth
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What a model takes. With neither `ratios` nor `sides` it chooses the size of its pictures itself."""
+    """What a model takes. With neither `ratios` nor `sides` it chooses the size of its pictures itself.
+
+    `images` are the fewest and the most pictures to start from. With `redraws` it starts from one's pixels and keeps
+    its size, and is told how strongly to change it; others look at the pictures and draw anew.
+    """
 
     ratios: tuple[str, ...] = ()
     sides: tuple[int, int] | None = None  # the least and the greatest, in pixels
@@ -25,6 +29,8 @@ class Model:
     negative_prompt: bool = False
     seeds: bool = False
     loras: bool = False
+    images: tuple[int, int] = (0, 0)
+    redraws: bool = False
     options: frozenset[str] = frozenset()
 
 
@@ -34,7 +40,7 @@ TOKENS_480 = 480 * 4  # a token of English is about four characters
 SIDE_STEP = 8
 MAX_SIDE = 2048  # of a size that is given to a model of ratios, which takes its proportions only
 
-FLUX = Model(sides=(256, 1024), max_samples=4, max_steps=50, max_cfg=20, seeds=True)
+FLUX = Model(sides=(256, 1024), max_samples=4, max_steps=50, max_cfg=20, seeds=True, images=(0, 1), redraws=True)
 COMMUNITY = replace(
     FLUX,
     schedulers=True,
@@ -67,10 +73,14 @@ MODELS: Mapping[str, Model] = {
     "imagen-4.0-fast-generate": Model(ratios=IMAGEN, max_prompt=TOKENS_480),
     "imagen-4.0-ultra": Model(ratios=IMAGEN, max_prompt=TOKENS_480, max_samples=4),
     "nano-banana-t2i": Model(),
-    "nano-banana-pro": Model(ratios=WIDER),
+    "nano-banana-pro": Model(ratios=WIDER, images=(0, 14)),
     "seedream-t2i": Model(sides=(512, 1024)),
     "seedream-4": Model(ratios=WIDER),
     "seedream-4.5": Model(ratios=WIDER),
+    "flux-kontext-pro": Model(ratios=(*WIDER, "9:21"), images=(1, 1)),
+    "seededit-i2i": Model(images=(1, 1)),
+    "seedream-4.0-i2i": Model(images=(1, 10)),
+    "seedream-4.5-i2i": Model(ratios=("1:1", "4:3", "16:9", "9:16", "3:2", "2:3", "21:9"), images=(1, 10)),
 }
 SCHEDULERS = tuple(
     f"{name}Scheduler"
@@ -80,7 +90,13 @@ SCHEDULERS = tuple(
         *("DDIMInverse", "DEISMultistep", "IPNDM", "KarrasVe", "ScoreSdeVe", "LCM"),
     )
 )
-SAMPLER_FIELDS = {"steps": "num_inference_steps", "cfg": "guidance_scale", "scheduler": "scheduler"}
+REDRAWING_SCHEDULER = "UniPCMultistepScheduler"  # community models must be told one to start from a picture
+SAMPLER_FIELDS = {
+    "steps": "num_inference_steps",
+    "cfg": "guidance_scale",
+    "scheduler": "scheduler",
+    "denoise": "strength",
+}
 
 
 def fitted(name: str, model: Model, parameters: Parameters) -> Parameters:
@@ -100,18 +116,33 @@ def fitted(name: str, model: Model, parameters: Parameters) -> Parameters:
         raise InvalidParameters(f"{name} takes no negative prompt; leave it out.", field="negative_prompt")
     if parameters.lora_models and not model.loras:
         raise InvalidParameters(f"{name} takes no LoRAs; leave them out.", field="lora_models")
-    _check_sampler(name, model, parameters.sampler_params)
+    _check_images(name, model, len(parameters.input_images))
+    redraws = model.redraws and bool(parameters.input_images)
+    _check_sampler(name, model, parameters.sampler_params, redraws=redraws)
     ratio = _check_options(name, model, parameters.options)
+    if redraws:
+        for field in ("width", "height"):
+            if getattr(parameters, field) is not None:
+                message = f"{name} makes a picture as large as the one it starts from; leave width and height out."
+                raise InvalidParameters(message, field=field)
+        return replace(parameters, model=name)
     width, height = _size(name, model, parameters, ratio)
     return replace(parameters, model=name, width=width, height=height)
 
 
-def fields_of(model: Model, parameters: Parameters) -> dict[str, Any]:
-    """What is said of fitted parameters in the body of a submit."""
+def fields_of(
+    model: Model, parameters: Parameters, images: Sequence[str] = (), shape: tuple[int, int] = (1, 1)
+) -> dict[str, Any]:
+    """What is said of fitted parameters in the body of a submit.
+
+    `images` are the links of the pictures to start from, `shape` the proportions where none were asked for.
+    """
     fields: dict[str, Any] = {"model_id": parameters.model, "prompt": parameters.prompt, **parameters.options}
     if model.ratios and "aspect_ratio" not in fields:
-        fields["aspect_ratio"] = _nearest(model.ratios, parameters.width or 1, parameters.height or 1)[0]
-    if model.sides is not None:
+        fields["aspect_ratio"] = _nearest(model.ratios, parameters.width or shape[0], parameters.height or shape[1])[0]
+    if images:
+        fields["init_image"] = list(images) if model.images[1] > 1 else images[0]
+    if model.sides is not None and not images:
         fields |= {"width": parameters.width, "height": parameters.height}
     if model.max_samples > 1:
         fields["samples"] = parameters.batch_size
@@ -125,15 +156,30 @@ def fields_of(model: Model, parameters: Parameters) -> dict[str, Any]:
     for ours, theirs in SAMPLER_FIELDS.items():
         if ours in parameters.sampler_params:
             fields[theirs] = parameters.sampler_params[ours]
+    if images and model.schedulers:
+        fields.setdefault("scheduler", REDRAWING_SCHEDULER)
     return fields
 
 
 # --- checking ---------------------------------------------------------------------------------------------------------
 
 
-def _check_sampler(name: str, model: Model, given: Mapping[str, Any]) -> None:
+def _check_images(name: str, model: Model, given: int) -> None:
+    least, most = model.images
+    if not most and given:
+        raise InvalidParameters(f"{name} takes no pictures to start from; leave them out.", field="input_images")
+    if not least <= given <= most:
+        takes = f"{least} to {most} pictures" if least != most else "one picture"
+        raise InvalidParameters(f"{name} takes {takes} to start from, not {given}.", field="input_images")
+
+
+def _check_sampler(name: str, model: Model, given: Mapping[str, Any], *, redraws: bool) -> None:
     for field, value in given.items():
         path = f"sampler_params.{field}"
+        if field == "denoise" and redraws:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise InvalidParameters(f"{name} takes denoise from 0 to 1, not {value}.", field=path)
+            continue
         if field == "scheduler" and model.schedulers:
             if value not in SCHEDULERS:
                 near = get_close_matches(str(value), SCHEDULERS, n=3, cutoff=0.3) or SCHEDULERS

@@ -16,16 +16,19 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from difflib import get_close_matches
 from functools import cached_property
+from io import BytesIO
 from typing import Any
 
 import httpx
 import structlog
+from PIL import Image
 
 from safelight.providers.base import (
     Accepted,
     BadOutput,
     Capabilities,
     Generation,
+    InputImage,
     InvalidParameters,
     JobLost,
     Output,
@@ -46,6 +49,8 @@ from safelight.providers.modelslab.model import COMMUNITY, MAX_SIDE, MODELS, fie
 BASE_URL = "https://modelslab.com/api"
 SUBMIT_TIMEOUT = httpx.Timeout(180, connect=10)  # it may make the picture before it answers
 ASK_TIMEOUT = httpx.Timeout(30, connect=10)
+UPLOAD_TIMEOUT = httpx.Timeout(60, connect=10)
+MAX_UPLOAD_BYTES = 5_000_000
 HEALTH_SECONDS = 5.0
 FIRST_PAUSE = 1.0  # between two looks; doubled up to
 MAX_PAUSE = 10.0
@@ -61,8 +66,8 @@ log = structlog.get_logger()
 class ModelsLab(Provider):
     """Pictures by ModelsLab.
 
-    `models` names a model per tier of the caller; the first one is for everybody else. Models that the house does not
-    know (there are thousands) can be used once they are named there, and are taken for community models.
+    `models` names further models, the default one first. Those that the house does not know (there are thousands) can
+    be used once they are named there, and are taken for community models.
     `resubmit_unknown`: a submit of which nobody can tell whether it was taken is repeated, and perhaps paid twice.
     `webhook_url` is where ModelsLab may tell that a job has ended; it is polled all the same.
     """
@@ -72,7 +77,7 @@ class ModelsLab(Provider):
         key: str,
         *,
         base_url: str = BASE_URL,
-        models: Mapping[str, str] | None = None,
+        models: Sequence[str] = (),
         resubmit_unknown: bool = False,
         webhook_url: str | None = None,
     ) -> None:
@@ -81,9 +86,8 @@ class ModelsLab(Provider):
         self._key = key
         self._base_url = base_url.rstrip("/")
         self._origin = httpx.URL(base_url).scheme, host_of(base_url)
-        self._tiers = dict(models or {})
-        self._models = dict.fromkeys(self._tiers.values(), COMMUNITY) | dict(MODELS)
-        self._default = next(iter(self._tiers.values()), next(iter(MODELS)))
+        self._models = dict.fromkeys(models, COMMUNITY) | dict(MODELS)
+        self._default = next(iter((*models, *MODELS)))
         self._resubmit_unknown = resubmit_unknown
         self._webhook_url = webhook_url
 
@@ -98,6 +102,7 @@ class ModelsLab(Provider):
             cancel=False,
             progress=True,
             previews=False,
+            input_images=max(model.images[1] for model in self._models.values()),
         )
 
     def check(self, parameters: Parameters) -> Parameters:
@@ -105,13 +110,12 @@ class ModelsLab(Provider):
         for field, given in (
             ("template", parameters.template),
             ("workflow", parameters.workflow),
-            ("input_images", parameters.input_images),
             ("checkpoint_model", parameters.checkpoint_model),
         ):
             if given:
                 instead = "; name the model in model" if field == "checkpoint_model" else ""
                 raise InvalidParameters(f"ModelsLab takes no {field} here{instead}.", field=field)
-        name = parameters.model or self._tiers.get(parameters.tier or "", self._default)
+        name = parameters.model or self._default
         model = self._models.get(name)
         if model is None:
             near = get_close_matches(name, self._models, n=3, cutoff=0.3)
@@ -120,12 +124,26 @@ class ModelsLab(Provider):
             raise InvalidParameters(message, field="model")
         return fitted(name, model, parameters)
 
+    def takes_seed(self, parameters: Parameters) -> bool:
+        """Some models do."""
+        return self._models[parameters.model or self._default].seeds
+
     async def generate(self, generation: Generation) -> AsyncGenerator[Update]:
         """Submit, follow, download."""
         parameters = self.check(generation.parameters)
+        order = {"key": self._key, "track_id": generation.job_id}
+        model = self._models[parameters.model or ""]
+        if generation.images:
+            yield Progress(None, "uploading", "Sending the pictures")
+            links = [await self._uploaded(number, image) for number, image in enumerate(generation.images)]
+            order |= fields_of(model, parameters, links, _size_of(generation.images[0]))
+        else:
+            order |= fields_of(model, parameters)
+        if self._webhook_url is not None:
+            order["webhook"] = self._webhook_url
         yield Submitting()
         submitted = time.monotonic()
-        answer = await self._submit(generation.job_id, parameters)
+        answer = await self._submit(order, parameters)
         if answer.id is not None:
             yield Accepted(answer.id)
         elif not answer.links:
@@ -180,12 +198,33 @@ class ModelsLab(Provider):
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         return httpx.AsyncClient(verify=shared_tls(), timeout=SUBMIT_TIMEOUT, limits=limits)
 
-    async def _submit(self, job_id: str, parameters: Parameters) -> Answer:
-        """Its answer to the submit, which is not a refusal."""
+    async def _uploaded(self, number: int, image: InputImage) -> str:
+        """The link to a picture that ModelsLab keeps for a day. It costs nothing, so it may be tried again."""
+        field = f"input_images.{number}"
+        if len(image.data) > MAX_UPLOAD_BYTES:
+            message = f"ModelsLab takes pictures of at most {MAX_UPLOAD_BYTES // 1_000_000} MB to start from."
+            raise InvalidParameters(message, field=field)
+        data = f"data:{image.content_type};base64,{base64.b64encode(image.data).decode()}"
         try:
-            response = await self._submitting.post(
-                f"{self._base_url}/v7/images/text-to-image", json=self._order(job_id, parameters)
+            response = await self._asking.post(
+                f"{self._base_url}/v6/base64_to_url",
+                json={"key": self._key, "base64_string": data},
+                timeout=UPLOAD_TIMEOUT,
             )
+        except httpx.HTTPError as error:
+            raise ProviderUnavailable(f"ModelsLab cannot be sent a picture ({type(error).__name__}).") from None
+        answer = Answer.of(response, self._key)
+        if answer.is_failed or not response.is_success:
+            raise refusal_of(answer)
+        if not answer.links:
+            raise ProviderUnavailable("ModelsLab took a picture and does not say where it is.")
+        return answer.links[0][0]
+
+    async def _submit(self, order: Mapping[str, Any], parameters: Parameters) -> Answer:
+        """Its answer to the submit, which is not a refusal."""
+        way = "image-to-image" if "init_image" in order else "text-to-image"
+        try:
+            response = await self._submitting.post(f"{self._base_url}/v7/images/{way}", json=order)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise ProviderUnavailable(f"ModelsLab cannot be reached ({type(error).__name__}).") from None
         except httpx.HTTPError as error:
@@ -201,13 +240,6 @@ class ModelsLab(Provider):
             raise refusal_of(answer)
         refuse_withheld(answer, parameters)
         return answer
-
-    def _order(self, job_id: str, parameters: Parameters) -> dict[str, Any]:
-        """The body of the submit."""
-        order = {"key": self._key, "track_id": job_id, **fields_of(self._models[parameters.model or ""], parameters)}
-        if self._webhook_url is not None:
-            order["webhook"] = self._webhook_url
-        return order
 
     async def _follow(
         self, generation: Generation, remote_id: str, first: Answer | None, since: float
@@ -308,6 +340,11 @@ class ModelsLab(Provider):
         if self._resubmit_unknown:
             return ProviderTimedOut(f"{what}; it is submitted again, and may be charged twice.")
         return UnknownOutcome(f"{what}; it may have been carried out and charged.")
+
+
+def _size_of(image: InputImage) -> tuple[int, int]:
+    with Image.open(BytesIO(image.data)) as opened:
+        return opened.size
 
 
 # --- waiting ----------------------------------------------------------------------------------------------------------

@@ -1,11 +1,4 @@
-"""Rows: the two databases behind one door, transactions that are functions, and the column types both share.
-
-`await database.write(fn, ...)` runs the plain function `fn(tx, ...)` in the process's writer thread and returns once it
-is committed. Everything that arrived while the last commit was under way is committed together, optimistically: if one
-function raises, the batch is rolled back and each is run again on its own. So a function touches rows and nothing else
-(it may run twice), and refusals it expects are returned, not raised. `await database.read(fn, ...)` runs in a reader
-thread on a snapshot. A transaction that is a function cannot be held open across a wait.
-"""
+"""Threads with a connection each: they run functions in transactions, many together where many wait."""
 
 import asyncio
 import contextlib
@@ -14,52 +7,26 @@ import fcntl
 import os
 import queue
 import random
-import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal, TypeVar, TypeVarTuple
+from typing import Any
 
-import orjson
-from sqlalchemy import JSON, BigInteger, Connection, CursorResult, Engine, Executable, MetaData, String, create_engine
-from sqlalchemy import event as sa_event
-from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP, UUID
-from sqlalchemy.engine import make_url
-from sqlalchemy.engine.interfaces import Dialect
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.pool import NullPool
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlalchemy import Connection, CursorResult, Engine, Executable
+from sqlalchemy.exc import DBAPIError
 
-from safelight.errors import Invalid, Unavailable
+from safelight.db.statement import Prepared
+from safelight.errors import Unavailable
 
-MAX_BATCH = 128
-READ_BATCH = 8  # share a snapshot, and its BEGIN and COMMIT; a slow one holds up no more than these
-LOOK_UP_BATCH = 64  # keys of one statement
 QUEUE_TIMEOUT_SECONDS = 5.0
 LOCKED_OUT_TRIES = 3
 STUCK_SECONDS = 15.0  # PostgreSQL ends a statement after 10 s: by then nobody answers on this connection any more
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MICROSECOND = timedelta(microseconds=1)
-Ts = TypeVarTuple("Ts")
-T = TypeVar("T")
-R = TypeVar("R")
 Rows = CursorResult[*tuple[Any, ...]]
 RETRY_ALONE = {"40001", "40P01"}  # PostgreSQL: serialization failure, deadlock
 BUSY = RETRY_ALONE | {"55P03"}  # and a row that was locked for too long
-
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
 
 
 class DatabaseUnavailable(Unavailable):
@@ -70,70 +37,6 @@ class DatabaseUnavailable(Unavailable):
 
 class _ConnectionLost(DatabaseUnavailable):
     """The connection ended before anything was committed on it."""
-
-
-# --- column types -----------------------------------------------------------------------------------------------------
-
-
-class Instant(TypeDecorator[datetime]):
-    """A moment as an aware UTC datetime: `timestamptz` on PostgreSQL, integer microseconds since 1970 on SQLite."""
-
-    impl = BigInteger
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        if dialect.name == "postgresql":
-            return dialect.type_descriptor(TIMESTAMP(timezone=True))
-        return dialect.type_descriptor(BigInteger())
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
-        if value is None or dialect.name == "postgresql":
-            return value
-        return (value - EPOCH) // MICROSECOND
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        if dialect.name == "postgresql":
-            return value.astimezone(UTC)
-        return EPOCH + timedelta(microseconds=value)
-
-
-RowId = String(36).with_variant(UUID(as_uuid=False), "postgresql")
-Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
-
-
-class db_now(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL function it is
-    """The database's clock, optionally moved by a number or column of seconds: `db_now()`, `db_now(30)`."""
-
-    inherit_cache = True
-    type = Instant()
-    name = "db_now"
-
-
-@compiles(db_now, "sqlite")
-def _sqlite_now(element: db_now, compiler: SQLCompiler, **kw: Any) -> str:
-    # SQLite 3.40 has no unixepoch('subsec'); julianday gives milliseconds.
-    now = "CAST((julianday('now') - 2440587.5) * 86400000.0 AS INTEGER) * 1000"
-    moved = compiler.process(element.clauses, **kw)
-    return f"({now} + CAST(({moved}) * 1000000 AS INTEGER))" if moved else f"({now})"
-
-
-@compiles(db_now, "postgresql")
-def _postgresql_now(element: db_now, compiler: SQLCompiler, **kw: Any) -> str:
-    moved = compiler.process(element.clauses, **kw)
-    return f"(statement_timestamp() + ({moved}) * interval '1 second')" if moved else "statement_timestamp()"
-
-
-def new_id() -> str:
-    """A UUIDv7 (RFC 9562, clock as fine as that allows): ids sort by creation time, to a quarter of a microsecond."""
-    milliseconds, nanoseconds = divmod(time.time_ns(), 1_000_000)
-    value = milliseconds << 80 | 0x7 << 76 | (nanoseconds * 4096 // 1_000_000) << 64 | 0b10 << 62 | secrets.randbits(62)
-    text = f"{value:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-
-
-# --- transactions -----------------------------------------------------------------------------------------------------
 
 
 class Tx:
@@ -154,6 +57,14 @@ class Tx:
     ) -> Rows:
         return self._connection.execute(statement, parameters)
 
+    def run(self, statement: Prepared, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """The rows that a prepared statement gives back."""
+        return statement.run(self._connection, parameters)
+
+    def run_many(self, statement: Prepared, parameters: Sequence[Mapping[str, Any]]) -> None:
+        """Run a prepared statement for each of these."""
+        statement.run_many(self._connection, parameters)
+
     def on_commit(self, note: Callable[[], None]) -> None:
         """Run `note()` on the event loop once this is committed. Nobody waits for it and it must not block."""
         self._notes.append(note)
@@ -161,16 +72,23 @@ class Tx:
 
 class _Call:
     __slots__ = (
-        "args", "connection", "context", "ended", "error", "finished", "fn", "future", "is_shared", "loop", "notes",
-        "result", "since", "started", "timer",
+        "args", "connection", "context", "ended", "error", "finished", "fn", "future", "is_forgettable", "is_shared",
+        "loop", "notes", "result", "since", "started", "timer",
     )  # fmt: skip
 
     def __init__(
-        self, fn: Callable[..., Any], args: tuple[Any, ...], loop: asyncio.AbstractEventLoop, is_shared: bool
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        loop: asyncio.AbstractEventLoop,
+        *,
+        is_shared: bool,
+        is_forgettable: bool,
     ) -> None:
         self.fn = fn
         self.args = args
         self.is_shared = is_shared  # one run of `fn` serves the arguments of many calls
+        self.is_forgettable = is_forgettable  # may be lost with the machine
         self.loop = loop
         self.context = contextvars.copy_context()  # for the notes: their log lines tell whose they are
         self.future: asyncio.Future[Any] = loop.create_future()
@@ -204,7 +122,7 @@ def _run(batch: list[_Call], connection: Connection) -> None:
             call.result = answer
 
 
-class _Lane:
+class Lane:
     """Threads with a connection each that serve one queue of calls."""
 
     def __init__(self, engine: Engine, name: str, *, threads: int, batch: int, file: Path | None, writes: bool) -> None:
@@ -218,9 +136,11 @@ class _Lane:
         for thread in self._threads:
             thread.start()
 
-    async def run(self, fn: Callable[..., Any], args: tuple[Any, ...], *, is_shared: bool = False) -> Any:
+    async def run(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], *, is_shared: bool = False, is_forgettable: bool = False
+    ) -> Any:
         loop = asyncio.get_running_loop()
-        call = _Call(fn, args, loop, is_shared)
+        call = _Call(fn, args, loop, is_shared=is_shared, is_forgettable=is_forgettable)
         self._calls.put(call)
         call.timer = loop.call_later(QUEUE_TIMEOUT_SECONDS, self._give_up, call)
         try:
@@ -327,7 +247,7 @@ class _Lane:
         """Commit the batch together, or each alone. Raises only if the connection itself cannot be used."""
         is_committing = False
         try:
-            with connection.begin():
+            with self._synchrony(batch, connection), connection.begin():
                 _run(batch, connection)
                 is_committing = True
             return
@@ -343,6 +263,11 @@ class _Lane:
             self._commit_alone(connection, call)
             call.finished = True  # whatever happens to those after it
 
+    def _synchrony(self, batch: list[_Call], connection: Connection) -> AbstractContextManager[object]:
+        is_sqlite_writer = self._lock_path is not None
+        forgettable = is_sqlite_writer and all(call.is_forgettable for call in batch)
+        return _unsynchronised(connection) if forgettable else contextlib.nullcontext()
+
     def _commit_alone(self, connection: Connection, call: _Call) -> None:
         """Commit one call; a deadlock is tried again a few times, because both sides may be the victim."""
         for tries_left in reversed(range(LOCKED_OUT_TRIES)):
@@ -357,6 +282,17 @@ class _Lane:
                     call.error = _judge(error)
                     return
             time.sleep(random.uniform(0, 0.05))  # a thread of its own: let the other side go first
+
+
+@contextlib.contextmanager
+def _unsynchronised(connection: Connection) -> Generator[None]:
+    """SQLite: commit without waiting for the disk. Every later commit that does wait takes this one with it."""
+    driver: Any = connection.connection.driver_connection
+    driver.execute("PRAGMA synchronous=NORMAL")
+    try:
+        yield
+    finally:
+        driver.execute("PRAGMA synchronous=FULL")
 
 
 def _identity(file: Path) -> tuple[int, int]:
@@ -444,130 +380,3 @@ def _explain(error: BaseException) -> DatabaseUnavailable:
     elif "disk is full" in reason or _sqlstate(error) == "53100":
         reason = "the disk that holds the database is full"
     return DatabaseUnavailable(f"The database cannot be used: {reason}.")
-
-
-class Database:
-    """One database and the threads of this process that talk to it."""
-
-    def __init__(self, url: str, *, readers: int | None = None, admit: Callable[[Any], None] | None = None) -> None:
-        """`admit` is shown every new DB-API connection and may refuse it by raising `DatabaseUnavailable`."""
-        try:
-            parsed = make_url(url)
-            name = parsed.get_backend_name()
-            if name == "sqlite":
-                self._engine, reading = _sqlite_engines(url)
-                file = Path(parsed.database or "")
-            elif name == "postgresql":
-                self._engine, reading = _postgresql_engine(url, None), _postgresql_engine(url, "REPEATABLE READ")
-                file = None
-            else:
-                raise Invalid(f"database_url: {name} is not supported; use sqlite:///path or postgresql://...")
-        except (ArgumentError, NoSuchModuleError, ValueError) as error:
-            raise Invalid("database_url is not a database URL; use sqlite:///path or postgresql://...") from error
-        self.backend = name
-        if admit is not None:
-            for engine in (self._engine, reading):
-                sa_event.listen(engine, "connect", _admission(admit))
-        self._writer = _Lane(self._engine, "writer", threads=1, batch=MAX_BATCH, file=file, writes=True)
-        # Leases must be renewed even while the writer's queue is long.
-        self._urgent = _Lane(self._engine, "urgent", threads=1, batch=1, file=file, writes=True)
-        # One thread, so that look-ups gather while one is under way; a slow list in the readers' lane delays none.
-        self._lookups = _Lane(reading, "lookup", threads=1, batch=LOOK_UP_BATCH, file=file, writes=False)
-        count = readers or (2 if name == "sqlite" else 3)
-        self._readers = _Lane(reading, "reader", threads=count, batch=READ_BATCH, file=file, writes=False)
-
-    async def write(self, fn: Callable[[Tx, *Ts], R], *args: *Ts) -> R:
-        """Run `fn(tx, *args)` in a write transaction and return its result once that is committed."""
-        return await self._writer.run(fn, args)
-
-    async def write_one(self, fn: Callable[[Tx, Sequence[T]], Sequence[R]], given: T) -> R:
-        """One of the results of `fn(tx, given)`: what is to be written at the same time shares one run of it."""
-        return await self._writer.run(fn, (given,), is_shared=True)
-
-    async def write_urgently(self, fn: Callable[[Tx, *Ts], R], *args: *Ts) -> R:
-        """Like `write`, in the lane of its own that heartbeats use."""
-        return await self._urgent.run(fn, args)
-
-    async def read(self, fn: Callable[[Tx, *Ts], R], *args: *Ts) -> R:
-        """Run `fn(tx, *args)` on a snapshot, beside the writer."""
-        return await self._readers.run(fn, args)
-
-    async def read_one(self, fn: Callable[[Tx, Sequence[T]], Sequence[R]], wanted: T) -> R:
-        """One of the answers of `fn(tx, wanted)`: look-ups that wait at the same time share one run of it."""
-        return await self._lookups.run(fn, (wanted,), is_shared=True)
-
-    def close(self) -> None:
-        """Finish what was queued and close the connections."""
-        for lane in (self._writer, self._urgent, self._lookups, self._readers):
-            lane.close()
-        self._engine.dispose()
-
-
-def _admission(admit: Callable[[Any], None]) -> Callable[[Any, Any], None]:
-    def connect(connection: Any, record: Any) -> None:
-        try:
-            admit(connection)
-        except BaseException:
-            connection.close()  # nobody else would
-            raise
-
-    return connect
-
-
-def _dumps(value: Any) -> str:
-    return orjson.dumps(value).decode()
-
-
-def _sqlite_engines(url: str) -> tuple[Engine, Engine]:
-    path = make_url(url).database
-    if not path or path == ":memory:":
-        raise Invalid("database_url: SQLite needs a file, as in sqlite:////var/lib/safelight/safelight.db")
-    engines: list[Engine] = []
-    for begin, pragmas in (("BEGIN IMMEDIATE", ("synchronous=FULL",)), ("BEGIN", ("query_only=ON",))):
-        engine = create_engine(
-            url,
-            poolclass=NullPool,
-            json_serializer=_dumps,
-            json_deserializer=orjson.loads,
-            connect_args={"check_same_thread": False, "isolation_level": None},
-        )
-        sa_event.listen(engine, "connect", _sqlite_connect(pragmas))
-        sa_event.listen(engine, "begin", _sqlite_begin(begin))
-        engines.append(engine)
-    return engines[0], engines[1]
-
-
-def _sqlite_connect(pragmas: tuple[str, ...]) -> Callable[[Any, Any], None]:
-    def connect(connection: Any, record: Any) -> None:
-        cursor = connection.cursor()
-        for pragma in ("busy_timeout=5000", "journal_mode=WAL", "foreign_keys=ON", *pragmas):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    return connect
-
-
-def _sqlite_begin(statement: str) -> Callable[[Connection], None]:
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql(statement)
-
-    return begin
-
-
-def _postgresql_engine(url: str, isolation: Literal["REPEATABLE READ"] | None) -> Engine:
-    return create_engine(
-        url,
-        poolclass=NullPool,
-        **({} if isolation is None else {"isolation_level": isolation}),
-        json_serializer=_dumps,
-        json_deserializer=orjson.loads,
-        connect_args={
-            "connect_timeout": 5,
-            "application_name": "safelight",
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 10_000,
-            "options": "-c statement_timeout=10000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=15000",
-        },
-    )

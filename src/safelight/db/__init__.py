@@ -1,0 +1,21 @@
+"""Rows: transactions that are functions, on SQLite and PostgreSQL. Nothing else knows which one it is."""
+
+from safelight.db.column import EPOCH, Instant, Json, RowId, db_now, metadata, new_id
+from safelight.db.database import MAX_BATCH, Database
+from safelight.db.lane import DatabaseUnavailable, Tx
+from safelight.db.statement import Prepared
+
+__all__ = [
+    "EPOCH",
+    "MAX_BATCH",
+    "Database",
+    "DatabaseUnavailable",
+    "Instant",
+    "Json",
+    "Prepared",
+    "RowId",
+    "Tx",
+    "db_now",
+    "metadata",
+    "new_id",
+]

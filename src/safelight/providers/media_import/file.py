@@ -1,0 +1,211 @@
+"""Media files that stand at a plain URL: streamed to disk by our own client."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Collection
+from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+from urllib.parse import unquote
+
+import httpx
+
+from safelight.providers.address import Network, shown
+from safelight.providers.base import BadOutput, ProviderUnavailable
+from safelight.providers.fetch import HEAD_BYTES, content_type_of, opened
+from safelight.providers.media_import.error import NotMedia, SourceMissing, SourceUnavailable, TooLarge
+from safelight.providers.media_import.page import MAX_TITLE, Transfer
+
+WRITE_BYTES = 1024 * 1024
+TELL_SECONDS = 0.2
+RESUMES = 4  # in a row that brought nothing
+RESUME_SECONDS = 0.2  # before the first; doubled for each further
+MAX_RETRY_AFTER_SECONDS = 600.0  # nobody may put a job off for years
+MEDIA = ("video/", "audio/", "image/")
+LISTS = (b"#EXTM3U", b"<?xml", b"<MPD")  # of pieces, which go by the name of media too
+
+Opened = AbstractAsyncContextManager[tuple[httpx.Response, httpx.URL]]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a plain request was answered with. `content_type` is what its bytes say; None if they are no media."""
+
+    url: httpx.URL
+    content_type: str | None
+    total_bytes: int | None
+
+    @property
+    def title(self) -> str | None:
+        """The name of the file."""
+        return unquote(self.url.path.rpartition("/")[2]).strip()[:MAX_TITLE] or None
+
+
+class Files:
+    """Fetches plain files. A source that says nothing for `idle_seconds` has broken off."""
+
+    def __init__(
+        self, client: httpx.AsyncClient, *, networks: Collection[Network], max_bytes: int, idle_seconds: float
+    ) -> None:
+        self._client = client
+        self._networks = networks
+        self._max_bytes = max_bytes
+        self._timeout = httpx.Timeout(idle_seconds, connect=10)
+
+    async def look(self, url: str) -> Answer:
+        """What is there, by its first bytes. Raises a `ProviderError`."""
+        try:
+            async with self._opened(url) as (response, found_at), aclosing(_chunks(response)) as chunks:
+                return self._judge(response, found_at, await _head(chunks))
+        except (httpx.HTTPError, ProviderUnavailable) as error:
+            raise _down(url, error) from None
+
+    async def fetch(self, url: str, target: Path) -> AsyncGenerator[Answer | Transfer]:
+        """Download: first what it is; if that is media, how far it is, until `target` is whole.
+
+        A transfer that breaks off goes on where it broke, if the server can do that. Raises a `ProviderError`.
+        """
+        with target.open("wb", buffering=0) as file:
+            try:
+                async with self._opened(url) as (response, found_at), aclosing(_chunks(response)) as chunks:
+                    head = await _head(chunks)
+                    answer = self._judge(response, found_at, head)
+                    yield answer
+                    if answer.content_type is None:
+                        return
+                    sink = _Sink(file, self._max_bytes, answer)
+                    await sink.take(head)
+                    yield sink.transfer
+                    version = _version(response)
+                    async with aclosing(sink.fill(chunks)) as transfers:
+                        async for transfer in transfers:
+                            yield transfer
+            except (httpx.HTTPError, ProviderUnavailable) as error:
+                raise _down(url, error) from None
+            failures = 0
+            while not sink.is_whole:
+                if version is None or failures > RESUMES:
+                    raise SourceUnavailable(f"{shown(found_at)} broke off after {sink.done:,} bytes.")
+                await asyncio.sleep(RESUME_SECONDS * 2**failures)
+                before = sink.done
+                asked = {"Range": f"bytes={sink.done}-", "If-Range": version}
+                try:
+                    async with self._opened(url, asked) as (response, _), aclosing(_chunks(response)) as chunks:
+                        if not _goes_on(response, sink.done):
+                            raise SourceUnavailable(f"{shown(found_at)} broke off after {sink.done:,} bytes.")
+                        async with aclosing(sink.fill(chunks)) as transfers:
+                            async for transfer in transfers:
+                                yield transfer
+                except (httpx.HTTPError, ProviderUnavailable):
+                    pass
+                failures = 0 if sink.done > before else failures + 1
+            yield sink.transfer
+
+    def _opened(self, url: str, headers: dict[str, str] | None = None) -> Opened:
+        return opened(self._client, url, headers=headers or {}, networks=self._networks, timeout=self._timeout)
+
+    def _judge(self, response: httpx.Response, found_at: httpx.URL, head: bytes) -> Answer:
+        status, place = response.status_code, shown(found_at)
+        if status in (404, 410):
+            raise SourceMissing(f"There is nothing at {place} (HTTP {status}).")
+        if status >= 500 or status == 429:
+            after = response.headers.get("retry-after", "")
+            raise SourceUnavailable(
+                f"{place} cannot be fetched now (HTTP {status}).",
+                retry_after=min(float(after), MAX_RETRY_AFTER_SECONDS) if after.isdecimal() else None,
+            )
+        if status != 200:
+            return Answer(found_at, None, None)  # yt-dlp may know how to ask
+        length = response.headers.get("content-length", "")
+        total = int(length) if length.isdecimal() else None
+        claimed = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        try:
+            content_type = content_type_of(head)
+        except BadOutput as error:
+            if claimed.startswith(MEDIA) and not head.lstrip().startswith(LISTS):
+                raise NotMedia(f"{place} says that it is {claimed[:80]}, and is not. {error.message}") from None
+            return Answer(found_at, None, total)
+        if total is not None and total > self._max_bytes:
+            raise _too_large(place, self._max_bytes, f" has {total:,} bytes")
+        return Answer(found_at, content_type, total)
+
+
+class _Sink:
+    """A file on its way to disk. Writing is done in a thread, in pieces worth one."""
+
+    def __init__(self, file: BinaryIO, max_bytes: int, answer: Answer) -> None:
+        self.done = 0
+        self.is_whole = False
+        self._file = file
+        self._max_bytes = max_bytes
+        self._answer = answer
+        self._buffer = bytearray()
+        self._began = self._told_at = time.monotonic()
+
+    @property
+    def transfer(self) -> Transfer:
+        """How far it is."""
+        seconds = max(0.001, time.monotonic() - self._began)
+        return Transfer(self.done, self.done if self.is_whole else self._answer.total_bytes, self.done / seconds)
+
+    async def take(self, data: bytes) -> None:
+        """More of it. Raises `TooLarge`."""
+        self.done += len(data)
+        if self.done > self._max_bytes:
+            raise _too_large(shown(self._answer.url), self._max_bytes, " goes on after that")
+        self._buffer += data
+        if len(self._buffer) >= WRITE_BYTES:
+            await self._flush()
+
+    async def fill(self, chunks: AsyncGenerator[bytes]) -> AsyncGenerator[Transfer]:
+        """The rest of an answer, told now and then. One that breaks off leaves what came, and `is_whole` unset."""
+        try:
+            async for chunk in chunks:
+                await self.take(chunk)
+                if time.monotonic() - self._told_at >= TELL_SECONDS:
+                    self._told_at = time.monotonic()
+                    yield self.transfer
+            self.is_whole = True
+        except httpx.HTTPError:
+            pass
+        await self._flush()
+
+    async def _flush(self) -> None:
+        data, self._buffer = self._buffer, bytearray()
+        await asyncio.to_thread(self._file.write, data)
+
+
+def _chunks(response: httpx.Response) -> AsyncGenerator[bytes]:
+    """As they come: a chunk of our own size that was not yet full would be lost with the connection."""
+    return cast(AsyncGenerator[bytes], response.aiter_raw())
+
+
+async def _head(chunks: AsyncGenerator[bytes]) -> bytes:
+    """The first bytes, enough to tell the type."""
+    head = b""
+    while len(head) < HEAD_BYTES and (chunk := await anext(chunks, b"")):
+        head += chunk
+    return head
+
+
+def _version(response: httpx.Response) -> str | None:
+    """By what the rest of the very same file can be asked for; None where that is not possible."""
+    if response.headers.get("accept-ranges", "").lower() != "bytes":
+        return None
+    tag = response.headers.get("etag", "")
+    return (tag if not tag.startswith("W/") else "") or response.headers.get("last-modified")
+
+
+def _goes_on(response: httpx.Response, done: int) -> bool:
+    return response.status_code == 206 and response.headers.get("content-range", "").startswith(f"bytes {done}-")
+
+
+def _down(url: str, error: Exception) -> SourceUnavailable:
+    if isinstance(error, ProviderUnavailable):
+        return SourceUnavailable(error.message)
+    return SourceUnavailable(f"{shown(httpx.URL(url))} broke off ({type(error).__name__}).")
+
+
+def _too_large(place: str, max_bytes: int, what: str) -> TooLarge:
+    return TooLarge(f"At most {max_bytes:,} bytes are taken; {place}{what}.")

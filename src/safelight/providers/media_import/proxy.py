@@ -1,0 +1,161 @@
+"""The way out for the programs of one import: a forward proxy on loopback that believes no name and no redirect.
+
+yt-dlp and ffmpeg fetch whatever a page tells them to. They are given this proxy and nothing else: it resolves every
+name itself, refuses addresses that are not public, connects to the address it looked at, and counts what comes.
+"""
+
+import asyncio
+import base64
+import contextlib
+import hmac
+import secrets
+from collections.abc import Collection
+from types import TracebackType
+from typing import Self
+
+from safelight.providers.address import FetchRefused, Network, addresses_of, checked_url
+from safelight.providers.base import ProviderError
+from safelight.providers.media_import.error import TooLarge
+
+HEAD_BYTES = 64 * 1024
+CHUNK_BYTES = 256 * 1024
+CONNECT_SECONDS = 10.0
+IDLE_SECONDS = 60.0
+DROPPED = ("host", "connection", "proxy-connection", "proxy-authorization", "keep-alive")
+
+
+class Proxy:
+    """Serves one import, and ends with it. `refused` is the first thing that it had to refuse."""
+
+    def __init__(self, networks: Collection[Network], max_bytes: int) -> None:
+        self.refused: ProviderError | None = None
+        self.received_bytes = 0
+        self._networks = networks
+        self._max_bytes = max_bytes
+        self._secret = secrets.token_urlsafe(24)
+        self._server: asyncio.Server | None = None
+        self._port = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._take, "127.0.0.1", 0, limit=HEAD_BYTES)
+        self._port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._server is not None:
+            self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What makes programs go this way. Not on a command line, where everybody on the machine could read it."""
+        url = f"http://import:{self._secret}@127.0.0.1:{self._port}"
+        return {"http_proxy": url, "https_proxy": url, "all_proxy": url, "no_proxy": ""}
+
+    def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self._answer(reader, writer)
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError):
+            pass  # its program reads that as what it is: a broken connection
+        finally:
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async with asyncio.timeout(IDLE_SECONDS):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        request, *lines = head[:-4].split("\r\n")
+        method, target, _ = request.split(" ", 2)
+        headers = [(name.strip(), value.strip()) for name, _, value in (line.partition(":") for line in lines)]
+        given = next((value for name, value in headers if name.lower() == "proxy-authorization"), "")
+        expected = "Basic " + base64.b64encode(f"import:{self._secret}".encode()).decode()
+        if not hmac.compare_digest(given.encode(), expected.encode()):
+            writer.write(_status("407 Proxy Authentication Required", 'Proxy-Authenticate: Basic realm="import"'))
+            return
+        is_tunnel = method == "CONNECT"
+        try:
+            url = checked_url(f"https://{target}" if is_tunnel else target, self._networks)
+            addresses = await addresses_of(url, self._networks)
+        except FetchRefused as error:
+            self._refuse(error)
+            writer.write(_status("403 Forbidden"))
+            return
+        except OSError:
+            writer.write(_status("502 Bad Gateway"))
+            return
+        try:
+            far_reader, far_writer = await _connected(addresses, url.port or (443 if url.scheme == "https" else 80))
+        except OSError:
+            writer.write(_status("502 Bad Gateway"))
+            return
+        try:
+            if is_tunnel:
+                writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            else:
+                kept = [f"{name}: {value}" for name, value in headers if name.lower() not in DROPPED]
+                host = f"Host: {url.netloc.decode()}"
+                path = url.raw_path.decode()
+                sent = "\r\n".join([f"{method} {path} HTTP/1.1", host, "Connection: close", *kept, "", ""])
+                far_writer.write(sent.encode("latin-1"))
+            await self._relay(reader, writer, far_reader, far_writer)
+        finally:
+            far_writer.close()
+
+    async def _relay(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        far_reader: asyncio.StreamReader,
+        far_writer: asyncio.StreamWriter,
+    ) -> None:
+        """Carry bytes both ways until the far side ends, or says nothing for a while."""
+
+        async def upwards() -> None:
+            with contextlib.suppress(OSError):
+                while chunk := await reader.read(CHUNK_BYTES):
+                    far_writer.write(chunk)
+                    await far_writer.drain()
+                far_writer.close()  # nobody waits for an answer any more
+
+        sending = asyncio.create_task(upwards())
+        try:
+            async with asyncio.timeout(IDLE_SECONDS) as idle:
+                while chunk := await far_reader.read(CHUNK_BYTES):
+                    self.received_bytes += len(chunk)
+                    if self.received_bytes > self._max_bytes:
+                        self._refuse(TooLarge(f"More than {self._max_bytes:,} bytes came, which is the most taken."))
+                        writer.transport.abort()
+                        return
+                    writer.write(chunk)
+                    await writer.drain()
+                    idle.reschedule(asyncio.get_running_loop().time() + IDLE_SECONDS)
+        finally:
+            sending.cancel()
+
+    def _refuse(self, error: ProviderError) -> None:
+        self.refused = self.refused or error
+
+
+async def _connected(addresses: list[str], port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    for place, address in enumerate(addresses):
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                return await asyncio.open_connection(address, port, limit=CHUNK_BYTES)
+        except OSError:
+            if place == len(addresses) - 1:
+                raise
+    raise OSError("there is no address")
+
+
+def _status(line: str, *headers: str) -> bytes:
+    return "\r\n".join([f"HTTP/1.1 {line}", *headers, "Content-Length: 0", "Connection: close", "", ""]).encode()

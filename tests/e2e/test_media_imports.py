@@ -1,0 +1,125 @@
+"""Imports through the real stack: a scene's film, a cancel, and workers that are killed; on both kinds of ground."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from running_stack import Stack, await_true, run
+
+from films import film
+from object_stores import Place, Rclone, server
+from safelight_client import Client
+from servers import Postgres
+from stand_ins.media_host import MediaHost
+
+LOOPBACK = {"SAFELIGHT_MEDIA_ALLOW_PRIVATE": "127.0.0.1/32", "SAFELIGHT_MEDIA_KEEP_FREE_BYTES": "0"}
+
+
+@pytest.fixture(scope="module")
+def shared_host() -> Iterator[MediaHost]:
+    host = MediaHost()
+    yield host
+    host.close()
+
+
+@pytest.fixture
+def host(shared_host: MediaHost) -> MediaHost:
+    shared_host.reset()
+    return shared_host
+
+
+@pytest.fixture(scope="module", params=["sqlite and files", "postgresql and s3"])
+def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    environment = dict(LOOPBACK)
+    if request.param == "postgresql and s3":
+        postgres: Postgres = request.getfixturevalue("postgres")
+        place: Place = server(Rclone).place()
+        environment |= {"SAFELIGHT_DATABASE_URL": postgres.database("safelight_imports"), **place.environment}
+    stack = Stack(tmp_path_factory.mktemp("stack") / "data", environment)
+    yield stack
+    stack.close()
+
+
+@pytest.fixture
+def client(stack: Stack) -> Iterator[Client]:
+    with Client(stack.url) as client:
+        yield client
+
+
+def unfinished(stack: Stack) -> list[Path]:
+    """The folders of imports that have not ended."""
+    return list((stack.data_dir / "imports").glob("*"))
+
+
+def programs_of(stack: Stack) -> list[int]:
+    """The processes that work in one of them."""
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if str(stack.data_dir / "imports") in str((entry / "cwd").readlink()):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def ended(client: Client, job: dict[str, Any]) -> dict[str, Any]:
+    await_true(lambda: client.get(job["id"], wait=5)["is_terminal"], 60)
+    return client.get(job["id"])
+
+
+def a_scene(stack: Stack) -> str:
+    """The id of a new scene."""
+    with httpx.Client(base_url=f"{stack.url}/api/v1") as http:
+        project = http.post("/projects", json={"title": "The coast"}).json()
+        chapter = http.post(f"/projects/{project['id']}/chapters", json={"title": "Night"}).json()
+        scene = {"scene_number": 1, "description": "A lighthouse"}
+        return http.post(f"/chapters/{chapter['id']}/scenes", json=scene).json()["id"]
+
+
+def test_a_film_for_a_scene(stack: Stack, client: Client, host: MediaHost, tmp_path: Path) -> None:
+    """By the command, in bytes that are those of its source; a page by yt-dlp."""
+    target = tmp_path / "lighthouse.mp4"
+    code, output, words = run(stack.data_dir, "import", f"{host.url}/lighthouse.mp4", "-o", str(target))
+    assert (code, output) == (0, f"{target}\n"), words
+    assert target.read_bytes() == film("mp4")
+    scene = a_scene(stack)
+    job = ended(client, client.media.store(f"{host.url}/page.html", scene_id=scene))
+    [made] = job["artifacts"]
+    shown = httpx.get(f"{stack.url}/api/v1/scenes/{scene}").json()
+    assert (shown["media_status"], shown["media_job_id"], shown["media_url"]) == ("completed", job["id"], made["url"])
+    assert (made["kind"], made["duration_seconds"], made["height"]) == ("video", 2.0, 72)
+    assert client.download(made["url"]) == film("mp4")
+    assert client.download(made["thumbnails"][-1]["url"])
+    assert client.media.probe(f"{host.url}/lighthouse.mp4")["heights"] == [72]
+    assert not unfinished(stack)
+
+
+def test_cancelled_halfway_it_leaves_nothing(stack: Stack, client: Client, host: MediaHost) -> None:
+    job = client.media.store(f"{host.url}/slow.html")
+    assert host.dripping.wait(30)
+    assert programs_of(stack)
+    client.cancel(job["id"])
+    assert ended(client, job)["status"] == "cancelled"
+    await_true(lambda: not unfinished(stack) and not programs_of(stack), 5)
+
+
+@pytest.mark.parametrize("path", ["/slow.mp4", "/slow.html"])
+def test_a_killed_worker_starts_it_again(stack: Stack, client: Client, host: MediaHost, path: str) -> None:
+    job = client.media.store(host.url + path)
+    assert host.dripping.wait(30)
+    [attempt] = json.loads(client.download(job["urls"]["attempts"]))["items"]
+    os.kill(int(attempt["worker"].rpartition(".")[2]), signal.SIGKILL)
+    if path == "/slow.html":
+        await_true(lambda: not programs_of(stack), 5)  # long before anybody knows that the worker died
+    host.released.set()
+    done = ended(client, job)
+    assert (done["status"], done["attempt"]) == ("completed", 2), done["error"]
+    assert client.download(done["artifacts"][0]["url"]) == film("mp4")
+    assert not unfinished(stack)
