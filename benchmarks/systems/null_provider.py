@@ -93,8 +93,8 @@ class _Request(asyncio.Protocol):
 
 
 class _Registry(Registry):
-    def __init__(self, mock_mode: bool, default: str, own: Mapping[str, Callable[[], Provider]]) -> None:
-        super().__init__(False, default, {**own, "null": NullProvider, "waiting": WaitingProvider})
+    def __init__(self, mock_mode: bool, default: str, own: Mapping[str, Callable[[], Provider]], **more: Any) -> None:
+        super().__init__(False, default, {**own, "null": NullProvider, "waiting": WaitingProvider}, **more)
 
 
 async def _store(self: ArtifactStore, *, job_id: str, attempt: int, position: int, **order: Any) -> Artifact:

@@ -69,7 +69,7 @@ class CrowdedComfyUI(ComfyStandIn):
         for prompt in list(self.alive.values()):
             await asyncio.sleep(1 / READY_PER_SECOND)
             node = _node_of(prompt, "SaveImage")
-            prompt.outputs[node] = self._output(prompt.graph[node]) or {}
+            prompt.outputs[node] = self._output(prompt.graph, node) or {}
             prompt.status = "success"
             self._history[prompt.id] = prompt
             del self.alive[prompt.id]

@@ -5,7 +5,7 @@ one ComfyUI server (2) and those of the providers. The far sides are one process
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 from benchmarks.ground import free_port
@@ -24,12 +24,14 @@ COMFYUI, MODELSLAB = "comfyui", "modelslab"
 def run(bench: Bench) -> Iterator[Sample]:
     """On one database, PostgreSQL if there is a choice: what is measured is waiting."""
     count = bench.options.size(500, 5)
+    stages = [(COMFYUI, MODELSLAB)] if bench.options.quick else [(COMFYUI,), (MODELSLAB,)]
     for number in range(bench.options.rounds):
-        for case, values in _measure(bench, count):
-            yield Sample(NAME, f"{count} jobs, {case}", "safelight", number, values)
+        for cases in stages:
+            for case, values in _measure(bench, count, cases):
+                yield Sample(NAME, f"{count} jobs, {case}", "safelight", number, values)
 
 
-def _measure(bench: Bench, count: int) -> Iterator[tuple[str, dict[str, float]]]:
+def _measure(bench: Bench, count: int, cases: Sequence[str]) -> Iterator[tuple[str, dict[str, float]]]:
     ground = bench.ground
     url = ground.database(bench.options.backends[-1])
     ground.valkey.flush()
@@ -53,28 +55,29 @@ def _measure(bench: Bench, count: int) -> Iterator[tuple[str, dict[str, float]]]
         api = stack.enter_context(ground.start("benchmarks.systems.safelight_api", environment=environment))
         client = ground.start("benchmarks.systems.client", COMFYUI, environment=environment, speaks=True)
         stack.enter_context(client)
+        worker = ground.start("benchmarks.systems.safelight_worker", "io-1", environment=environment)
+        stack.enter_context(worker)
         watchers = stack.enter_context(ground.start("benchmarks.watchers", environment=environment, speaks=True))
         listener = Listener(ground.redis_url, keeps_times=True)
         stack.callback(listener.close)
-        for case in (COMFYUI, MODELSLAB):
-            with ground.start("benchmarks.systems.safelight_worker", "io-1", environment=environment) as worker:
-                if case == COMFYUI:
-                    client.hear()
-                    wait_for_http(port, api)
-                crowd = _Crowd(bench, case, client, worker, far_side, listener)
-                crowd.fill(bench.options.size(WARM, 1))
+        client.hear()
+        wait_for_http(port, api)
+        for case in cases:
+            crowd = _Crowd(bench, case, client, worker, far_side, listener)
+            if not bench.options.quick:  # what is loaded once is no job's memory
+                crowd.fill(WARM)
                 crowd.finish()
-                idle = pss_mb([worker.pid])
-                ids = crowd.fill(count)
-                time.sleep(bench.options.size(3, 0))
-                values = {"kb_per_job": (pss_mb([worker.pid]) - idle) * 1024 / count, "idle_pss_mb": idle}
-                values["silent_cpu_percent"] = crowd.cpu_percent(10 if not bench.options.quick else 0.1)
-                if case == COMFYUI:
-                    values |= crowd.watched(watchers, ids, port)
-                    crowd.finish()
-                else:
-                    values |= crowd.told_after_ready()
-                yield case, values
+            idle = pss_mb([worker.pid])
+            ids = crowd.fill(count)
+            time.sleep(bench.options.size(3, 0))
+            values = {"kb_per_job": (pss_mb([worker.pid]) - idle) * 1024 / count, "idle_pss_mb": idle}
+            values["silent_cpu_percent"] = crowd.cpu_percent(10 if not bench.options.quick else 0.1)
+            if case == COMFYUI:
+                values |= crowd.watched(watchers, ids, port)
+                crowd.finish()
+            else:
+                values |= crowd.told_after_ready()
+            yield case, values
 
 
 class _Crowd:

@@ -116,7 +116,16 @@ def new_import(
     nothing = dict.fromkeys(
         (
             *("route", "skips", "negative_prompt", "model", "checkpoint_model", "width", "height", "seed"),
-            *("template", "workflow", "input_images", "image_type", "chapter_id", "script_id", "scene_number"),
+            *(
+                "template",
+                "template_definition",
+                "workflow",
+                "input_images",
+                "image_type",
+                "chapter_id",
+                "script_id",
+                "scene_number",
+            ),
             *("character_id", "batch_id"),
         )
     )
