@@ -91,11 +91,14 @@ def _work(database: Database, size: int, now_ms: int) -> dict[str, Timed]:
         "list, chapter": Filter(OWNER, chapter_id="chapter-7"),
         "list, scene": Filter(OWNER, chapter_id="chapter-7", scene_number=3),
         "scene, status": Filter(OWNER, kind=PICTURE, chapter_id="chapter-7", scene_number=3, limit=1),
-        "chapter, pictures": Filter(OWNER, kind=PICTURE, chapter_id="chapter-7", statuses=["completed"]),
-        "chapter, pictures from the middle": Filter(
-            OWNER, kind=PICTURE, chapter_id="chapter-7", statuses=["completed"], before_id=middle
+        # So few that the small table fills the page, too.
+        "chapter, ten pictures": Filter(OWNER, kind=PICTURE, chapter_id="chapter-9", statuses=["completed"], limit=10),
+        "chapter, ten pictures from the middle": Filter(
+            OWNER, kind=PICTURE, chapter_id="chapter-9", statuses=["completed"], before_id=middle, limit=10
         ),
-        "chapter without pictures": Filter(OWNER, kind=PICTURE, chapter_id="nothing", statuses=["completed"]),
+        "chapter of failures, pictures": Filter(  # all jobs of this one failed, see `rows.fill`
+            OWNER, kind=PICTURE, chapter_id="chapter-7", statuses=["completed"]
+        ),
         "list, character": Filter(OWNER, character_id="character-9"),
         "list, common text": Filter(OWNER, text="lighthouse"),
         "list, text of one job": Filter(OWNER, text=f"number {size // 2},"),

@@ -18,6 +18,7 @@ from safelight.artifacts import artifacts as artifact_rows
 from safelight.db import Database, Tx, new_id
 from safelight.errors import SafelightError
 from safelight.jobs import (
+    Completed,
     Filter,
     Job,
     Jobs,
@@ -122,6 +123,17 @@ async def test_whichever_portrait_ends_first_the_one_asked_for_last_is_shown(she
     now = (await shelf.face(character)).image
     assert (now.status, now.job_id) == ("failed", newer.id)
     assert now.artifact is not None and now.artifact.id == stopgap.artifacts[0].id
+
+
+async def test_a_film_is_no_picture(shelf: Shelf) -> None:
+    scene, first = await shelf.scene(), await shelf.drawn(1)
+    shown = (await shelf.look(scene)).image
+    assert (shown.job_id, shown.artifact is not None) == (first.id, True)
+    job = await shelf.desk.running(chapter_id=shelf.chapter, scene_number=1)
+    film = replace(completed(job).artifacts[0], content_type="video/mp4")
+    await shelf.desk.settle(job, Completed([film]))
+    now = (await shelf.look(scene)).image
+    assert (now.status, now.job_id, now.artifact) == ("completed", job.id, shown.artifact)
 
 
 async def test_a_scene_with_somebody_in_it_is_not_their_portrait(shelf: Shelf) -> None:

@@ -45,6 +45,7 @@ from safelight.api.story_view import (
     SceneView,
     chapter_view,
     image_view,
+    pictures_among,
     scene_image_view,
     scene_status_url,
     scene_view,
@@ -186,9 +187,8 @@ async def draw(
     accepted = await accept(request, world, asker, new, submit=None if drawn is None else submit)
     if isinstance(accepted, Response):
         return accepted
-    image = accepted.artifacts[0] if accepted.artifacts else None
     estimator: Estimator = request.app.state.estimator
-    view = scene_image_view(accepted.job, image, chapter_id, await estimator.estimate(accepted.job))
+    view = scene_image_view(accepted.job, accepted.artifacts, chapter_id, await estimator.estimate(accepted.job))
     headers = accepted.headers | {"Location": scene_status_url(chapter_id, scene_number)}
     return json_response(view, 202, headers)
 
@@ -207,9 +207,8 @@ async def status(
     if not page.jobs:
         raise SceneImageNotFound(f"No picture was asked for of scene {scene_number} of chapter {chapter_id[:80]}.")
     job, _ = await with_latest(world.stream, page.jobs[0])
-    made = page.artifacts.get(job.id)
     estimator: Estimator = request.app.state.estimator
-    view = scene_image_view(job, made[0] if made else None, chapter_id, await estimator.estimate(job))
+    view = scene_image_view(job, page.artifacts.get(job.id, ()), chapter_id, await estimator.estimate(job))
     headers = {"Cache-Control": "no-cache"} | ({} if job.is_terminal else {"Retry-After": str(RETRY_AFTER_SECONDS)})
     return json_response(view, headers=headers)
 
@@ -282,7 +281,7 @@ async def draw_missing(
 
 def images_view(page: Page) -> dict[str, Any]:
     """The fields of `ImageList`, ready to be encoded."""
-    items = [image_view(job, artifact) for job in page.jobs for artifact in page.artifacts.get(job.id, ())]
+    items = [image_view(job, image) for job in page.jobs for image in pictures_among(page.artifacts.get(job.id, ()))]
     return {"items": items, "next_cursor": cursor_of(page.jobs[-1].id) if page.more else None}
 
 

@@ -1,5 +1,6 @@
 """Stories as clients see them: what they send, and what they are told."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -394,9 +395,14 @@ def _picture(name: str, picture: Picture) -> dict[str, Any]:
     }
 
 
-def scene_image_view(job: Job, image: Artifact | None, chapter_id: str, eta: EtaView) -> dict[str, Any]:
+def pictures_among(made: Sequence[Artifact]) -> list[Artifact]:
+    """What a job made, without films and sounds."""
+    return [artifact for artifact in made if artifact.content_type.startswith("image/")]
+
+
+def scene_image_view(job: Job, made: Sequence[Artifact], chapter_id: str, eta: EtaView) -> dict[str, Any]:
     """The fields of `SceneImageView`, ready to be encoded."""
-    shown = None if image is None else describe_artifact(image)
+    shown = next(map(describe_artifact, pictures_among(made)), None)
     return {
         "job_id": job.id,
         "task_id": job.celery_task_id,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Table, Update, and_, bindparam, delete, null, or_, select, update
+from sqlalchemy import Table, Update, and_, bindparam, delete, func, null, or_, select, update
 
 from safelight.artifacts import artifacts, forget_inputs, get
 from safelight.db import RowId, Tx, db_now
@@ -53,7 +53,6 @@ class _Rows:
     """What becomes of the row of a table that a job is about. Statements are built once, for they are run often."""
 
     def __init__(self, table: Table, *key: str) -> None:
-        self.table = table
         there = and_(*(table.c[name] == bindparam(f"b_{name}") for name in ("owner_id", *key)))
         job_id = bindparam("b_job_id", type_=RowId)
         made = select(artifacts.c.id).where(
@@ -69,12 +68,11 @@ class _Rows:
             .where(there, is_newest)
             .values(image_job_id=job_id, image_status="pending", image_error=null(), updated_at=db_now())
         )
-        self.show = (
+        first = made.order_by(artifacts.c.position).limit(1).scalar_subquery()
+        self.show = (  # a job that made a film alone leaves the picture that is there
             update(table)
             .where(there, is_later)
-            .values(
-                image_artifact_id=made.order_by(artifacts.c.position).limit(1).scalar_subquery(), image_as_of=job_id
-            )
+            .values(image_artifact_id=func.coalesce(first, table.c.image_artifact_id), image_as_of=job_id)
         )
         self.end = (
             update(table)
