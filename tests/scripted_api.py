@@ -85,6 +85,7 @@ class ScriptedApi:
             handler.connection.close()
             return
         handler.send_response(answer.status)
+        handler.send_header("Connection", "close")
         for name, value in answer.headers.items():
             handler.send_header(name, value)
         if answer.status != 204:

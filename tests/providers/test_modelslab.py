@@ -14,6 +14,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from structlog.testing import LogCapture
 
 from safelight.providers import fetch as fetch_module
+from safelight.providers.address import AddressRefused, UrlRefused
 from safelight.providers.base import (
     Accepted,
     BadOutput,
@@ -34,7 +35,6 @@ from safelight.providers.base import (
     UnknownOutcome,
     Update,
 )
-from safelight.providers.fetch import FetchRefused
 from safelight.providers.modelslab import ModelsLab, job_of_webhook
 from safelight.providers.modelslab import provider as module
 from stand_ins import generation
@@ -407,13 +407,20 @@ async def test_a_dead_link_gives_way_to_its_proxy(provider: ModelsLab, service: 
     assert isinstance((await collect(provider.generate(order())))[-1], Output)
 
 
-@pytest.mark.parametrize("target", ["http://169.254.169.254/latest/", "http://localhost:1/", "file:///etc/passwd"])
+@pytest.mark.parametrize(
+    ("target", "error"),
+    [
+        ("http://169.254.169.254/latest/", AddressRefused),
+        ("http://localhost:1/", AddressRefused),
+        ("file:///etc/passwd", UrlRefused),
+    ],
+)
 async def test_a_result_elsewhere_inside_is_refused(
-    provider: ModelsLab, service: ModelsLabStandIn, target: str
+    provider: ModelsLab, service: ModelsLabStandIn, target: str, error: type[ProviderError]
 ) -> None:
     service.on_submit = [lambda job, base: service.success(job, base, proxy_links=[])]
     service.on_file = [lambda job, base: Response(b"", 302, {"Location": target})]
-    await refused(provider.generate(order()), FetchRefused)
+    await refused(provider.generate(order()), error)
 
 
 async def test_the_key_goes_to_no_other_host(make: Make, service: ModelsLabStandIn) -> None:

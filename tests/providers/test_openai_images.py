@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from safelight.providers import fetch as fetch_module
 from safelight.providers import openai_images as module
+from safelight.providers.address import AddressRefused, UrlRefused
 from safelight.providers.base import (
     BadOutput,
     ContentRejected,
@@ -27,7 +28,6 @@ from safelight.providers.base import (
     RateLimited,
     UnknownOutcome,
 )
-from safelight.providers.fetch import FetchRefused
 from safelight.providers.openai_images import OpenAIImages
 from stand_ins import generation
 from stand_ins.generation import asked, collect, names, order, outputs, sizes
@@ -155,9 +155,13 @@ async def test_results_may_be_links(provider: OpenAIImages, service: OpenAIStand
 async def test_links_elsewhere_get_no_key_and_none_lead_inside(provider: OpenAIImages, service: OpenAIStandIn) -> None:
     other = OpenAIStandIn()
     try:
-        for link in (f"http://{other.host}/files/8x8.png", "http://169.254.169.254/", "https://x:99999999/"):
+        for link, error in (
+            (f"http://{other.host}/files/8x8.png", AddressRefused),
+            ("http://169.254.169.254/", AddressRefused),
+            ("https://x:99999999/", UrlRefused),
+        ):
             service.acts = [lambda order, base, to=link: JSONResponse({"data": [{"url": to}]})]
-            await refused(provider.generate(order()), FetchRefused)
+            await refused(provider.generate(order()), error)
         assert other.file_headers == []
     finally:
         other.close()
