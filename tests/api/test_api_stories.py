@@ -538,7 +538,7 @@ def test_deleting_a_character_takes_its_portraits_or_leaves_them(story: Story, i
 
 def test_what_is_anothers_does_not_exist(guarded: Any, adas: dict[str, str]) -> None:
     """Every operation on every thing: see the tests of authentication. What takes a body, and ids within it:"""
-    bob = guarded.bob
+    bob = guarded.client(guarded.key("stranger", "write"))
     drawn = bob.post(f"{API}/chapters/{adas['chapter']}/images/scenes/1", json=order())
     assert (drawn.status_code, drawn.json()["code"]) == (404, "chapter_not_found")
     project = bob.post(f"{API}/projects", json={"title": "His"}).json()["id"]

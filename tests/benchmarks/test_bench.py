@@ -1,4 +1,4 @@
-"""Every workload of `./run bench` runs through in its quick form and yields a whole result. No figure is judged."""
+"""The workloads of `./run bench` run through in their quick form and yield a whole result. No figure is judged."""
 
 import importlib
 import json
@@ -23,20 +23,30 @@ EXPECTED: dict[str, set[str]] = {
     "imports": {"seconds", "cpu_seconds"},
 }
 BESIDE = ("throughput", "requests", "watching", "tables", "owners", "imports")  # where even the quick form compares
+QUICKEST = ("throughput", "requests", "tables", "owners")
 
 
-def test_every_workload_runs_through(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "workloads",
+    [pytest.param(QUICKEST, id="quickest"), pytest.param(tuple(EXPECTED), id="all", marks=pytest.mark.long)],
+)
+def test_workloads_run_through(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, workloads: tuple[str, ...]) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
     main = importlib.import_module("benchmarks.__main__").main
     output, tables = tmp_path / "result.json", tmp_path / "tables.md"
     given = ["--quick", "--quiet", "--database", "sqlite", "--output", str(output), "--markdown", str(tables)]
-    assert main(given) == 0
+    assert main([*given, "--only", *workloads]) == 0
     result = json.loads(output.read_text())
     assert result["quick"] and result["rounds"] == 1 and result["machine"]["cpus"]
-    for workload, metrics in EXPECTED.items():
+    for workload in workloads:
         samples = [sample for sample in result["samples"] if sample["workload"] == workload]
-        assert samples and all(sample["values"].keys() >= metrics for sample in samples), workload
+        assert samples and all(sample["values"].keys() >= EXPECTED[workload] for sample in samples), workload
         if workload in BESIDE:
             assert len({sample["system"] for sample in samples}) >= 2, workload
     assert {score["what"] for score in result["scores"]} >= {"throughput / Celery prefork", "POST / FastAPI"}
     assert "| goal |" in tables.read_text()
+
+
+def test_every_workload_is_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    assert set(importlib.import_module("benchmarks.__main__").WORKLOADS) == set(EXPECTED)

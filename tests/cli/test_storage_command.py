@@ -233,7 +233,7 @@ def test_without_a_database_files_are_moved_all_the_same(old: Place, tmp_path: P
     assert (tmp_path / "home" / "jobs" / "a" / "1" / "0.png").read_bytes() == b"x"
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGKILL])
 def test_a_move_that_is_cut_off_goes_on_where_it_stopped(how: signal.Signals, old: Place, tmp_path: Path) -> None:
     count = 1500
 

@@ -66,6 +66,7 @@ def check_answer(one: Typed, answer: str) -> None:
             assert line in answer, (one.command, answer)
 
 
+@pytest.mark.long
 def test_put_it_on_a_network(tmp_path: Path) -> None:
     commands = typed("how-to/put-it-on-a-network.md")
     reader = Reader(
@@ -111,6 +112,7 @@ def test_the_settings_of_the_network_page() -> None:
     assert seen >= {"JWT_JWKS_URL", "JWT_ISSUER", "JWT_AUDIENCE", "JWT_SECRET", "TIERS", "DEFAULT_TIER"}
 
 
+@pytest.mark.long
 def test_store_files_elsewhere(tmp_path: Path) -> None:
     store = server(Rclone)
     Image.open(ROOT / "docs" / "images" / "lighthouse.webp").convert("RGB").save(tmp_path / "photo.jpg")
@@ -131,6 +133,7 @@ def test_store_files_elsewhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("jq"), reason="needs jq")
+@pytest.mark.long
 def test_batches(tmp_path: Path) -> None:
     reader = Reader(tmp_path, {})
     with running(reader) as stack:
@@ -146,7 +149,7 @@ def test_batches(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("jq"), reason="needs jq")
-@pytest.mark.parametrize("page", ["storyboard", "portraits"])
+@pytest.mark.parametrize("page", ["storyboard", pytest.param("portraits", marks=pytest.mark.long)])
 def test_stories(tmp_path: Path, page: str) -> None:
     Image.open(ROOT / "docs" / "images" / "lighthouse.webp").convert("RGB").save(tmp_path / "face.png")
     reader = Reader(tmp_path, {})

@@ -18,6 +18,7 @@ PAGE = "how-to/import-media.md"
 ELSEWHERE = "https://films.example.com"
 
 
+@pytest.mark.long
 def test_import_media(tmp_path: Path) -> None:
     host = MediaHost()
     here = {"SAFELIGHT_MEDIA_ALLOW_PRIVATE": "127.0.0.1/32", "SAFELIGHT_MEDIA_KEEP_FREE_BYTES": "0"}

@@ -33,7 +33,7 @@ def host(shared_host: MediaHost) -> MediaHost:
     return shared_host
 
 
-@pytest.fixture(scope="module", params=["sqlite and files", "postgresql and s3"])
+@pytest.fixture(scope="module", params=[pytest.param("sqlite and files", marks=pytest.mark.long), "postgresql and s3"])
 def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     environment = dict(LOOPBACK)
     if request.param == "postgresql and s3":

@@ -139,6 +139,7 @@ def test_neither_of_two_users_meets_what_is_the_others(installation: Installatio
         assert status_of(mixed) == 403
 
 
+@pytest.mark.long
 def test_two_run_and_eight_wait_for_a_free_key(installation: Installation) -> None:
     with installation.client("carol", "--tier", "free") as carol:
         ids = {carol.post(JOBS, json=order(0.8)).json()["id"] for _ in range(10)}
@@ -155,6 +156,7 @@ def test_two_run_and_eight_wait_for_a_free_key(installation: Installation) -> No
         await_true(lambda: {status for status, _ in standing()} == {"completed"}, 40)
 
 
+@pytest.mark.long
 def test_an_installation_moves_to_postgresql_and_s3(postgres_url: str, tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     accounts = {"SAFELIGHT_AUTH": "required"}

@@ -17,7 +17,7 @@ API = "/api/v1"
 Json = dict[str, Any]
 
 
-@pytest.fixture(scope="module", params=["sqlite and files", "postgresql and s3"])
+@pytest.fixture(scope="module", params=[pytest.param("sqlite and files", marks=pytest.mark.long), "postgresql and s3"])
 def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     environment: dict[str, str] = {}
     if request.param == "postgresql and s3":

@@ -123,6 +123,7 @@ def test_a_killed_stack_leaves_nothing_and_starts_again(tmp_path: Path) -> None:
     assert (tmp_path / "x.png").read_bytes().startswith(PNG)
 
 
+@pytest.mark.long
 def test_a_stack_for_one_picture(tmp_path: Path) -> None:
     """Detached, it stops in order; the job stays, and goes on with the next stack."""
     data_dir = tmp_path / "data"

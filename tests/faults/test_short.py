@@ -15,12 +15,17 @@ from faults.trial import Experiment
 pytestmark = pytest.mark.faults
 SEED = 1
 SHORT = [experiment for experiment in EXPERIMENTS if experiment.short]
+LONG = {"api-storm", "rolling-restarts", "whole-stack", "valkey-killed", "points-of-providers"}
 POSTGRESQL = {"worker-storm", "holder-storm", "frozen-worker", "hints-doubled", "postgres-killed", "cancel", "poison"}
 
 
 def _chosen(kind: DatabaseKind) -> pytest.MarkDecorator:
-    experiments = [e for e in SHORT if (e.name in POSTGRESQL) == (kind == "postgresql")]
-    return pytest.mark.parametrize("experiment", experiments, ids=lambda experiment: experiment.name)
+    experiments = [
+        pytest.param(each, id=each.name, marks=[pytest.mark.long] if each.name in LONG else [])
+        for each in SHORT
+        if (each.name in POSTGRESQL) == (kind == "postgresql")
+    ]
+    return pytest.mark.parametrize("experiment", experiments)
 
 
 @pytest.fixture(scope="class")
