@@ -8,7 +8,7 @@ from typing import cast
 from benchmarks.ground import free_port
 from benchmarks.process import cpu_seconds, pss_mb
 from benchmarks.rows import fill, job_id
-from benchmarks.sample import Bench, Sample, percentile, turns
+from benchmarks.sample import Bench, Sample, percentile, turns, twice
 from benchmarks.workloads.requests import MODULES, PATHS, wait_for_http
 
 NAME = "watching"
@@ -32,7 +32,8 @@ def run(bench: Bench) -> Iterator[Sample]:
     ids = [job_id(number, max(counts), now_ms) for number in range(1, max(counts) + 1)]
     for count in counts:
         for number, name in turns(list(SYSTEMS)[: 2 if bench.options.quick else None], bench.options.rounds):
-            yield Sample(NAME, f"{count} watchers", name, number, _measure(bench, url, *SYSTEMS[name], ids[:count]))
+            values = twice(lambda name=name, count=count: _measure(bench, url, *SYSTEMS[name], ids[:count]))
+            yield Sample(NAME, f"{count} watchers", name, number, values)
     bench.ground.drop(url)
 
 

@@ -65,6 +65,10 @@ class Tx:
         """Run a prepared statement for each of these."""
         statement.run_many(self._connection, parameters)
 
+    def run_each(self, statement: Prepared, parameters: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+        """The one row that a prepared statement gives back for each of these."""
+        return statement.run_each(self._connection, parameters)
+
     def on_commit(self, note: Callable[[], None]) -> None:
         """Run `note()` on the event loop once this is committed. Nobody waits for it and it must not block."""
         self._notes.append(note)

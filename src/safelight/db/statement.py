@@ -4,7 +4,8 @@ SQLAlchemy compiles them and knows their types; the driver runs them. For the st
 that is a third of the time and of the processor.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Executable
@@ -18,7 +19,7 @@ Processor = Callable[[Any], Any]
 class Prepared:
     """A Core statement with its parameters bound by name; `columns` names those of an INSERT without values.
 
-    Lists are no parameters of it (see `db.one_of`), and its rows come back as plain tuples in the order of its columns.
+    A list cannot be one of its parameters (an array can), and its rows are plain tuples in the order of its columns.
     """
 
     def __init__(self, statement: Executable, columns: Sequence[str] | None = None) -> None:
@@ -28,13 +29,18 @@ class Prepared:
 
     def run(self, connection: Connection, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         """The rows it gives back. Raises what SQLAlchemy would (`DBAPIError` and those below it)."""
-        compiled = self._for(connection.dialect)
-        return compiled.run(connection, compiled.bound(parameters), many=False)
+        return self._for(connection.dialect).run(connection, parameters)
 
     def run_many(self, connection: Connection, parameters: Sequence[Mapping[str, Any]]) -> None:
-        """Run it for each of these; no rows come back."""
+        """Run it for each of these; it gives no rows back."""
+        self._for(connection.dialect).run_many(connection, parameters)
+
+    def run_each(self, connection: Connection, parameters: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+        """The one row that each of these gives back, in their order; on PostgreSQL in one journey."""
         compiled = self._for(connection.dialect)
-        compiled.run(connection, [compiled.bound(each) for each in parameters], many=True)
+        if connection.dialect.name == "postgresql" and len(parameters) > 1:
+            return compiled.run_pipelined(connection, parameters)
+        return [row for each in parameters for row in compiled.run(connection, each)]
 
     def _for(self, dialect: Dialect) -> "_Compiled":
         compiled = self._compiled.get(dialect.name)
@@ -70,15 +76,30 @@ class _Compiled:
             values[name] = value if process is None else process(value)
         return values if self._names is None else [values[name] for name in self._names]
 
-    def run(self, connection: Connection, bound: Any, *, many: bool) -> list[tuple[Any, ...]]:
+    def run(self, connection: Connection, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        with self._cursor(connection) as cursor:
+            cursor.execute(self._sql, self.bound(parameters))
+            return self._processed(cursor, cursor.fetchall()) if self._types else []
+
+    def run_many(self, connection: Connection, parameters: Sequence[Mapping[str, Any]]) -> None:
+        with self._cursor(connection) as cursor:
+            cursor.executemany(self._sql, [self.bound(each) for each in parameters])
+
+    def run_pipelined(self, connection: Connection, parameters: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+        with self._cursor(connection) as cursor:
+            cursor.executemany(self._sql, [self.bound(each) for each in parameters], returning=True)
+            rows = [cursor.fetchone()]
+            while cursor.nextset():
+                rows.append(cursor.fetchone())
+            return self._processed(cursor, rows)
+
+    @contextmanager
+    def _cursor(self, connection: Connection) -> Generator[Any]:
         driver: Any = connection.connection.driver_connection
         cursor: Any = None
         try:
             cursor = driver.cursor()
-            (cursor.executemany if many else cursor.execute)(self._sql, bound)
-            rows: list[tuple[Any, ...]] = cursor.fetchall() if self._types else []
-            if self._processors is None:
-                self._processors = self._processors_of(cursor.description or ())
+            yield cursor
             cursor.close()
         except connection.dialect.loaded_dbapi.Error as error:
             lost = connection.dialect.is_disconnect(error, driver, cursor)
@@ -92,6 +113,10 @@ class _Compiled:
                 connection_invalidated=lost,
                 dialect=connection.dialect,
             ) from error
+
+    def _processed(self, cursor: Any, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        if self._processors is None:
+            self._processors = self._processors_of(cursor.description or ())
         return [_processed(row, self._processors) for row in rows]
 
     def _processors_of(self, description: Sequence[Any]) -> list[tuple[int, Processor]]:

@@ -161,7 +161,7 @@ class Jobs:
             return {}
         rows: dict[str, dict[str, Any]] = {
             each.id: {
-                **step.BLANK,
+                **step.GIVEN,
                 **step.FRESH,
                 **each.values,
                 "id": each.id,
@@ -182,13 +182,9 @@ class Jobs:
             for each in accepted
         ]
         full = [row | moments for row, moments in zip(rows.values(), times, strict=True)]
-        if len(full) > 1 and tx.is_postgresql:
-            clocks = [tuple(row) for row in tx.execute(step.INSERT_MANY, full)]  # in one journey
-        else:
-            clocks = [tx.run(step.INSERT, row)[0] for row in full]
         made: dict[str, Job] = {}
-        for clock in clocks:
-            values = {**rows[clock[0]], **dict(zip(step.CLOCKS, clock, strict=True))}
+        for clock in tx.run_each(step.INSERT, full):
+            values: dict[str, Any] = {**step.BLANK, **rows[clock[0]], **dict(zip(step.CLOCKS, clock, strict=True))}
             made[clock[0]] = Job(**values)
         for follow in self._on_accepted:
             follow(tx, list(made.values()))

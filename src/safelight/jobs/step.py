@@ -36,10 +36,27 @@ _BY_THE_CLOCK: Mapping[str, Any] = {
     "created_at": db_now(),
     "updated_at": db_now(),
 }
-CLOCKS = ("id", *_BY_THE_CLOCK)
-INSERT_MANY = insert(jobs).values(_BY_THE_CLOCK).returning(*(jobs.c[name] for name in CLOCKS))
-INSERT = Prepared(INSERT_MANY, columns=[column.name for column in jobs.c if column.name not in _BY_THE_CLOCK])
+_LATER = {
+    "progress",
+    "progress_reached",
+    "blocked_reason",
+    "blocked_until",
+    "provider_job_id",
+    "worker_id",
+    "lease_until",
+    "deadline_at",
+    "submitting_at",
+    "cancel_requested_at",
+    "error",
+    "started_at",
+    "finished_at",
+    "keep_until",
+    "deleted_at",
+}
 BLANK: Mapping[str, Any] = dict.fromkeys(jobs.c.keys())
+GIVEN: Mapping[str, Any] = {name: None for name in BLANK if name not in _LATER and name not in _BY_THE_CLOCK}
+CLOCKS = ("id", *_BY_THE_CLOCK)
+INSERT = Prepared(insert(jobs).values(_BY_THE_CLOCK).returning(*(jobs.c[name] for name in CLOCKS)), columns=list(GIVEN))
 FRESH: Mapping[str, Any] = {
     "status": "pending",
     "stage": "queued",
