@@ -13,6 +13,7 @@ from benchmarks.workloads.requests import MODULES, PATHS, wait_for_http
 
 NAME = "watching"
 PER_SECOND = 2.0
+COUNTS = (200, 1000, 4000)
 # What answers, and the end of its path. Both peers hold one subscription for each client.
 PEER = "fastapi + .delay()"
 SYSTEMS = {
@@ -25,7 +26,7 @@ SYSTEMS = {
 def run(bench: Bench) -> Iterator[Sample]:
     """On one database: rows are read when a watcher comes and every two seconds, and the peer reads none."""
     backend = bench.options.backends[0]
-    counts = (20,) if bench.options.quick else (200, 1000, 4000)
+    counts = (20,) if bench.options.quick else COUNTS
     url = bench.ground.database(backend)
     now_ms = int(time.time() * 1000)
     fill(url, max(counts), now_ms, processing_only=True)

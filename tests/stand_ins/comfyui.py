@@ -125,6 +125,7 @@ class ComfyStandIn(Runs):
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="comfyui stand-in", daemon=True)
         self._server: asyncio.Server | None = None
+        self._is_open = False
         self._worker: asyncio.Task[None] | None = None
 
     def set_choices(self, class_type: str, name: str, choices: Iterable[str]) -> None:
@@ -197,8 +198,10 @@ class ComfyStandIn(Runs):
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
         self._port = self._server.sockets[0].getsockname()[1]
         self._worker = asyncio.create_task(self._work())
+        self._is_open = True
 
     async def _close(self) -> None:
+        self._is_open = False
         if self._server is not None:
             self._server.close()
         if self._worker is not None:
@@ -233,6 +236,9 @@ class ComfyStandIn(Runs):
         return tuple(int(part) for part in self.version.split(".")) >= version
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not self._is_open:  # it was connected a moment before the end
+            writer.transport.abort()
+            return
         self._writers.add(writer)
         try:
             with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
