@@ -203,6 +203,10 @@ class ComfyStandIn(Runs):
     async def _close(self) -> None:
         self._is_open = False
         if self._server is not None:
+            for listening in self._server.sockets:
+                self._loop.remove_reader(listening.fileno())
+            for _ in range(3):  # closed in the middle of making a connection, asyncio would leave that open for ever
+                await asyncio.sleep(0)
             self._server.close()
         if self._worker is not None:
             self._worker.cancel()
