@@ -149,7 +149,8 @@ def test_batches(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("jq"), reason="needs jq")
-@pytest.mark.parametrize("page", ["storyboard", pytest.param("portraits", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("page", ["storyboard", "portraits"])
 def test_stories(tmp_path: Path, page: str) -> None:
     Image.open(ROOT / "docs" / "images" / "lighthouse.webp").convert("RGB").save(tmp_path / "face.png")
     reader = Reader(tmp_path, {})

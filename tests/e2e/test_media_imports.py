@@ -110,6 +110,7 @@ def test_cancelled_halfway_it_leaves_nothing(stack: Stack, client: Client, host:
     await_true(lambda: not unfinished(stack) and not programs_of(stack), 5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", ["/slow.mp4", "/slow.html"])
 def test_a_killed_worker_starts_it_again(stack: Stack, client: Client, host: MediaHost, path: str) -> None:
     job = client.media.store(host.url + path)

@@ -107,6 +107,7 @@ def test_a_second_start_is_refused(stack: Stack) -> None:
     assert stack.process.poll() is None
 
 
+@pytest.mark.long
 def test_a_killed_stack_leaves_nothing_and_starts_again(tmp_path: Path) -> None:
     killed = Stack(tmp_path / "data")
     assert len(living(killed.groups, killed.mark)) >= 4

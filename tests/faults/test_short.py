@@ -15,7 +15,7 @@ from faults.trial import Experiment
 pytestmark = pytest.mark.faults
 SEED = 1
 SHORT = [experiment for experiment in EXPERIMENTS if experiment.short]
-LONG = {"api-storm", "rolling-restarts", "whole-stack", "valkey-killed", "points-of-providers"}
+LONG = {"api-storm", "rolling-restarts", "whole-stack", "valkey-killed", "points-of-providers", "points-side-by-side"}
 POSTGRESQL = {"worker-storm", "holder-storm", "frozen-worker", "hints-doubled", "postgres-killed", "cancel", "poison"}
 
 
