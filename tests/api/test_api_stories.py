@@ -533,9 +533,6 @@ def test_deleting_a_character_takes_its_portraits_or_leaves_them(story: Story, i
     assert story.http.get(scene["image_url"]).status_code == 200
 
 
-# --- whose it is ------------------------------------------------------------------------------------------------------
-
-
 def test_what_is_anothers_does_not_exist(guarded: Any, adas: dict[str, str]) -> None:
     """Every operation on every thing: see the tests of authentication. What takes a body, and ids within it:"""
     bob = guarded.client(guarded.key("stranger", "write"))
