@@ -24,6 +24,7 @@ from jobs.builders import (
 from safelight.db import Database, Tx, db_now, new_id
 from safelight.jobs import (
     Cancelled,
+    Follower,
     HandBack,
     IdempotencyKeyReused,
     Job,
@@ -330,12 +331,13 @@ async def test_what_hangs_on_the_settling_commits_with_it(database: Database) ->
     desk = Desk(database)
     followed: list[tuple[str, str]] = []
 
-    def follow(tx: Tx, job: Job) -> None:
-        followed.append((job.id, job.status))
-        if job.status == "failed":
-            raise ValueError("the story's row is missing")
+    class Story(Follower):
+        def settled(self, tx: Tx, job: Job) -> None:
+            followed.append((job.id, job.status))
+            if job.status == "failed":
+                raise ValueError("the story's row is missing")
 
-    desk.jobs = Jobs(desk.tape, on_settled=[follow])
+    desk.jobs = Jobs(desk.tape, [Story()])
     job = await desk.running()
     with pytest.raises(ValueError, match="story's row"):
         await desk.settle(job, failed(job))
