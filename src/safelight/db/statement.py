@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Executable
+from sqlalchemy.dialects.postgresql import psycopg
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -77,7 +78,7 @@ class _Compiled:
     def __init__(self, statement: Any, columns: Sequence[str] | None, dialect: Dialect) -> None:
         # psycopg's own placeholders are looked for again at each execution of a statement with more than 50 of them;
         # PostgreSQL's are not (`RawCursor`).
-        positional = type(dialect)(paramstyle="numeric_dollar") if dialect.name == "postgresql" else dialect
+        positional = psycopg.dialect(paramstyle="numeric_dollar") if dialect.name == "postgresql" else dialect
         compiled: SQLCompiler = statement.compile(dialect=positional, column_keys=columns)
         self._sql = compiled.string
         self._names: Sequence[str] = compiled.positiontup or ()
