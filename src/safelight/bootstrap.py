@@ -14,7 +14,7 @@ from safelight.accounts import LOCAL_OWNER, Doorkeeper, Tokens, purge_sessions, 
 from safelight.artifacts import ArtifactStore, FfmpegMissing, Links, find_ffmpeg, load_signing_key
 from safelight.config import Settings
 from safelight.db import Database, Tx, new_id
-from safelight.jobs import BreakerPolicy, Caps, Dispatcher, Job, JobEvent, Jobs, Retention, RetentionDays, keep_for
+from safelight.jobs import BreakerPolicy, Caps, Dispatcher, Job, JobEvent, Jobs, KeepFor, Retention, RetentionDays
 from safelight.limits import Limiter, Policy
 from safelight.providers.base import Limits, Provider, ProviderError
 from safelight.providers.media_import.workspace import Workspace
@@ -184,8 +184,7 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
     retention_days_of = _retention_days(settings)
     jobs = Jobs(
         announcements,
-        on_settled=[keep_for(retention_days_of), stories.on_settled],
-        on_accepted=[stories.on_accepted],
+        [stories.Stories(), *([] if _keeps_everything(settings) else [KeepFor(retention_days_of)])],
         breaker=BreakerPolicy(settings.breaker_failures, settings.breaker_seconds),
         pause_seconds=settings.retry_seconds,
     )
@@ -279,6 +278,10 @@ def open_links(settings: Settings, storage: Storage) -> Links:
         signing_key=lambda: given.encode() or load_signing_key(settings.data_dir),
         public_url=settings.storage_public_url if settings.storage_delivery == "public" else "",
     )
+
+
+def _keeps_everything(settings: Settings) -> bool:
+    return settings.retention_days is None and all(tier.retention_days is None for tier in settings.tiers.values())
 
 
 def _retention_days(settings: Settings) -> RetentionDays:

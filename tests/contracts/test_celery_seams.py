@@ -128,6 +128,8 @@ async def test_a_sent_hint_is_read_by_celery_as_its_task(
 class FakeEngine:
     """Takes hints and keeps them."""
 
+    is_busy = False
+
     def __init__(self) -> None:
         self.spawned: list[tuple[str, str, Callable[[], None]]] = []
         self.calls: list[str] = []

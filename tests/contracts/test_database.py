@@ -15,7 +15,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.exc import IntegrityError
-from things import add, count_commits, held, make_things, numbers, opened, outcomes, things
+from things import add, add_last, count_commits, held, make_things, numbers, opened, outcomes, things
 
 from safelight import db as db_module
 from safelight.db import Database, DatabaseUnavailable, Tx, db_now, new_id
@@ -70,6 +70,25 @@ async def test_one_that_raises_disturbs_nobody_else(database: Database) -> None:
     assert set(runs) == set(range(10))
     assert all(runs.count(number) <= 2 for number in runs)  # together up to the trouble, then each alone
     assert told == others  # once each, though some ran twice
+
+
+async def test_a_last_statement_commits_itself_only_where_it_is_alone(
+    database: Database,
+) -> None:
+    assert await database.write_one(add_last, 1) == 1
+
+    def add_and_fail(tx: Tx, number: int) -> None:
+        add_last(tx, [number])
+        raise ValueError("after it")
+
+    with pytest.raises(ValueError, match="after it"):
+        await database.write(add_and_fail, 2)  # not given to `write_one`: its caller may go on
+    async with held(database):
+        writes = [database.write_one(add_last, 3), database.write(add_and_fail, 4), database.write_one(add_last, 5)]
+        waiting = asyncio.gather(*writes, return_exceptions=True)
+    three, failed, five = await waiting
+    assert (three, type(failed), five) == (3, ValueError, 5)
+    assert await database.read(numbers) == [1, 3, 5]
 
 
 async def test_a_broken_rule_of_the_schema_is_its_writers_alone(database: Database) -> None:

@@ -7,20 +7,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from sqlalchemy import (
+    Float,
+    bindparam,
     create_engine,
+    func,
     select,
     text,
     update,
 )
 from sqlalchemy import event as sa_event
-from things import add, held, make_things, numbers, opened, outcomes, things
+from things import add, add_last, held, make_things, numbers, opened, outcomes, things
 
-from safelight.db import Database, DatabaseUnavailable, Tx, lane
+from safelight.db import Database, DatabaseUnavailable, Prepared, Tx, lane
 from safelight.errors import Invalid
 from safelight.migrations import migrate
 from servers import Postgres, PostgresServer
@@ -220,6 +223,39 @@ async def test_a_server_restarted_while_nobody_asked_refuses_nobody(
         await database.write(add, 3)
         await database.write_urgently(add, 4)
         assert await database.read(numbers) == [1, 2, 3, 4]
+        server.restart()
+        assert await database.write_one(add_last, 5) == 5
+
+
+async def test_what_may_have_been_committed_on_a_lost_connection_is_not_run_again(postgres_url: str) -> None:
+    """The statement commits itself: whether it did before the connection was lost, nobody can know."""
+    make_things(postgres_url)
+    runs: list[int] = []
+
+    def sleep(tx: Tx, given: Sequence[int]) -> list[int]:
+        runs.extend(given)
+        tx.run_last(_SLEEP, {"seconds": 30.0})
+        return list(given)
+
+    engine = create_engine(postgres_url)
+    with opened(postgres_url) as database, engine.connect() as other:
+        sleeping = asyncio.create_task(database.write_one(sleep, 1))
+        async with asyncio.timeout(10):
+            while not other.execute(text(_END_SLEEPERS)).scalars().all():
+                other.rollback()
+                await asyncio.sleep(0.01)
+        with pytest.raises(DatabaseUnavailable):
+            await sleeping
+        assert runs == [1]
+        assert await database.write_one(add_last, 2) == 2
+    engine.dispose()
+
+
+_SLEEP = Prepared(select(func.pg_sleep(bindparam("seconds", type_=Float))))
+_END_SLEEPERS = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE state = 'active' AND query LIKE '%pg_sleep%' AND pid <> pg_backend_pid()
+"""
 
 
 async def test_batches_that_lock_each_other_out_are_redone_alone(postgres_url: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, select, text, update
+from things import held
 
 from jobs.builders import (
     LEASE_SECONDS,
@@ -21,9 +22,11 @@ from jobs.builders import (
     new_job,
     try_again,
 )
-from safelight.db import Database, Tx, db_now, new_id
+from safelight.db import Database, Prepared, Tx, db_now, new_id
+from safelight.db.statement import driver_cursor
 from safelight.jobs import (
     Cancelled,
+    Follower,
     HandBack,
     IdempotencyKeyReused,
     Job,
@@ -34,6 +37,7 @@ from safelight.jobs import (
     Submitted,
     artifacts_of,
     get,
+    step,
     with_artifacts,
 )
 from safelight.jobs.idempotency import idempotency_keys, purge_idempotency_keys
@@ -330,12 +334,13 @@ async def test_what_hangs_on_the_settling_commits_with_it(database: Database) ->
     desk = Desk(database)
     followed: list[tuple[str, str]] = []
 
-    def follow(tx: Tx, job: Job) -> None:
-        followed.append((job.id, job.status))
-        if job.status == "failed":
-            raise ValueError("the story's row is missing")
+    class Story(Follower):
+        def settled(self, tx: Tx, job: Job) -> None:
+            followed.append((job.id, job.status))
+            if job.status == "failed":
+                raise ValueError("the story's row is missing")
 
-    desk.jobs = Jobs(desk.tape, on_settled=[follow])
+    desk.jobs = Jobs(desk.tape, [Story()])
     job = await desk.running()
     with pytest.raises(ValueError, match="story's row"):
         await desk.settle(job, failed(job))
@@ -501,3 +506,56 @@ async def test_one_bad_submit_does_not_take_the_others_with_it(desk: Desk) -> No
     assert [await desk.job(job.id) for job in jobs[:7]] == [
         outcome.job for outcome in outcomes[:7] if isinstance(outcome, Submitted)
     ]
+
+
+# A crowd
+
+
+async def test_ends_that_come_together_are_told_apart(desk: Desk) -> None:
+    """Attempts that end in the same moment share a statement: each its results, and a late one has none."""
+    old = await desk.running()
+    await desk.lose(old.id)
+    new = await desk.run(old.id)
+    others = [await desk.running() for _ in range(3)]
+    ends = [(job, completed(job).artifacts) for job in (old, *others, new)]
+    async with held(desk.database):
+        waiting = asyncio.gather(*(desk.database.write_one(desk.jobs.complete, end) for end in ends))
+    late, *settled = await waiting
+    assert late is None
+    for job, attempt in zip(settled, (*others, new), strict=True):
+        assert job is not None and job == await desk.job(attempt.id)
+        assert (job.status, job.attempt, job.error) == ("completed", attempt.attempt, None)
+        recorded = await desk.artifacts(job.id)
+        assert [(artifact.job_id, artifact.attempt) for artifact in recorded] == [(job.id, attempt.attempt)]
+        assert [ended.outcome for ended in await desk.attempts(job.id)][-1] == "completed"
+        assert desk.told(job.id)[-1] == (job.version, "job.completed")
+    alone = await desk.running()
+    assert await desk.database.write_one(desk.jobs.complete, (alone, ())) == await desk.job(alone.id)
+    assert await desk.database.write_one(desk.jobs.complete, (alone, ())) is None
+
+
+async def test_a_job_is_sought_by_its_id_and_not_among_all_that_run(desk: Desk) -> None:
+    """However many are processing or released, and whatever the planner has learnt of them by then."""
+    await desk.database.write(desk.jobs.submit, [new_job(hint=True) for _ in range(300)])
+    await desk.database.write(lambda tx: tx.execute(update(jobs).values(lease_until=db_now(60.0))) and None)
+    ours = {"b_id": new_id(), "b_attempt": 1, "b_status": "processing"}
+    claim = {"b_worker": new_id(), "b_lease": 30.0, "b_queue": QUEUE, "b_worker_name": "io"}
+    sought = [
+        (step.CLAIM, {**ours, **claim}),
+        (step.COMPLETE, ours),
+        (step.FAIL.alone, {**ours, "b_message": "", "b_error": None}),
+    ]
+    for status in ("pending", "processing"):
+        await desk.database.write(lambda tx, to=status: tx.execute(update(jobs).values(status=to)) and None)
+        for statement, parameters in sought:
+            plan = await desk.database.read(plan_of, statement, parameters)
+            assert "pk_jobs" in plan or "sqlite_autoindex_jobs_1" in plan, plan
+            assert "ix_jobs" not in plan, plan
+
+
+def plan_of(tx: Tx, statement: Prepared, parameters: dict[str, Any]) -> str:
+    compiled = statement._for(tx._connection.dialect)
+    explain = "EXPLAIN " if tx.is_postgresql else "EXPLAIN QUERY PLAN "
+    with driver_cursor(tx._connection, explain) as cursor:
+        cursor.execute(explain + compiled._sql, compiled.bound(parameters))
+        return "\n".join(str(row[-1]) for row in cursor.fetchall())

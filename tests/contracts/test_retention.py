@@ -29,9 +29,9 @@ from safelight.jobs import (
     JobDeleted,
     JobNotFound,
     Jobs,
+    KeepFor,
     Retention,
     find,
-    keep_for,
 )
 from safelight.jobs import retention as module
 from safelight.jobs.idempotency import idempotency_keys
@@ -223,7 +223,7 @@ async def test_a_tombstone_records_no_file(desk: Desk, storage: Storage, retenti
 async def test_the_end_says_until_when(database: Database) -> None:
     desk = Desk(database)
     days: dict[str, int | None] = {"ada": 30, "bob": None, "cid": 0}
-    desk.jobs = Jobs(desk.tape, on_settled=[keep_for(lambda tx, owner_id: days[owner_id])])
+    desk.jobs = Jobs(desk.tape, [KeepFor(lambda tx, owner_id: days[owner_id])])
     for owner, kept in days.items():
         running = await desk.running(owner_id=owner)
         again = await desk.settle(running, try_again(running))
@@ -249,7 +249,7 @@ async def test_a_tier_says_how_long(database: Database, tmp_path: Path) -> None:
         (accounts, {"ada": 7, "bob": 90, "cid": 7, "dan": 7}),  # pro leaves it to all, an unknown tier is the default
     ):
         desk = Desk(database)
-        desk.jobs = Jobs(desk.tape, on_settled=[keep_for(bootstrap._retention_days(settings))])
+        desk.jobs = Jobs(desk.tape, [KeepFor(bootstrap._retention_days(settings))])
         for owner, days in kept.items():
             tier = {"ada": "free", "bob": "pro", "dan": "gone"}.get(owner)
             if tier is not None:

@@ -22,12 +22,12 @@ from safelight.jobs import (
     Filter,
     Job,
     Jobs,
+    KeepFor,
     Retention,
     Submitted,
     discard,
     find,
     jobs_about,
-    keep_for,
 )
 from safelight.storage import Storage
 from safelight.stories import Character, NewScene, Scene, SceneNumberTaken
@@ -40,9 +40,7 @@ class Shelf:
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
-        desk.jobs = Jobs(
-            desk.tape, [keep_for(lambda tx, owner: 30), stories.on_settled], on_accepted=[stories.on_accepted]
-        )
+        desk.jobs = Jobs(desk.tape, [KeepFor(lambda tx, owner: 30), stories.Stories()])
         self.project = self.chapter = ""
 
     async def open(self) -> "Shelf":

@@ -10,18 +10,23 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Float,
+    FromClause,
     Index,
+    Insert,
     Integer,
     Row,
     String,
     Table,
     Text,
+    bindparam,
+    column,
     delete,
     func,
     select,
     text,
     update,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 
 from safelight.db import Instant, Json, Prepared, RowId, Tx, db_now, metadata
 
@@ -119,9 +124,18 @@ COLUMNS = tuple(field.name for field in fields(Artifact))
 _INSERT = Prepared(artifacts.insert(), columns=COLUMNS)
 
 
+def insertion_for(won: FromClause) -> Insert:
+    """A part of a statement (PostgreSQL): record those of `b_made`, a list of rows, that are of attempts in `won`."""
+    columns = (column(name, artifacts.c[name].type) for name in COLUMNS)
+    made = func.jsonb_to_recordset(bindparam("b_made", type_=JSONB)).table_valued(*columns)
+    made = made.render_derived(name="made", with_types=True)
+    theirs = select(*made.c).where(made.c.job_id == won.c.id, made.c.attempt == won.c.attempt)
+    return artifacts.insert().from_select(list(COLUMNS), theirs)
+
+
 def insert(tx: Tx, stored: Iterable[Artifact]) -> None:
     """Record stored files: the winning attempt's, in the transaction that completes the job."""
-    rows = [_as_row(artifact) for artifact in stored]
+    rows = as_rows(stored)
     if rows:
         tx.run_many(_INSERT, rows)
 
@@ -268,8 +282,9 @@ def _buried_before(days: float) -> ColumnElement[bool]:
     return artifacts.c.deleted_at.is_not(None) & (artifacts.c.storage_key == "") & is_old
 
 
-def _as_row(artifact: Artifact) -> dict[str, Any]:
-    return {name: getattr(artifact, name) for name in COLUMNS}
+def as_rows(stored: Iterable[Artifact]) -> list[dict[str, Any]]:
+    """Their rows, by the names of the columns."""
+    return [{name: getattr(artifact, name) for name in COLUMNS} for artifact in stored]
 
 
 def _from_row(row: Row[Any]) -> Artifact:

@@ -19,6 +19,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.pool import NullPool
 
 from safelight.db.lane import Lane, Tx
+from safelight.db.statement import driver_cursor
 from safelight.errors import Invalid
 
 MAX_BATCH = 128
@@ -137,7 +138,8 @@ def _sqlite_connect(pragmas: tuple[str, ...]) -> Callable[[Any, Any], None]:
 
 def _sqlite_begin(statement: str) -> Callable[[Connection], None]:
     def begin(connection: Connection) -> None:
-        connection.exec_driver_sql(statement)
+        with driver_cursor(connection, statement) as cursor:
+            cursor.execute(statement)
 
     return begin
 

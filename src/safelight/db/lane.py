@@ -7,6 +7,7 @@ import fcntl
 import os
 import queue
 import random
+import select
 import socket
 import threading
 import time
@@ -23,6 +24,7 @@ from safelight.errors import Unavailable
 
 QUEUE_TIMEOUT_SECONDS = 5.0
 LOCKED_OUT_TRIES = 3
+PSYCOPG_IDLE = 0  # no transaction; SQLite needs no psycopg to be imported
 STUCK_SECONDS = 15.0  # PostgreSQL ends a statement after 10 s: by then nobody answers on this connection any more
 Rows = CursorResult[*tuple[Any, ...]]
 RETRY_ALONE = {"40001", "40P01"}  # PostgreSQL: serialization failure, deadlock
@@ -42,11 +44,12 @@ class _ConnectionLost(DatabaseUnavailable):
 class Tx:
     """An open transaction, as the functions given to `write` and `read` see it."""
 
-    __slots__ = ("_connection", "_notes")
+    __slots__ = ("_connection", "_is_only", "_notes")
 
-    def __init__(self, connection: Connection, notes: list[Callable[[], None]]) -> None:
+    def __init__(self, connection: Connection, notes: list[Callable[[], None]], *, is_only: bool = False) -> None:
         self._connection = connection
         self._notes = notes
+        self._is_only = is_only  # nothing but one function given to `write_one` runs in it
 
     @property
     def is_postgresql(self) -> bool:
@@ -60,6 +63,28 @@ class Tx:
     def run(self, statement: Prepared, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         """The rows that a prepared statement gives back."""
         return statement.run(self._connection, parameters)
+
+    def run_last(self, statement: Prepared, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """Run the statement that a function given to `write_one` ends with.
+
+        On PostgreSQL, if it is also the first and nobody shares the transaction, it commits itself: one journey instead
+        of three. What the function did after it would be another transaction.
+        """
+        if not self._is_only or not self.is_postgresql:
+            return self.run(statement, parameters)
+        driver: Any = self._connection.connection.driver_connection
+        if driver.pgconn.transaction_status != PSYCOPG_IDLE or _has_spoken(driver):
+            return self.run(statement, parameters)
+        driver.autocommit = True
+        try:
+            return self.run(statement, parameters)
+        except DBAPIError as error:
+            if error.connection_invalidated:  # nobody knows whether it was committed: it must not be run again
+                raise _explain(error) from error
+            raise
+        finally:
+            if not driver.closed:
+                driver.autocommit = False
 
     def run_many(self, statement: Prepared, parameters: Sequence[Mapping[str, Any]]) -> None:
         """Run a prepared statement for each of these."""
@@ -106,22 +131,23 @@ class _Call:
         self.error: BaseException | None = None
         self.notes: list[Callable[[], None]] = []
 
-    def run(self, connection: Connection) -> None:
-        self.notes = []
-        self.result = self.fn(Tx(connection, self.notes), *self.args)
-
 
 def _run(batch: list[_Call], connection: Connection) -> None:
+    alone: list[_Call] = []
     together: dict[Callable[..., Any], list[_Call]] = {}
     for call in batch:
         if call.is_shared:
             together.setdefault(call.fn, []).append(call)
         else:
-            call.run(connection)
+            alone.append(call)
+    for call in alone:
+        call.notes = []
+        call.result = call.fn(Tx(connection, call.notes), *call.args)
     for fn, calls in together.items():
         first, *_ = calls
         first.notes = []
-        answers = fn(Tx(connection, first.notes), [call.args[0] for call in calls])
+        tx = Tx(connection, first.notes, is_only=not alone and len(together) == 1)
+        answers = fn(tx, [call.args[0] for call in calls])
         for call, answer in zip(calls, answers, strict=True):
             call.result = answer
 
@@ -255,6 +281,8 @@ class Lane:
                 _run(batch, connection)
                 is_committing = True
             return
+        except DatabaseUnavailable:
+            raise
         except BaseException as error:
             if isinstance(error, DBAPIError) and error.connection_invalidated and not is_committing:
                 raise _ConnectionLost(_explain(error).detail) from error
@@ -279,6 +307,8 @@ class Lane:
                 with connection.begin():
                     _run([call], connection)
                 return
+            except DatabaseUnavailable:
+                raise
             except BaseException as error:
                 if _is_unusable(error):
                     raise _explain(error) from error
@@ -339,6 +369,13 @@ def _discard(connection: Connection | None) -> None:
             connection.close()
         except DBAPIError:
             pass  # it is being thrown away because it is broken
+
+
+def _has_spoken(driver: Any) -> bool:
+    """Whether the server said something unasked: as a rule that it is gone, which a BEGIN finds out at no risk."""
+    ear = select.poll()
+    ear.register(driver.fileno(), select.POLLIN)
+    return bool(ear.poll(0))
 
 
 def _shut(driver: Any) -> None:

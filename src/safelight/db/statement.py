@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Executable
+from sqlalchemy.dialects.postgresql import psycopg
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -49,11 +50,38 @@ class Prepared:
         return compiled
 
 
+@contextmanager
+def driver_cursor(connection: Connection, sql: str) -> Generator[Any]:
+    """The driver's own cursor, to run `sql` past SQLAlchemy. Raises what SQLAlchemy would (`DBAPIError`)."""
+    driver: Any = connection.connection.driver_connection
+    cursor: Any = None
+    try:
+        dbapi: Any = connection.dialect.loaded_dbapi
+        cursor = dbapi.RawCursor(driver) if connection.dialect.name == "postgresql" else driver.cursor()
+        yield cursor
+        cursor.close()
+    except connection.dialect.loaded_dbapi.Error as error:
+        lost = connection.dialect.is_disconnect(error, driver, cursor)
+        if lost:
+            connection.invalidate(error)
+        raise DBAPIError.instance(
+            sql,
+            None,
+            error,
+            connection.dialect.loaded_dbapi.Error,
+            connection_invalidated=lost,
+            dialect=connection.dialect,
+        ) from error
+
+
 class _Compiled:
     def __init__(self, statement: Any, columns: Sequence[str] | None, dialect: Dialect) -> None:
-        compiled: SQLCompiler = statement.compile(dialect=dialect, column_keys=columns)
+        # psycopg's own placeholders are looked for again at each execution of a statement with more than 50 of them;
+        # PostgreSQL's are not (`RawCursor`).
+        positional = psycopg.dialect(paramstyle="numeric_dollar") if dialect.name == "postgresql" else dialect
+        compiled: SQLCompiler = statement.compile(dialect=positional, column_keys=columns)
         self._sql = compiled.string
-        self._names: Sequence[str] | None = compiled.positiontup
+        self._names: Sequence[str] = compiled.positiontup or ()
         fixed: dict[str, Any] = {}
         asked: list[tuple[str, str, Processor | None]] = []
         for name, bind in compiled.binds.items():
@@ -69,50 +97,29 @@ class _Compiled:
         self._types = [column.type.dialect_impl(dialect) for column in getattr(statement, "exported_columns", ())]
         self._processors: list[tuple[int, Processor]] | None = None  # known with the first row's description
 
-    def bound(self, parameters: Mapping[str, Any]) -> Any:
+    def bound(self, parameters: Mapping[str, Any]) -> list[Any]:
         values = dict(self._fixed)
         for name, key, process in self._asked:
             value = parameters[key]
             values[name] = value if process is None else process(value)
-        return values if self._names is None else [values[name] for name in self._names]
+        return [values[name] for name in self._names]
 
     def run(self, connection: Connection, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-        with self._cursor(connection) as cursor:
+        with driver_cursor(connection, self._sql) as cursor:
             cursor.execute(self._sql, self.bound(parameters))
             return self._processed(cursor, cursor.fetchall()) if self._types else []
 
     def run_many(self, connection: Connection, parameters: Sequence[Mapping[str, Any]]) -> None:
-        with self._cursor(connection) as cursor:
+        with driver_cursor(connection, self._sql) as cursor:
             cursor.executemany(self._sql, [self.bound(each) for each in parameters])
 
     def run_pipelined(self, connection: Connection, parameters: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
-        with self._cursor(connection) as cursor:
+        with driver_cursor(connection, self._sql) as cursor:
             cursor.executemany(self._sql, [self.bound(each) for each in parameters], returning=True)
             rows = [cursor.fetchone()]
             while cursor.nextset():
                 rows.append(cursor.fetchone())
             return self._processed(cursor, rows)
-
-    @contextmanager
-    def _cursor(self, connection: Connection) -> Generator[Any]:
-        driver: Any = connection.connection.driver_connection
-        cursor: Any = None
-        try:
-            cursor = driver.cursor()
-            yield cursor
-            cursor.close()
-        except connection.dialect.loaded_dbapi.Error as error:
-            lost = connection.dialect.is_disconnect(error, driver, cursor)
-            if lost:
-                connection.invalidate(error)
-            raise DBAPIError.instance(
-                self._sql,
-                None,
-                error,
-                connection.dialect.loaded_dbapi.Error,
-                connection_invalidated=lost,
-                dialect=connection.dialect,
-            ) from error
 
     def _processed(self, cursor: Any, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         if self._processors is None:

@@ -21,8 +21,9 @@ from safelight.jobs.batch import (
 )
 from safelight.jobs.dispatch import Dispatcher, QueueLoad, read_loads
 from safelight.jobs.events import JobEvent, describe_artifact, message_of, snapshot
+from safelight.jobs.follower import Follower
 from safelight.jobs.idempotency import IdempotencyKeyReused
-from safelight.jobs.job import QUEUE_OF_KIND, Attempt, Job, NewJob, Status
+from safelight.jobs.job import QUEUE_OF_KIND, Attempt, Job, JobDeleted, JobEnded, JobNotFound, NewJob, Status
 from safelight.jobs.lookup import (
     Filter,
     Page,
@@ -47,22 +48,22 @@ from safelight.jobs.retention import (
     ArtifactNotFound,
     Cleaned,
     JobActive,
+    KeepFor,
     Retention,
     RetentionDays,
-    keep_for,
 )
-from safelight.jobs.service import (
-    Claim,
-    JobDeleted,
-    JobEnded,
-    JobNotFound,
-    Jobs,
-    Submitted,
-    get,
+from safelight.jobs.service import Claim, Jobs, Submitted, get
+from safelight.jobs.settlement import (
+    Cancelled,
+    Completed,
+    Defer,
+    Failed,
+    HandBack,
+    Settlement,
+    TryAgain,
     job_error,
     time_limit_error,
 )
-from safelight.jobs.settlement import Cancelled, Completed, Defer, Failed, HandBack, Settlement, TryAgain
 from safelight.jobs.tally import ALL_TOLD, BatchEvent, Position, Tally
 from safelight.jobs.waiting import Caps
 
@@ -91,6 +92,7 @@ __all__ = [
     "Dispatcher",
     "Failed",
     "Filter",
+    "Follower",
     "HandBack",
     "IdempotencyKeyReused",
     "Job",
@@ -100,6 +102,7 @@ __all__ = [
     "JobEvent",
     "JobNotFound",
     "Jobs",
+    "KeepFor",
     "Member",
     "NewBatch",
     "NewJob",
@@ -135,7 +138,6 @@ __all__ = [
     "job_error",
     "jobs_about",
     "jobs_at_provider",
-    "keep_for",
     "kept_attempts",
     "last_to_end",
     "look_at_batch",

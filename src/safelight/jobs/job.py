@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from sqlalchemy import (
     BigInteger,
+    BindParameter,
     Boolean,
     Column,
     ColumnElement,
@@ -21,6 +22,7 @@ from sqlalchemy import (
 )
 
 from safelight.db import Instant, Json, RowId, metadata
+from safelight.errors import SafelightError
 
 Status = Literal["pending", "processing", "completed", "failed", "cancelled"]
 STATUSES: tuple[Status, ...] = ("pending", "processing", "completed", "failed", "cancelled")
@@ -48,6 +50,27 @@ BLOCKED: Mapping[str, str] = {
 QUEUE_OF_KIND: Mapping[str, str] = {"image.generate": "image_generation", "media.import": "local"}
 
 Outcome = Literal["completed", "failed", "cancelled", "retry", "deferred", "moved", "handed_back", "lost"]
+
+
+class JobNotFound(SafelightError):
+    """There is no such job."""
+
+    kind = "not_found"
+    code = "job_not_found"
+
+
+class JobDeleted(SafelightError):
+    """This job was deleted."""
+
+    kind = "gone"
+    code = "job_deleted"
+
+
+class JobEnded(SafelightError):
+    """The job has already ended."""
+
+    kind = "conflict"
+    code = "job_ended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +261,15 @@ WAITING: ColumnElement[Any] = literal_column("(jobs.status = 'pending' AND jobs.
 RELEASED: ColumnElement[Any] = literal_column("(jobs.status = 'pending' AND jobs.hinted_at IS NOT NULL)")
 PROCESSING: ColumnElement[Any] = literal_column("(jobs.status = 'processing')")
 COMPLETED: ColumnElement[Any] = literal_column("(jobs.status = 'completed')")
+
+
+def has_status(status: Status | BindParameter[str]) -> ColumnElement[bool]:
+    """For rows that are sought by their ids: the same in words that no index knows.
+
+    Otherwise planners may walk through everything in this status, however much that is, and filter by the id.
+    """
+    return jobs.c.status + literal_column("''") == status
+
 
 _waiting = text("status = 'pending' AND hinted_at IS NULL")
 _released = text("status = 'pending' AND hinted_at IS NOT NULL")

@@ -12,7 +12,18 @@ from safelight import artifacts as results
 from safelight.artifacts import Artifact
 from safelight.db import Tx, db_now
 from safelight.jobs import events
-from safelight.jobs.job import COMPLETED, PROCESSING, RELEASED, STATUSES, WAITING, Attempt, Job, attempts, jobs
+from safelight.jobs.job import (
+    COMPLETED,
+    PROCESSING,
+    RELEASED,
+    STATUSES,
+    WAITING,
+    Attempt,
+    Job,
+    attempts,
+    has_status,
+    jobs,
+)
 from safelight.stream import Message
 
 RUN_TIME_SAMPLES = 20
@@ -157,7 +168,7 @@ def missed(tx: Tx, versions: Mapping[str, int]) -> dict[str, list[Message]]:
         for job_id, told in _histories(tx, behind, versions).items():
             found[job_id] = [event.as_message() for event in told]
         explained = select(*jobs.c).where(
-            jobs.c.id.in_(some), jobs.c.status == "pending", jobs.c.updated_at > db_now(-LATELY_SECONDS)
+            jobs.c.id.in_(some), has_status("pending"), jobs.c.updated_at > db_now(-LATELY_SECONDS)
         )
         for job in map(Job.of, tx.execute(explained)):
             found.setdefault(job.id, []).append(events.snapshot(job, ()).as_message())
@@ -190,7 +201,7 @@ def _histories(tx: Tx, some: Sequence[Job], versions: Mapping[str, int]) -> dict
 
 def kept_attempts(tx: Tx, job_ids: Sequence[str]) -> set[tuple[str, int]]:
     """The attempts of these jobs whose files must stay: recorded ones, and those that may still be recorded."""
-    running = select(jobs.c.id, jobs.c.attempt).where(jobs.c.id.in_(job_ids), jobs.c.status == "processing")
+    running = select(jobs.c.id, jobs.c.attempt).where(jobs.c.id.in_(job_ids), has_status("processing"))
     return results.recorded_attempts(tx, job_ids) | {(row[0], row[1]) for row in tx.execute(running)}
 
 

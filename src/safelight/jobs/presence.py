@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import JSONB, UUID
 from sqlalchemy.types import Integer
 
 from safelight.db import Tx, db_now
-from safelight.jobs.job import jobs, workers
+from safelight.jobs.job import has_status, jobs, workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def _item(index: int) -> ColumnElement[Any]:
 
 _RENEW_SQLITE = (
     update(jobs)
-    .where(jobs.c.id == _item(0), jobs.c.attempt == _item(1), jobs.c.status == "processing")
+    .where(jobs.c.id == _item(0), jobs.c.attempt == _item(1), has_status("processing"))
     .values(lease_until=_LEASE, progress=_item(2), stage=_item(3), message=_item(4))
     .returning(jobs.c.id, jobs.c.cancel_requested_at)
 )
@@ -105,7 +105,7 @@ _RENEW_POSTGRESQL = (
     .where(
         jobs.c.id == _beats_postgresql.c.id,
         jobs.c.attempt == _beats_postgresql.c.attempt,
-        jobs.c.status == "processing",
+        has_status("processing"),
         jobs.c.id.in_(
             select(jobs.c.id).where(jobs.c.id.in_(select(_beats_postgresql.c.id))).with_for_update(skip_locked=True)
         ),

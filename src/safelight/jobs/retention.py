@@ -18,10 +18,11 @@ from safelight.artifacts import Artifact, ArtifactStore
 from safelight.db import Database, Instant, Tx, db_now
 from safelight.errors import SafelightError, Unavailable
 from safelight.jobs.batch import forget_batches, lock_batches
+from safelight.jobs.follower import Follower
 from safelight.jobs.idempotency import purge_idempotency_keys
-from safelight.jobs.job import TERMINAL, Job, attempts, jobs
+from safelight.jobs.job import TERMINAL, Job, JobNotFound, attempts, jobs
 from safelight.jobs.lookup import kept_attempts
-from safelight.jobs.service import JobNotFound, OnSettled, get
+from safelight.jobs.service import get
 
 BITE_JOBS = 100
 BITE_TOMBSTONES = 1000  # which have no files to be removed
@@ -74,21 +75,22 @@ class Cleaned:
 RetentionDays = Callable[[Tx, str], int | None]  # how long an owner's things are kept; None: for ever
 
 
-def keep_for(retention_days_of: RetentionDays) -> OnSettled:
+class KeepFor(Follower):
     """A note on the end of each job: until when it is kept."""
 
-    def settled(tx: Tx, job: Job) -> None:
+    def __init__(self, retention_days_of: RetentionDays) -> None:
+        self._retention_days_of = retention_days_of
+
+    def settled(self, tx: Tx, job: Job) -> None:
         if not job.is_terminal or job.finished_at is None:
             return
-        days = retention_days_of(tx, job.owner_id)
+        days = self._retention_days_of(tx, job.owner_id)
         if days is not None:
             until = job.finished_at + timedelta(days=days)
             sooner = func.coalesce(
                 jobs.c.keep_until, literal(until, Instant)
             )  # it was to be discarded when it had ended
             tx.execute(update(jobs).where(jobs.c.id == job.id).values(keep_until=sooner))
-
-    return settled
 
 
 class Retention:

@@ -5,7 +5,7 @@ state is one conditional UPDATE that raises `version` by one; nothing updated me
 must follow the commit, an event or a hint, is a note on the transaction.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, assert_never
@@ -20,9 +20,32 @@ from safelight.jobs import availability, batch, events, idempotency, step
 from safelight.jobs.availability import BreakerPolicy, Verdict
 from safelight.jobs.batch import BatchDeleted, BatchEnded, BatchNotFound, NewBatch, Standing, SubmittedBatch
 from safelight.jobs.events import JobEvent
+from safelight.jobs.follower import Follower
 from safelight.jobs.idempotency import IdempotencyKeyReused
-from safelight.jobs.job import PENDING, QUEUE_OF_KIND, Job, NewJob, Outcome, attempts, jobs
-from safelight.jobs.settlement import Cancelled, Completed, Defer, Failed, HandBack, Settlement, TryAgain
+from safelight.jobs.job import (
+    PENDING,
+    QUEUE_OF_KIND,
+    Job,
+    JobDeleted,
+    JobEnded,
+    JobNotFound,
+    NewJob,
+    Outcome,
+    attempts,
+    has_status,
+    jobs,
+)
+from safelight.jobs.settlement import (
+    Cancelled,
+    Completed,
+    Defer,
+    Failed,
+    HandBack,
+    Settlement,
+    TryAgain,
+    job_error,
+    time_limit_error,
+)
 
 ISOLATED = "isolated"
 MAX_CRASHES = 3
@@ -32,27 +55,6 @@ CANCEL_BITE = 100  # each is an event to be told by the loop
 MAX_FIELD_ERRORS = 50
 MAX_DEFERRALS = 100  # beyond this they count as retries: nothing goes round for ever
 MAX_PAUSE_DOUBLINGS = 5
-
-
-class JobNotFound(SafelightError):
-    """There is no such job."""
-
-    kind = "not_found"
-    code = "job_not_found"
-
-
-class JobDeleted(SafelightError):
-    """This job was deleted."""
-
-    kind = "gone"
-    code = "job_deleted"
-
-
-class JobEnded(SafelightError):
-    """The job has already ended."""
-
-    kind = "conflict"
-    code = "job_ended"
 
 
 class InputImageMissing(SafelightError):
@@ -89,26 +91,20 @@ class Announcer(Protocol):
     def nudge(self, job_id: str) -> None: ...
 
 
-OnAccepted = Callable[[Tx, Sequence[Job]], None]
-OnSettled = Callable[[Tx, Job], None]
-
-
 class Jobs:
-    """The transactions on jobs. Functions of other slices run inside those that accept and that settle."""
+    """The transactions on jobs. Rows of other slices follow in those that accept and settle."""
 
     def __init__(
         self,
         announcer: Announcer,
-        on_settled: Sequence[OnSettled] = (),
+        followers: Sequence[Follower] = (),
         *,
-        on_accepted: Sequence[OnAccepted] = (),
         breaker: BreakerPolicy | None = None,
         pause_seconds: float = 5.0,
     ) -> None:
         """`pause_seconds`: how long a provider is left alone that asks for a pause and does not say how long."""
         self._announcer = announcer
-        self._on_settled = tuple(on_settled)
-        self._on_accepted = tuple(on_accepted)
+        self._followers = tuple(followers)
         self._breaker = breaker or BreakerPolicy()
         self._pause_seconds = pause_seconds
 
@@ -135,7 +131,7 @@ class Jobs:
                 outcomes[each.id] = _nothing_made(tx, [each], each, missing)
                 continue
             accepted.append(each)
-        outcomes |= self._insert(tx, accepted)
+        outcomes |= self._insert(tx, accepted, is_last=len(new) == 1)
         return [outcomes[each.id] for each in new]
 
     def submit_batch(self, tx: Tx, new: NewBatch) -> SubmittedBatch | SafelightError:
@@ -156,7 +152,7 @@ class Jobs:
         made = batch.insert_batch(tx, new)
         return SubmittedBatch(made, Standing.fresh(made.total), [each.id for each in new.jobs], replayed=False)
 
-    def _insert(self, tx: Tx, accepted: Sequence[NewJob]) -> dict[str, Submitted]:
+    def _insert(self, tx: Tx, accepted: Sequence[NewJob], *, is_last: bool = False) -> dict[str, Submitted]:
         if not accepted:
             return {}
         rows: dict[str, dict[str, Any]] = {
@@ -181,13 +177,13 @@ class Jobs:
             }
             for each in accepted
         ]
+        for follower in self._followers:
+            follower.accepting(tx, accepted)
         full = [row | moments for row, moments in zip(rows.values(), times, strict=True)]
         made: dict[str, Job] = {}
-        for clock in tx.run_each(step.INSERT, full):
+        for clock in tx.run_last(step.INSERT, full[0]) if is_last else tx.run_each(step.INSERT, full):
             values: dict[str, Any] = {**step.BLANK, **rows[clock[0]], **dict(zip(step.CLOCKS, clock, strict=True))}
             made[clock[0]] = Job(**values)
-        for follow in self._on_accepted:
-            follow(tx, list(made.values()))
         for each in accepted:
             if each.hint:
                 tx.on_commit(partial(self._announcer.hint, made[each.id]))
@@ -251,7 +247,9 @@ class Jobs:
     def _claim(self, tx: Tx, kind: Claim, ids: Sequence[str]) -> dict[str, Job]:
         where = {"b_queue": kind.queue}
         claim = {**where, "b_worker": kind.worker_id, "b_lease": kind.lease_seconds}
-        if tx.is_postgresql:  # all in one journey
+        if tx.is_postgresql and len(ids) == 1:
+            rows = tx.run_last(step.CLAIM_ONE, {**claim, "b_id": ids[0], "b_worker_name": kind.worker_name})
+        elif tx.is_postgresql:
             rows = tx.run(step.CLAIM_SOME, {**claim, "b_ids": ids, "b_worker_name": kind.worker_name})
         else:
             rows = [row for job_id in ids for row in tx.run(step.CLAIM, {**claim, "b_id": job_id})]
@@ -285,7 +283,7 @@ class Jobs:
 
     def decline(self, tx: Tx, job_id: str) -> None:
         """A leaving worker met a hint: let dispatch send another at once."""
-        tx.execute(update(jobs).where(jobs.c.id == job_id, jobs.c.status == "pending").values(hinted_at=None))
+        tx.execute(update(jobs).where(jobs.c.id == job_id, has_status("pending")).values(hinted_at=None))
 
     def record_submitting(self, tx: Tx, job_id: str, attempt: int) -> bool:
         """Write down that money may be spent from here on. False: the job is no longer this attempt's."""
@@ -316,9 +314,28 @@ class Jobs:
         if settled is not None:
             if verdict == "failed":
                 availability.failed(tx, job, self._breaker)
-            elif verdict == "worked" and not (tx.is_postgresql and isinstance(settlement, Completed)):
+            elif verdict == "worked" and not isinstance(settlement, Completed):
                 availability.worked(tx, job.provider)
         return settled
+
+    def complete(self, tx: Tx, ends: Sequence[tuple[Job, Sequence[Artifact]]]) -> list[Job | None]:
+        """Bring these attempts to their end with what they made; their providers have worked. None as in `settle`."""
+        made = {(job.id, job.attempt): artifacts for job, artifacts in ends}
+        if tx.is_postgresql:
+            run = tx.run if any(self._is_followed(job) for job, _ in ends) else tx.run_last
+            rows = results.as_rows(artifact for artifacts in made.values() for artifact in artifacts)
+            if len(made) == 1:
+                [(job_id, attempt)] = made
+                moved = run(step.COMPLETE_ONE, {**_ours(job_id, attempt), "b_made": rows})
+            else:
+                whose = {"b_ids": [id for id, _ in made], "b_attempts": [f"{id}/{attempt}" for id, attempt in made]}
+                moved = run(step.COMPLETE_SOME, {**whose, "b_made": rows})
+        else:
+            moved = [row for job, artifacts in ends for row in self._complete_one(tx, job, artifacts)]
+        completed = {(job.id, job.attempt): job for job in map(Job.of, moved)}
+        for key, job in completed.items():
+            self._settled(tx, job, made[key])
+        return [completed.get((job.id, job.attempt)) for job, _ in ends]
 
     def _settle(self, tx: Tx, job: Job, settlement: Settlement, *, is_probe: bool) -> Job | None:
         ours = _ours(job.id, job.attempt)
@@ -328,7 +345,7 @@ class Jobs:
                 return cancelled
         match settlement:
             case Completed(artifacts=made):
-                return self._end(tx, step.COMPLETE, ours, "completed", None, made)
+                return self.complete(tx, [(job, made)])[0]
             case Failed(error=error):
                 return self._end(tx, step.FAIL, {**ours, **_because(error)}, "failed", error)
             case Cancelled():
@@ -478,29 +495,34 @@ class Jobs:
         parameters: Mapping[str, Any],
         outcome: Outcome,
         error: Mapping[str, Any] | None,
-        made: Sequence[Artifact] = (),
     ) -> Job | None:
-        """One attempt's end: status, attempt row and artifact rows together; late writers change nothing."""
-        attempt_error = dict(error) if error is not None else None
-        if tx.is_postgresql:
-            both = {**parameters, "b_outcome": outcome, "b_attempt_error": attempt_error}
-            rows = tx.run(end.with_attempt, both)
-        else:
-            rows = tx.run(end.alone, parameters)
+        """One attempt's end: status and attempt row together; late writers change nothing."""
+        how = {"b_outcome": outcome, "b_attempt_error": dict(error) if error is not None else None}
+        rows = tx.run(end.with_attempt if tx.is_postgresql else end.alone, {**parameters, **how})
         if not rows:
             return None
         job = Job.of(rows[0])
         if not tx.is_postgresql:
-            ended = {"b_id": job.id, "b_attempt": job.attempt, "b_outcome": outcome}
-            tx.run(step.END_ATTEMPT, {**ended, "b_error": attempt_error, "b_version": job.version})
-        if made:
-            results.insert(tx, made)
-        self._settled(tx, job, made)
+            tx.run(step.END_ATTEMPT, {"b_id": job.id, "b_attempt": job.attempt, "b_version": job.version, **how})
+        self._settled(tx, job, ())
         return job
 
+    def _complete_one(self, tx: Tx, job: Job, made: Sequence[Artifact]) -> list[tuple[Any, ...]]:
+        rows = tx.run(step.COMPLETE, _ours(job.id, job.attempt))
+        if rows:
+            version = Job.of(rows[0]).version
+            how = {"b_outcome": "completed", "b_attempt_error": None}
+            tx.run(step.END_ATTEMPT, {"b_id": job.id, "b_attempt": job.attempt, "b_version": version, **how})
+            results.insert(tx, made)
+            availability.worked(tx, job.provider)
+        return rows
+
+    def _is_followed(self, job: Job) -> bool:
+        return any(follower.concerns(job) for follower in self._followers)
+
     def _settled(self, tx: Tx, job: Job, made: Sequence[Artifact]) -> None:
-        for follow in self._on_settled:
-            follow(tx, job)
+        for follower in self._followers:
+            follower.settled(tx, job)
         tx.on_commit(lambda: self._announcer.event(events.of_state(job, made)))
 
 
@@ -511,26 +533,6 @@ def get(tx: Tx, job_id: str, owner_id: str) -> Job | None:
 
 
 _GET = select(*jobs.c).where(jobs.c.id == bindparam("b_id"), jobs.c.owner_id == bindparam("b_owner"))
-
-
-def job_error(
-    code: str, message: str, job: Job, retryable: bool, details: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Why an attempt or job failed, in its one shape. `retryable`: the same request may succeed if sent again."""
-    return {
-        "code": code,
-        "message": message,
-        "retryable": retryable,
-        "provider": job.provider,
-        "attempt": job.attempt,
-        "details": dict(details or {}),
-    }
-
-
-def time_limit_error(job: Job) -> dict[str, Any]:
-    """The error of an attempt that took longer than it may."""
-    message = f"The attempt took longer than its limit of {job.soft_limit_seconds:g} s."
-    return job_error("time_limit_exceeded", message, job, True)
 
 
 def is_unstarted() -> ColumnElement[bool]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from safelight.artifacts import Artifact
+from safelight.jobs.job import Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +61,23 @@ class HandBack:
 
 
 Settlement = Completed | Failed | Cancelled | TryAgain | Defer | HandBack
+
+
+def job_error(
+    code: str, message: str, job: Job, retryable: bool, details: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Why an attempt or job failed, in its one shape. `retryable`: the same request may succeed if sent again."""
+    return {
+        "code": code,
+        "message": message,
+        "retryable": retryable,
+        "provider": job.provider,
+        "attempt": job.attempt,
+        "details": dict(details or {}),
+    }
+
+
+def time_limit_error(job: Job) -> dict[str, Any]:
+    """The error of an attempt that took longer than it may."""
+    message = f"The attempt took longer than its limit of {job.soft_limit_seconds:g} s."
+    return job_error("time_limit_exceeded", message, job, True)

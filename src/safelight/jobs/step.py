@@ -9,9 +9,13 @@ from typing import Any
 
 from sqlalchemy import (
     ARRAY,
+    CTE,
     UUID,
+    BindParameter,
+    ColumnElement,
     Float,
     Select,
+    Text,
     Update,
     and_,
     any_,
@@ -19,15 +23,15 @@ from sqlalchemy import (
     case,
     func,
     insert,
-    literal_column,
     null,
     select,
     update,
 )
 
+from safelight.artifacts import insertion_for
 from safelight.db import Instant, Prepared, db_now
 from safelight.jobs import availability
-from safelight.jobs.job import RELEASED, Status, attempts, jobs
+from safelight.jobs.job import Status, attempts, has_status, jobs
 
 _BY_THE_CLOCK: Mapping[str, Any] = {
     "run_at": func.coalesce(bindparam("run_at_or_now", type_=Instant), db_now()),
@@ -84,11 +88,10 @@ def _move(*, to: Status, **values: Any) -> Update:
     return update(jobs).values(changes).returning(*jobs.c)
 
 
-OURS = and_(
-    jobs.c.id == bindparam("b_id"), jobs.c.attempt == bindparam("b_attempt"), jobs.c.status == bindparam("b_status")
-)
+OURS = and_(jobs.c.id == bindparam("b_id"), jobs.c.attempt == bindparam("b_attempt"), has_status(bindparam("b_status")))
 _ONE = jobs.c.id == bindparam("b_id")
-_SOME = jobs.c.id == any_(bindparam("b_ids", type_=ARRAY(UUID(as_uuid=False))))  # PostgreSQL
+_IDS = ARRAY(UUID(as_uuid=False))
+_SOME = jobs.c.id == any_(bindparam("b_ids", type_=_IDS))  # PostgreSQL
 _TAKE = _move(
     to="processing",
     attempt=jobs.c.attempt + 1,
@@ -105,21 +108,19 @@ _TAKE = _move(
     hinted_at=null(),
     hint_count=0,
 ).where(
-    jobs.c.status == "pending",
+    has_status("pending"),
     jobs.c.queue == bindparam("b_queue"),
-    # Only what dispatch released: old hints cannot get round a cap or a delay. In these words SQLite goes by the id and
-    # not through everything that is released.
-    literal_column("NOT (jobs.hinted_at IS NULL)"),
+    jobs.c.hinted_at.is_not(None),  # only what dispatch released: old hints cannot get round a cap or a delay
     ~availability.is_closed(),  # which may have come between
 )
 CLAIM = Prepared(_TAKE.where(_ONE))
 _WITHDRAW = (
     update(jobs)
-    .where(RELEASED, jobs.c.queue == bindparam("b_queue"), availability.is_closed())
+    .where(has_status("pending"), jobs.c.queue == bindparam("b_queue"), availability.is_closed())
     .values(hinted_at=None, hint_count=0)
 )
 WITHDRAW, WITHDRAW_SOME = Prepared(_WITHDRAW.where(_ONE)), Prepared(_WITHDRAW.where(_SOME))
-_COMPLETE = _move(to="completed", stage="completed", message="Completed", progress=100, error=null()).where(OURS)
+_COMPLETE = _move(to="completed", stage="completed", message="Completed", progress=100, error=null())
 _FAIL = _move(
     to="failed", stage="failed", message=bindparam("b_message"), error=bindparam("b_error", type_=jobs.c.error.type)
 ).where(OURS)
@@ -140,11 +141,11 @@ _RETURN = _move(
     submitting_at=case((bindparam("b_forget") > 0, null()), else_=jobs.c.submitting_at),
 ).where(OURS)
 _CANCEL_PENDING = _move(to="cancelled", stage="cancelled", message="Cancelled before it started").where(
-    jobs.c.status == "pending"
+    has_status("pending")
 )
 _REQUEST_CANCEL = (
     update(jobs)
-    .where(jobs.c.status == "processing")
+    .where(has_status("processing"))
     .values(cancel_requested_at=func.coalesce(jobs.c.cancel_requested_at, db_now()), updated_at=db_now())
 )
 _ONE_OF_OWNER = and_(jobs.c.id == bindparam("b_id"), jobs.c.owner_id == bindparam("b_owner"))
@@ -159,7 +160,7 @@ END_ATTEMPT = Prepared(
     .values(
         finished_at=db_now(),
         outcome=bindparam("b_outcome"),
-        error=bindparam("b_error", type_=attempts.c.error.type),
+        error=bindparam("b_attempt_error", type_=attempts.c.error.type),
         ended_version=bindparam("b_version"),
     )
 )
@@ -185,26 +186,38 @@ def _with_attempt_begun(claim: Update) -> Select[*tuple[Any, ...]]:
 
 
 def _with_attempt_ended(end: Update) -> Select[*tuple[Any, ...]]:
-    """PostgreSQL: the end and that of its attempt's row in one statement, and a success of its provider."""
+    """PostgreSQL: the end and that of its attempt's row in one statement."""
     moved = end.cte("moved")
-    ended = (
+    error = bindparam("b_attempt_error", type_=attempts.c.error.type)
+    return select(*moved.c).add_cte(_attempt_of(moved, bindparam("b_outcome"), error).cte("ended"))
+
+
+def _with_results(complete: Update) -> Select[*tuple[Any, ...]]:
+    """PostgreSQL: success and all that belongs to it in one statement."""
+    moved = complete.cte("moved")
+    worked = availability.CLOSE_BREAKER.where(availability.provider_states.c.provider.in_(select(moved.c.provider)))
+    return select(*moved.c).add_cte(
+        _attempt_of(moved, "completed", null()).cte("ended"),
+        insertion_for(moved).cte("recorded"),
+        worked.cte("worked"),
+    )
+
+
+def _attempt_of(moved: CTE, outcome: BindParameter[str] | str, error: ColumnElement[Any]) -> Update:
+    return (
         update(attempts)
         .where(attempts.c.job_id == moved.c.id, attempts.c.number == moved.c.attempt)
         .values(
             finished_at=db_now(),
-            outcome=bindparam("b_outcome"),
-            error=bindparam("b_attempt_error", type_=attempts.c.error.type),
+            outcome=outcome,
+            error=error,
             ended_version=moved.c.version,
         )
     )
-    settled = select(*moved.c).add_cte(ended.cte("ended"))
-    if end is not _COMPLETE:
-        return settled
-    worked = availability.CLOSE_BREAKER.where(availability.provider_states.c.provider.in_(select(moved.c.provider)))
-    return settled.add_cte(worked.cte("worked"))
 
 
-CLAIM_SOME = Prepared(_with_attempt_begun(_TAKE.where(_SOME)))
+# One by its id, or some: for an array PostgreSQL makes a new plan each time, which takes longer than a claim.
+CLAIM_ONE, CLAIM_SOME = (Prepared(_with_attempt_begun(_TAKE.where(which))) for which in (_ONE, _SOME))
 
 
 class End:
@@ -215,4 +228,8 @@ class End:
         self.with_attempt = Prepared(_with_attempt_ended(move))
 
 
-COMPLETE, FAIL, CANCEL, RETURN = End(_COMPLETE), End(_FAIL), End(_CANCEL), End(_RETURN)
+FAIL, CANCEL, RETURN = End(_FAIL), End(_CANCEL), End(_RETURN)
+COMPLETE = Prepared(_COMPLETE.where(OURS))
+_THEIRS = func.concat(jobs.c.id, "/", jobs.c.attempt) == any_(bindparam("b_attempts", type_=ARRAY(Text)))
+COMPLETE_ONE = Prepared(_with_results(_COMPLETE.where(OURS)))
+COMPLETE_SOME = Prepared(_with_results(_COMPLETE.where(_SOME, _THEIRS, has_status("processing"))))

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Select, Subquery, and_, case, func, litera
 from safelight.db import Instant, Tx, db_now
 from safelight.jobs import availability
 from safelight.jobs.availability import Closure, ProviderState
-from safelight.jobs.job import PROCESSING, RELEASED, WAITING, Job, jobs
+from safelight.jobs.job import PROCESSING, RELEASED, WAITING, Job, has_status, jobs
 from safelight.limits import Policy
 
 MAX_RELEASED = 500
@@ -125,7 +125,7 @@ def withdraw(tx: Tx, closures: Mapping[str, Closure]) -> None:
         .where(RELEASED, jobs.c.provider.in_(list(closures)), availability.is_closed())
         .with_for_update(skip_locked=True)
     )
-    tx.execute(update(jobs).where(jobs.c.id.in_(released), RELEASED).values(hinted_at=None, hint_count=0))
+    tx.execute(update(jobs).where(jobs.c.id.in_(released), has_status("pending")).values(hinted_at=None, hint_count=0))
 
 
 def release(tx: Tx, queue: str, room: int, gates: Gates) -> list[Job]:
@@ -135,7 +135,7 @@ def release(tx: Tx, queue: str, room: int, gates: Gates) -> list[Job]:
         return []
     marked = (
         update(jobs)
-        .where(jobs.c.id.in_(ids), WAITING)
+        .where(jobs.c.id.in_(ids), has_status("pending"), jobs.c.hinted_at.is_(None))
         .values(hinted_at=db_now(), hint_count=1, blocked_reason=None, blocked_until=None)
         .returning(*jobs.c)
     )
@@ -202,7 +202,7 @@ def rehint(tx: Tx, queues: Sequence[str], rehint_seconds: float) -> list[Job]:
         return []
     again = (
         update(jobs)
-        .where(jobs.c.id.in_(ids), jobs.c.status == "pending")
+        .where(jobs.c.id.in_(ids), has_status("pending"))
         .values(hinted_at=db_now(), hint_count=jobs.c.hint_count + 1)
         .returning(*jobs.c)
     )

@@ -43,6 +43,7 @@ from safelight.stories.scene import (
 from safelight.stories.service import (
     PICTURE,
     NothingToDraw,
+    Stories,
     choose_portrait,
     choose_scene_image,
     delete_chapter,
@@ -50,8 +51,6 @@ from safelight.stories.service import (
     delete_project,
     delete_scene,
     expect_media,
-    on_accepted,
-    on_settled,
     submit_missing,
     submit_picture,
 )
@@ -86,6 +85,7 @@ __all__ = [
     "SceneEmpty",
     "SceneNotFound",
     "SceneNumberTaken",
+    "Stories",
     "change_chapter",
     "change_character",
     "change_project",
@@ -113,8 +113,6 @@ __all__ = [
     "list_characters",
     "list_projects",
     "list_scenes",
-    "on_accepted",
-    "on_settled",
     "order_scenes",
     "set_reference",
     "submit_missing",

@@ -5,8 +5,9 @@ how it was submitted makes no difference. The newest that was asked for wins: a 
 asked for earlier, changes nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Table, Update, and_, bindparam, delete, func, null, or_, select, update
@@ -15,6 +16,7 @@ from safelight.artifacts import artifacts, forget_inputs, get
 from safelight.db import RowId, Tx, db_now
 from safelight.errors import FieldError, SafelightError
 from safelight.jobs import (
+    Follower,
     Job,
     Jobs,
     NewBatch,
@@ -89,48 +91,53 @@ class _Rows:
 _SCENES, _CHARACTERS = _Rows(scenes, "chapter_id", "scene_number"), _Rows(characters, "id")
 
 
-def _subject_of(
-    owner_id: str, chapter_id: str | None, scene_number: int | None, character_id: str | None
-) -> tuple[_Rows, dict[str, Any]] | None:
-    """The rows that a job with these values is about, and the values of their key."""
+def _subject_of(job: Job | NewJob) -> tuple[_Rows, dict[str, Any]] | None:
+    """The rows that a job is about, and the values of their key."""
+    given: Callable[[str], Any] = job.values.get if isinstance(job, NewJob) else partial(getattr, job)
+    chapter_id, scene_number, character_id = map(given, ("chapter_id", "scene_number", "character_id"))
     if scene_number is not None and chapter_id is not None:
-        key = {"b_owner_id": owner_id, "b_chapter_id": chapter_id, "b_scene_number": scene_number}
+        key = {"b_owner_id": job.owner_id, "b_chapter_id": chapter_id, "b_scene_number": scene_number}
         return (_SCENES, key) if is_story_id(chapter_id) else None
-    return (_CHARACTERS, {"b_owner_id": owner_id, "b_id": character_id}) if is_story_id(character_id) else None
+    return (_CHARACTERS, {"b_owner_id": job.owner_id, "b_id": character_id}) if is_story_id(character_id) else None
 
 
 # --- what follows jobs ------------------------------------------------------------------------------------------------
 
 
-def on_accepted(tx: Tx, accepted: Sequence[Job]) -> None:
-    """The rows that these new jobs are about wait for them."""
-    waiting: dict[_Rows, list[dict[str, Any]]] = {}
-    for job in accepted:
-        subject = _subject_of(job.owner_id, job.chapter_id, job.scene_number, job.character_id)
-        if subject is not None and job.kind == PICTURE:
-            waiting.setdefault(subject[0], []).append(subject[1] | {"b_job_id": job.id})
-    for rows, parameters in waiting.items():
-        # Two batches of the same rows wait for each other in the same order.
-        tx.execute(rows.wait, sorted(parameters, key=lambda each: list(map(str, each.values()))))
+class Stories(Follower):
+    """The rows of scenes and characters that jobs are about."""
 
+    def concerns(self, job: Job) -> bool:
+        return job.kind == IMPORT or _subject_of(job) is not None
 
-def on_settled(tx: Tx, job: Job) -> None:
-    """A job ended: its row says so, and shows what it made."""
-    if not job.is_terminal:
-        return
-    error = job.error if job.status == "failed" else None
-    if job.kind == IMPORT:
-        tx.execute(
-            _END_MEDIA[job.status == "completed"], {"b_job_id": job.id, "b_status": job.status, "b_error": error}
-        )
-        return
-    subject = _subject_of(job.owner_id, job.chapter_id, job.scene_number, job.character_id)
-    if subject is None or job.kind != PICTURE:
-        return
-    rows, key = subject
-    if job.status == "completed":
-        tx.execute(rows.show, {**key, "b_job_id": job.id})
-    tx.execute(rows.end, {**key, "b_job_id": job.id, "b_status": job.status, "b_error": error})
+    def accepting(self, tx: Tx, new: Sequence[NewJob]) -> None:
+        """The rows that these new jobs are about wait for them."""
+        waiting: dict[_Rows, list[dict[str, Any]]] = {}
+        for each in new:
+            subject = _subject_of(each)
+            if subject is not None and each.kind == PICTURE:
+                waiting.setdefault(subject[0], []).append(subject[1] | {"b_job_id": each.id})
+        for rows, parameters in waiting.items():
+            # Two batches of the same rows wait for each other in the same order.
+            tx.execute(rows.wait, sorted(parameters, key=lambda each: list(map(str, each.values()))))
+
+    def settled(self, tx: Tx, job: Job) -> None:
+        """A job ended: its row says so, and shows what it made."""
+        if not job.is_terminal:
+            return
+        error = job.error if job.status == "failed" else None
+        if job.kind == IMPORT:
+            tx.execute(
+                _END_MEDIA[job.status == "completed"], {"b_job_id": job.id, "b_status": job.status, "b_error": error}
+            )
+            return
+        subject = _subject_of(job)
+        if subject is None or job.kind != PICTURE:
+            return
+        rows, key = subject
+        if job.status == "completed":
+            tx.execute(rows.show, {**key, "b_job_id": job.id})
+        tx.execute(rows.end, {**key, "b_job_id": job.id, "b_status": job.status, "b_error": error})
 
 
 def _end_media(*, is_made: bool) -> Update:
@@ -151,8 +158,7 @@ _END_MEDIA = {is_made: _end_media(is_made=is_made) for is_made in (False, True)}
 
 def submit_picture(tx: Tx, jobs: Jobs, new: NewJob) -> Submitted | SafelightError:
     """Accept a job of a scene or character, which cannot be deleted or numbered anew in between."""
-    values = new.values
-    subject = _subject_of(new.owner_id, values["chapter_id"], values["scene_number"], values["character_id"])
+    subject = _subject_of(new)
     if subject is not None and tx.execute(subject[0].hold, subject[1]).one_or_none() is None:
         return SceneNotFound() if subject[0] is _SCENES else CharacterNotFound()
     [outcome] = jobs.submit(tx, [new])

@@ -58,6 +58,11 @@ class Engine:
         """Carry out a hint on the loop; `done` is called there at its end."""
         self._loop.call_soon_threadsafe(self._spawn, job_id, queue, done)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether jobs are under way."""
+        return bool(self._runner.attempts)
+
     def run_blocking(self, job_id: str, queue: str) -> None:
         """Carry out a hint; returns at its end."""
         asyncio.run_coroutine_threadsafe(self._runner.run(job_id, queue), self._loop).result()

@@ -259,7 +259,6 @@ class Runner:
                     await self._take(attempt, update, made)
             if not made:
                 raise BadOutput("The provider ended without a result.")
-            attempt.verdict = "worked"
             return Completed(made)
         except ProviderError as error:
             return self._judge(attempt, error)
@@ -376,7 +375,11 @@ class Runner:
         pause = 0.0
         while True:
             try:
-                job = await self._database.write(self._jobs.settle, attempt.job, settlement, verdict)
+                if isinstance(settlement, Completed):
+                    done = attempt.job, settlement.artifacts
+                    job = await self._database.write_one(self._jobs.complete, done)
+                else:
+                    job = await self._database.write(self._jobs.settle, attempt.job, settlement, verdict)
                 break
             except Unavailable as error:
                 pause = next(pauses, pause)

@@ -14,7 +14,7 @@ import orjson
 from kombu.connection import Connection
 from kombu.transport import redis, virtual
 
-BUSY_SECONDS = 0.01  # hints that follow each other this quickly are fetched several at a time
+BUSY_SECONDS = 0.002  # hints that follow each other this quickly are fetched several at a time
 MAX_FETCHED = 16
 
 

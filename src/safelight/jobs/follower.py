@@ -1,0 +1,20 @@
+"""Rows of other slices that follow jobs: they change in the transactions that accept and settle these."""
+
+from collections.abc import Sequence
+
+from safelight.db import Tx
+from safelight.jobs.job import Job, NewJob
+
+
+class Follower:
+    """What a slice does about jobs; it overrides what concerns it."""
+
+    def concerns(self, job: Job) -> bool:
+        """Whether the end of this job can matter to it, as far as that can be said without looking at rows."""
+        return True
+
+    def accepting(self, tx: Tx, new: Sequence[NewJob]) -> None:
+        """These jobs are about to be accepted."""
+
+    def settled(self, tx: Tx, job: Job) -> None:
+        """This job ended, or came back to the queue."""
