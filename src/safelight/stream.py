@@ -124,7 +124,8 @@ class Watch:
     """One watcher's view of one job: state events in order without gaps, of the news only the latest of each topic."""
 
     __slots__ = (
-        "_bell", "_early", "_messages", "_news", "_on_gap", "_on_heard", "_pass_on", "_seq", "ended", "job_id", "version",
+        "_bell", "_early", "_messages", "_news", "_on_gap", "_on_heard", "_pass_on", "_seq",
+        "ended", "job_id", "version",
     )  # fmt: skip
 
     def __init__(self, job_id: str, on_gap: Callable[[], None], on_heard: Callable[[bool], None] | None = None) -> None:
