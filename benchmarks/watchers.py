@@ -12,6 +12,7 @@ import uvloop
 from benchmarks.load import request_bytes
 
 SENT_AT = re.compile(rb'"message":"(?:t|[^"]*, step )(\d+)(?:"| of )')  # nanoseconds, as words or as a step's number
+END_OF_EVENT = re.compile(rb"\n\n|\r\n\r\n")  # sse-starlette ends its lines as HTTP does
 AT_ONCE = 200  # connections being opened at a time
 TAIL_BYTES = 64
 CONNECT_SECONDS = 120.0  # all of them together
@@ -35,7 +36,7 @@ class Watcher(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if not self.told.done():
             self._rest += data
-            if b"\n\n" in self._rest.partition(b"\r\n\r\n")[2]:
+            if END_OF_EVENT.search(self._rest.partition(b"\r\n\r\n")[2]):
                 self._rest = b""
                 self.told.set_result(None)
             return

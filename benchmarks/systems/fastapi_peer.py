@@ -97,7 +97,7 @@ def create_app() -> FastAPI:
             async for data in updates(job_id):
                 yield ServerSentEvent(event="job.progress", data=data.decode())
 
-        return EventSourceResponse(events(), sep="\n")
+        return EventSourceResponse(events())
 
     @app.get("/jobs/{job_id}/bare-events")
     async def follow_bare(job_id: str) -> StreamingResponse:

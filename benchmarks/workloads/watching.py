@@ -61,7 +61,7 @@ def _measure(bench: Bench, url: str, system: str, ending: str, ids: list[str]) -
         time.sleep(0.1 if bench.options.quick else 0.5)
         cpu, valkey_cpu = cpu_seconds([server.pid]), cpu_seconds([ground.valkey.pid])
         sent = publisher.ask(ids=ids, seconds=seconds, per_second=PER_SECOND)
-        time.sleep(bench.options.size(2, 0))  # what is late must not be taken for lost
+        time.sleep(bench.options.size(1, 0))  # what is late must not be taken for lost
         cpu, valkey_cpu = cpu_seconds([server.pid]) - cpu, cpu_seconds([ground.valkey.pid]) - valkey_cpu
         memory = pss_mb([server.pid])
         heard = watchers.ask(stop=True)

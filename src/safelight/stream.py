@@ -124,7 +124,8 @@ class Watch:
     """One watcher's view of one job: state events in order without gaps, of the news only the latest of each topic."""
 
     __slots__ = (
-        "_bell", "_early", "_messages", "_news", "_on_gap", "_on_heard", "_seq", "ended", "job_id", "version",
+        "_bell", "_early", "_messages", "_news", "_on_gap", "_on_heard", "_pass_on", "_seq",
+        "ended", "job_id", "version",
     )  # fmt: skip
 
     def __init__(self, job_id: str, on_gap: Callable[[], None], on_heard: Callable[[bool], None] | None = None) -> None:
@@ -138,6 +139,7 @@ class Watch:
         self._news: dict[str, Message] = {}
         self._bell = Bell()
         self._on_heard = on_heard or self._ring
+        self._pass_on: Callable[[bytes], bool] | None = None  # only while the reader waits, when nothing is kept
         self.ended = False
 
     def start(self, version: int, seq: int = 0) -> None:
@@ -166,8 +168,6 @@ class Watch:
                 self._on_gap()
                 return
             self.version, self._seq = message.version, 0
-            self._messages += self._take_news()
-            self._messages.append(message)
             self.ended = message.is_terminal
         else:
             if message.version > self.version:
@@ -176,16 +176,35 @@ class Watch:
             if message.version < self.version or message.seq <= self._seq:
                 return
             self._seq = message.seq
+        if self._pass_on is None:
+            self._keep(message)
+        elif not self._pass_on(message.frame) or self.ended:
+            self._pass_on = None
+            self._bell.ring()
+
+    def _keep(self, message: Message) -> None:
+        if message.is_state:
+            self._messages += self._take_news()
+            self._messages.append(message)
+        else:
             self._news[message.topic] = message
         self._on_heard(message.is_state)
 
     def _ring(self, is_state: bool) -> None:
         self._bell.ring()
 
-    async def next(self, timeout: float) -> list[Message]:
-        """Everything new, in order; empty after `timeout` seconds without anything, or once all has been told."""
+    async def next(self, timeout: float, pass_on: Callable[[bytes], bool] | None = None) -> list[Message]:
+        """Everything new, in order; empty after `timeout` seconds without anything, or once all has been told.
+
+        With `pass_on`, what comes during the wait is told to it, frame by frame, and ends the wait only if it was the
+        end of the job or `pass_on` returned False: then it takes no more for now.
+        """
         if not self._messages and not self._news and not self.ended:
-            await self._bell.wait(timeout)
+            self._pass_on = pass_on
+            try:
+                await self._bell.wait(timeout)
+            finally:
+                self._pass_on = None
         return self.take()
 
     def take(self) -> list[Message]:

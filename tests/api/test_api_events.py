@@ -18,6 +18,7 @@ from api_service import JOBS, Event, Json, Service, eventually
 
 from safelight.api import events as api_events
 from safelight.jobs import JobEvent
+from safelight.stream import Message
 from servers import ValkeyServer
 
 
@@ -220,6 +221,66 @@ def test_two_hundred_watchers_of_one_job(service: Service) -> None:
         assert [line for line in lines if line.startswith("event: ")][-1] == "event: job.completed"
     stream = service.api.app.state.safelight.stream
     eventually(lambda: stream.watched == 0, "all watches are given up")
+
+
+# --- slow clients -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_what_a_full_connection_took_comes_before_the_rest() -> None:
+    sent: list[bytes] = []
+    has_room = asyncio.Event()
+    has_room.set()
+
+    async def send(message: Any) -> None:
+        await has_room.wait()
+        sent.append(message["body"])
+
+    wire = api_events.Wire(send)
+    assert wire.pass_on(b"1")
+    has_room.clear()
+    assert not wire.pass_on(b"2")
+    writing = asyncio.ensure_future(wire.write(b"3"))
+    await asyncio.sleep(0)
+    assert sent == [b"1"]
+    has_room.set()
+    await writing
+    assert sent == [b"1", b"2", b"3"]
+    assert wire.pass_on(b"4") and sent[3:] == [b"4"]
+
+
+@pytest.mark.anyio
+async def test_a_connection_that_breaks_fails_its_own_stream_alone() -> None:
+    async def send(message: Any) -> None:
+        raise OSError("gone")
+
+    wire = api_events.Wire(send)
+    assert not wire.pass_on(b"1")
+    with pytest.raises(OSError, match="gone"):
+        await wire.write(b"")
+
+
+def test_a_client_that_does_not_read_is_told_the_latest_alone(service: Service) -> None:
+    job_id, count = service.hold(), 1500
+    channel = f"{service.settings.redis_ns}:job:{job_id}"
+    with service.events(job_id) as reads, service.events(job_id) as sleeps:
+        told, late = iter(reads), iter(sleeps)
+        known = next(told).data["seq"]
+        assert next(late).data["seq"] == known
+        with redis.Redis(unix_socket_path=str(service.valkey.socket_path)) as client:
+            for seq in range(known + 1, known + 1 + count):
+                data = orjson.dumps({"version": 1, "seq": seq, "is_terminal": False, "filler": "x" * 16_000})
+                frame = b"event: job.progress\ndata: " + data + b"\n\n"
+                client.publish(channel, Message(1, seq, False, False, "job.progress", frame).pack())
+        for event in told:
+            if event.data["seq"] == known + count:
+                break
+        service.let_go(job_id)
+        *seen, _, last = (event for event in late if event.is_state or "filler" in event.data)
+    seqs = [event.data["seq"] for event in seen if not event.is_state]
+    assert seqs == sorted(set(seqs)) and seqs[-1] == known + count
+    assert len(seqs) < count
+    assert last.type == "job.completed"
 
 
 # --- trouble on the way -----------------------------------------------------------------------------------------------

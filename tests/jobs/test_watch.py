@@ -147,6 +147,45 @@ async def test_a_reader_is_woken_by_what_comes_and_else_by_time() -> None:
     assert await eye.told(0.005) == []
 
 
+async def test_what_comes_while_a_reader_waits_is_passed_on_without_waking_it() -> None:
+    eye, passed = Eye(), list[bytes]()
+
+    def pass_on(frame: bytes) -> bool:
+        passed.append(frame)
+        return True
+
+    reading = asyncio.ensure_future(eye.watch.next(60, pass_on))
+    await asyncio.sleep(0)
+    for message in (state(2), state(2), state(1), news(2, 1), state(4), news(2, 1), news(2, 2), state(3)):
+        eye.watch.offer(message)
+    assert passed == [b"state 2", b"job.progress 2.1", b"job.progress 2.2", b"state 3"] and eye.gaps == 1
+    await asyncio.sleep(0.01)
+    assert not reading.done()
+    for message in (state(4, end=True), state(5)):
+        eye.watch.offer(message)
+    async with asyncio.timeout(1):
+        assert await reading == []  # woken by the end
+    assert passed[4:] == [b"state 4"] and eye.watch.ended and eye.watch.is_told
+
+
+async def test_what_cannot_be_passed_on_is_kept_for_the_reader() -> None:
+    eye, passed = Eye(2), list[bytes]()
+
+    def pass_on(frame: bytes) -> bool:
+        passed.append(frame)
+        return len(passed) < 2
+
+    reading = asyncio.ensure_future(eye.watch.next(60, pass_on))
+    await asyncio.sleep(0)
+    for message in (news(2, 1), news(2, 2), news(2, 3), news(2, 4), state(3)):
+        eye.watch.offer(message)
+    async with asyncio.timeout(1):
+        assert [message.frame for message in await reading] == [b"job.progress 2.4", b"state 3"]
+    assert passed == [b"job.progress 2.1", b"job.progress 2.2"]
+    assert await eye.sees(news(3, 1)) == [b"job.progress 3.1"]  # nobody waits: kept
+    assert await eye.watch.next(0.005, pass_on) == []
+
+
 # Through Valkey
 
 

@@ -1,8 +1,9 @@
 """A job's events as server-sent events: a snapshot, what was missed, then live, as ready bytes."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 import orjson
@@ -65,7 +66,55 @@ async def follow(
         known = None  # not an id of this job: nothing is known
     if known is not None and job.is_terminal and known == job.version:
         return Response(status_code=204)
-    return EventStream(_events(request, world, job_id, owner, known), media_type="text/event-stream", headers=HEADERS)
+    return EventStream(partial(_tell, request, world, job_id, owner, known))
+
+
+class Wire:
+    """A client's connection, as the server sends to it. One writes at a time."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._rest: Awaitable[None] | None = None  # of a write that waits until the client has read
+        self._failure: Exception | None = None
+        self._now = asyncio.get_running_loop().time
+        self.wrote_at = self._now()
+
+    async def write(self, data: bytes) -> None:
+        """Return when all of it, and of what was passed on before, was taken."""
+        rest, self._rest = self._rest, None
+        if rest is not None:
+            await rest
+        if self._failure is not None:
+            raise self._failure
+        if data:
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+            self.wrote_at = self._now()
+
+    def pass_on(self, data: bytes) -> bool:
+        """Write without a task's help; whether the connection takes more. If not, `write` waits until it does."""
+        self.wrote_at = self._now()
+        writing = self._send({"type": "http.response.body", "body": data, "more_body": True}).__await__()
+        try:
+            waits_for = next(writing)
+        except StopIteration:
+            return True
+        except Exception as error:
+            self._failure = error
+        else:
+            self._rest = _Begun(writing, waits_for)
+        return False
+
+
+class _Begun:
+    """What is left of an awaitable that was run up to its first wait."""
+
+    def __init__(self, rest: Generator[Any, Any, None], waits_for: Any) -> None:
+        self._rest = rest
+        self._waits_for = waits_for
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        yield self._waits_for
+        yield from self._rest
 
 
 class EventStream(StreamingResponse):
@@ -74,20 +123,21 @@ class EventStream(StreamingResponse):
     Passing each event through the layers, none of which wants to see it, was an eighth of its cost.
     """
 
+    def __init__(self, tell: Callable[[Wire], Awaitable[None]]) -> None:
+        super().__init__((), media_type="text/event-stream", headers=HEADERS)
+        self._tell = tell
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._send_chunk: Send = scope["state"]["server_send"]
+        self._wire = Wire(scope["state"]["server_send"])
         await super().__call__(scope, receive, send)
 
     async def stream_response(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for chunk in self.body_iterator:
-            await self._send_chunk({"type": "http.response.body", "body": chunk, "more_body": True})
+        await self._tell(self._wire)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _events(
-    request: Request, world: Safelight, job_id: str, owner: str, known: int | None
-) -> AsyncIterator[bytes]:
+async def _tell(request: Request, world: Safelight, job_id: str, owner: str, known: int | None, wire: Wire) -> None:
     now = asyncio.get_running_loop().time
     look_again = now() + LOOK_AGAIN_SECONDS
     async with world.stream.watch(job_id) as watch:
@@ -100,14 +150,15 @@ async def _events(
         watch.start(job.version, seq)
         # Whoever is cut off after the snapshot resumes before the state events that follow it.
         head = f"retry: {RECONNECT_MILLISECONDS}\nid: {after}\n"
-        yield head.encode() + first.as_message().frame + b"".join(message.frame for message in missed)
+        await wire.write(head.encode() + first.as_message().frame + b"".join(message.frame for message in missed))
         if job.is_terminal:
             return
-        while True:
-            messages = await watch.next(KEEPALIVE_SECONDS)
-            yield b"".join(message.frame for message in messages) or b": keep-alive\n\n"
-            if watch.ended and watch.is_told:
-                return
+        while not (watch.ended and watch.is_told):
+            silent_at = wire.wrote_at + KEEPALIVE_SECONDS
+            messages = await watch.next(silent_at - now(), wire.pass_on)
+            await wire.write(b"".join(message.frame for message in messages))
+            if now() >= wire.wrote_at + KEEPALIVE_SECONDS and not watch.ended:
+                await wire.write(b": keep-alive\n\n")
             if now() >= look_again:
                 if not await may_stay(request):
                     log.info("watcher.put_out", job_id=job_id)

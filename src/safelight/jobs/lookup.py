@@ -5,12 +5,31 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, bindparam, false, func, literal_column, or_, select, union_all
+import orjson
+from sqlalchemy import (
+    JSON,
+    ColumnElement,
+    FromClause,
+    Integer,
+    Select,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    false,
+    func,
+    literal_column,
+    or_,
+    select,
+    union_all,
+)
+from sqlalchemy.dialects.postgresql import UUID
 
 from safelight import artifacts as results
 from safelight.artifacts import Artifact
-from safelight.db import Tx, db_now
+from safelight.db import Prepared, Tx, db_now
 from safelight.jobs import events
 from safelight.jobs.job import (
     COMPLETED,
@@ -156,23 +175,35 @@ def missed(tx: Tx, versions: Mapping[str, int]) -> dict[str, list[Message]]:
 
     For a job that waits, also how it stands, if that changed lately: a blocked reason comes and goes without an event.
     """
+    statement = _MOVED_POSTGRESQL if tx.is_postgresql else _MOVED_SQLITE
+    is_explained: dict[str, bool] = dict(tx.run(statement, {"known": orjson.dumps(versions).decode()}))
     found: dict[str, list[Message]] = {}
-    ids = list(versions)
+    ids = list(is_explained)
     for start in range(0, len(ids), 500):
         some = ids[start : start + 500]
-        newer: dict[str, int] = {
-            row[0]: row[1] for row in tx.execute(select(jobs.c.id, jobs.c.version).where(jobs.c.id.in_(some)))
-        }
-        changed = [job_id for job_id, version in newer.items() if version > versions[job_id]]
-        behind = [Job.of(row) for row in tx.execute(select(*jobs.c).where(jobs.c.id.in_(changed)))] if changed else []
+        rows = [Job.of(row) for row in tx.execute(select(*jobs.c).where(jobs.c.id.in_(some)))]
+        behind = [job for job in rows if job.version > versions[job.id]]
         for job_id, told in _histories(tx, behind, versions).items():
             found[job_id] = [event.as_message() for event in told]
-        explained = select(*jobs.c).where(
-            jobs.c.id.in_(some), has_status("pending"), jobs.c.updated_at > db_now(-LATELY_SECONDS)
-        )
-        for job in map(Job.of, tx.execute(explained)):
-            found.setdefault(job.id, []).append(events.snapshot(job, ()).as_message())
+        for job in rows:
+            if is_explained[job.id]:
+                found.setdefault(job.id, []).append(events.snapshot(job, ()).as_message())
     return found
+
+
+def _moved(known: FromClause, job_id: ColumnElement[Any]) -> Prepared:
+    """Of these jobs and versions the ids of those that moved on, or that may, waiting, have another reason to."""
+    explained = and_(jobs.c.status == "pending", jobs.c.updated_at > db_now(-LATELY_SECONDS))
+    behind = jobs.c.version > cast(known.c.value, Integer)
+    return Prepared(select(jobs.c.id, explained).select_from(known).where(jobs.c.id == job_id, or_(behind, explained)))
+
+
+_known_sqlite = func.json_each(bindparam("known", type_=Text)).table_valued("key", "value", name="known")
+_MOVED_SQLITE = _moved(_known_sqlite, _known_sqlite.c.key)
+_known_postgresql = func.json_each_text(cast(bindparam("known", type_=Text), JSON)).table_valued(
+    "key", "value", name="known"
+)
+_MOVED_POSTGRESQL = _moved(_known_postgresql, cast(_known_postgresql.c.key, UUID(as_uuid=False)))
 
 
 def history(tx: Tx, job: Job, after: int) -> list[events.JobEvent]:
