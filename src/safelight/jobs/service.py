@@ -241,13 +241,13 @@ class Jobs:
         for each in claims:
             alike.setdefault(replace(each, job_id=""), []).append(each.job_id)
         for kind, ids in alike.items():
-            taken |= self._claim(tx, kind, ids)
+            taken |= self._claim(tx, kind, ids, is_alone=len(claims) == 1)
         return [taken.pop(each.job_id, None) for each in claims]
 
-    def _claim(self, tx: Tx, kind: Claim, ids: Sequence[str]) -> dict[str, Job]:
+    def _claim(self, tx: Tx, kind: Claim, ids: Sequence[str], *, is_alone: bool) -> dict[str, Job]:
         where = {"b_queue": kind.queue}
         claim = {**where, "b_worker": kind.worker_id, "b_lease": kind.lease_seconds}
-        if tx.is_postgresql and len(ids) == 1:
+        if tx.is_postgresql and is_alone:
             rows = tx.run_last(step.CLAIM_ONE, {**claim, "b_id": ids[0], "b_worker_name": kind.worker_name})
         elif tx.is_postgresql:
             rows = tx.run(step.CLAIM_SOME, {**claim, "b_ids": ids, "b_worker_name": kind.worker_name})

@@ -14,7 +14,7 @@ from celery.concurrency.base import BasePool
 
 from safelight.worker.engine import Engine
 
-LONE_SECONDS = 0.001  # a twentieth of a lone job's time from submit to end on an idle worker
+LONE_SECONDS = 0.001  # of rest for Celery's thread when a lone job begins, which takes a twentieth less for it
 
 
 class LoopPool(BasePool):
