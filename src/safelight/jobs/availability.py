@@ -134,8 +134,11 @@ class ProviderState:
 
 def read_states(tx: Tx) -> list[ProviderState]:
     """Every provider that ever failed or was paused."""
-    probe = exists().where(jobs.c.id == _states.probe_job_id, or_(PROCESSING, RELEASED))
-    return [ProviderState(*row) for row in tx.execute(select(*_states, probe, db_now()))]
+    return [ProviderState(*row) for row in tx.run(_STATES, {})]
+
+
+_PROBES = exists().where(jobs.c.id == _states.probe_job_id, or_(PROCESSING, RELEASED))
+_STATES = Prepared(select(*_states, _PROBES, db_now()))
 
 
 def closures_of(states: Sequence[ProviderState]) -> dict[str, Closure]:

@@ -12,11 +12,27 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, Select, delete, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Float,
+    Integer,
+    Select,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+    union_all,
+    update,
+)
 
-from safelight.db import Database, Tx, db_now
+from safelight.db import Database, Prepared, Tx, db_now
 from safelight.errors import Unavailable
 from safelight.jobs import availability
 from safelight.jobs.availability import Closure, ProviderState, closures_of, read_states
@@ -309,49 +325,61 @@ def read_loads(tx: Tx, alive_seconds: float) -> dict[str, QueueLoad]:
     def of(queue: str) -> list[int]:
         return totals.setdefault(queue, [0, 0, 0, 0, 0, 0])
 
-    for queues, slots in tx.execute(
-        select(workers.c.queues, workers.c.slots).where(workers.c.seen_at > db_now(-alive_seconds))
-    ):
+    for queues, slots in tx.run(_WORKERS, {"since": -alive_seconds}):
         for queue in queues:
             of(queue)[0] += 1
             of(queue)[1] += slots
-    for queue, count in tx.execute(_count_by_queue(PROCESSING)):
-        of(queue)[2] += count
-    for queue, count in tx.execute(_count_by_queue(RELEASED)):
-        of(queue)[3] += count
-    blocked = func.count(jobs.c.blocked_reason)  # those that have one
-    for queue, count, of_them in tx.execute(_count_by_queue(WAITING, jobs.c.run_at <= db_now()).add_columns(blocked)):
-        of(queue)[4] += count
-        of(queue)[5] += of_them
+    for queue, *numbers in tx.run(_COUNTS, {}):
+        totals[queue] = [known + more for known, more in zip(of(queue), (0, 0, *numbers), strict=True)]
     return {queue: QueueLoad(*numbers) for queue, numbers in totals.items()}
 
 
-def _count_by_queue(*conditions: ColumnElement[bool]) -> Select[str, int]:
-    return select(jobs.c.queue, func.count()).where(*conditions).group_by(jobs.c.queue)
+def _counted(place: int, *conditions: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
+    """By queue: running, hinted, waiting and blocked, of which these count as the one in this place."""
+    numbers = [func.count() if at == place else literal_column("0", Integer) for at in range(3)]
+    blocked = func.count(jobs.c.blocked_reason) if place == 2 else literal_column("0", Integer)
+    return select(jobs.c.queue, *numbers, blocked).where(*conditions).group_by(jobs.c.queue)
+
+
+_WORKERS = Prepared(
+    select(workers.c.queues, workers.c.slots).where(workers.c.seen_at > db_now(bindparam("since", type_=Float)))
+)
+_COUNTS = Prepared(
+    union_all(_counted(0, PROCESSING), _counted(1, RELEASED), _counted(2, WAITING, jobs.c.run_at <= db_now()))
+)
 
 
 def read_pulse(tx: Tx, alive_seconds: float, rehint_seconds: float) -> Pulse:
     """Whether there is anything to do, cheaply; most rounds there is not."""
     loads = read_loads(tx, alive_seconds)
     states = read_states(tx)
-    leader = tx.execute(
-        select(leases.c.holder).where(leases.c.name == LEASE_NAME, leases.c.until > db_now())
-    ).scalar_one_or_none()
-    urgent = (
-        select(jobs.c.id).where(PROCESSING, jobs.c.lease_until < db_now()),
-        select(jobs.c.id).where(PROCESSING, jobs.c.deadline_at < db_now()),
-        select(jobs.c.id).where(is_unstarted()),
-        select(jobs.c.id).where(stale_hint(rehint_seconds)),
-        *misexplained([queue for queue, load in loads.items() if load.slots], closures_of(states)),
-    )
     must_act = (
         any(load.waiting and load.room for load in loads.values())
         or any(state.is_due for state in states)
-        or any(tx.execute(query.limit(1)).first() is not None for query in urgent)
+        or bool(tx.run(_IS_URGENT, {"rehint": rehint_seconds})[0][0])
+        or _is_misexplained(tx, loads, states)
     )
-    future = select(func.min(jobs.c.run_at), db_now()).where(WAITING, jobs.c.run_at > db_now())
-    next_run, now = tx.execute(future).one()
+    leader = next((row[0] for row in tx.run(_LEADER, {})), None)
+    [(next_run, now)] = tx.run(_NEXT_RUN, {})
     ahead = [seconds for state in states if (seconds := state.opens_in_seconds) is not None]
     if next_run is not None:
         ahead.append((next_run - now).total_seconds())
     return Pulse(loads, states, must_act, min(ahead, default=None), leader, now)
+
+
+def _is_misexplained(tx: Tx, loads: Mapping[str, QueueLoad], states: Sequence[ProviderState]) -> bool:
+    if not any(load.waiting or load.hinted for load in loads.values()):
+        return False
+    queries = misexplained([queue for queue, load in loads.items() if load.slots], closures_of(states))
+    return any(tx.execute(query.limit(1)).first() is not None for query in queries)
+
+
+_LEADER = Prepared(select(leases.c.holder).where(leases.c.name == LEASE_NAME, leases.c.until > db_now()))
+_NEXT_RUN = Prepared(select(func.min(jobs.c.run_at), db_now()).where(WAITING, jobs.c.run_at > db_now()))
+_URGENT = (
+    and_(PROCESSING, jobs.c.lease_until < db_now()),
+    and_(PROCESSING, jobs.c.deadline_at < db_now()),
+    is_unstarted(),
+    stale_hint(bindparam("rehint", type_=Float)),
+)
+_IS_URGENT = Prepared(select(or_(*(exists().where(condition) for condition in _URGENT))))

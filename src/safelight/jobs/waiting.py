@@ -10,7 +10,21 @@ from datetime import datetime
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, Select, Subquery, and_, case, func, literal, null, or_, select, union_all, update
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Select,
+    Subquery,
+    and_,
+    case,
+    func,
+    literal,
+    null,
+    or_,
+    select,
+    union_all,
+    update,
+)
 
 from safelight.db import Instant, Tx, db_now
 from safelight.jobs import availability
@@ -283,7 +297,7 @@ def _without_worker(served: Sequence[str]) -> ColumnElement[bool]:
     )
 
 
-def stale_hint(rehint_seconds: float) -> ColumnElement[bool]:
+def stale_hint(rehint_seconds: float | BindParameter[float]) -> ColumnElement[bool]:
     """Released jobs whose hint nobody followed."""
     waits = case(
         *((jobs.c.hint_count <= n, rehint_seconds * factor) for n, factor in enumerate(REHINT_FACTORS[:-1], start=1)),
