@@ -94,15 +94,17 @@ def _is_news(runner: object, attempt: Attempt, update: object, made: object) -> 
 
 
 def _in_transaction(tick: Countdown) -> None:
-    """Everything written, nothing committed."""
-    original = Jobs.settle
+    """Everything written, nothing committed: even where one statement would do both."""
+    for name in ("settle", "complete"):
+        original = getattr(Jobs, name)
 
-    def settle(self: Jobs, tx: Tx, *args: Any) -> Any:
-        result = original(self, tx, *args)
-        tick()
-        return result
+        def ended(self: Jobs, tx: Tx, *args: Any, original: Any = original) -> Any:
+            tx._is_only = False
+            result = original(self, tx, *args)
+            tick()
+            return result
 
-    Jobs.settle = settle  # pyright: ignore[reportAttributeAccessIssue]  # loses only the parameters' names
+        setattr(Jobs, name, ended)
 
 
 POINTS: dict[str, Callable[[Countdown], None]] = {
