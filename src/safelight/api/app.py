@@ -13,32 +13,17 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
-from safelight.api import (
-    artifacts,
-    authentication,
-    batch_events,
-    batches,
-    chapters,
-    characters,
-    events,
-    files,
-    health,
-    jobs,
-    keys,
-    media,
-    plain,
-    problems,
-    projects,
-    providers,
-    scenes,
-    session,
-    templates,
-    webhooks,
-)
+from safelight.api import authentication, events, jobs, plain, problems
+from safelight.api.accounts import keys, session
 from safelight.api.authentication import Authentication
+from safelight.api.batches import events as batch_events
+from safelight.api.batches import router as batches
 from safelight.api.job_view import Estimator
+from safelight.api.media import artifacts, files, imports
 from safelight.api.problems import problem
-from safelight.api.providers import Survey
+from safelight.api.service import health, providers, templates, webhooks
+from safelight.api.service.providers import Survey
+from safelight.api.stories import chapters, characters, projects, scenes
 from safelight.bootstrap import Safelight, open_safelight
 from safelight.config import Settings
 from safelight.db import new_id
@@ -61,7 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
         async with open_safelight(settings) as safelight:
             app.state.safelight = safelight
             app.state.estimator = Estimator(safelight.database, safelight.dispatcher)
-            app.state.probes = media.Probes()
+            app.state.probes = imports.Probes()
             app.state.survey = Survey(safelight.providers, safelight.database)
             background = [
                 asyncio.create_task(safelight.dispatcher.run(), name="dispatch"),
@@ -106,7 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
         keys,
         providers,
         templates,
-        media,
+        imports,
         webhooks,
         health,
     ):

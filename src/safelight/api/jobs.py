@@ -30,9 +30,9 @@ from safelight.api.deps import (
 from safelight.api.events import with_latest
 from safelight.api.job_request import GenerationRequest, new_job, request_of, verified
 from safelight.api.job_view import PREFIX, AttemptList, Estimator, JobList, JobView, attempt_view_of, view_of
-from safelight.api.media_request import IMPORT, MediaRequest, import_of, new_import, submit_import
+from safelight.api.media.import_request import IMPORT, MediaRequest, import_of, new_import, submit_import
 from safelight.api.problems import PROBLEMS, Problem, invalid_body, problem
-from safelight.api.templates import template_of
+from safelight.api.service.templates import template_of
 from safelight.artifacts import Artifact
 from safelight.bootstrap import Safelight
 from safelight.config import Tier

@@ -12,8 +12,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from safelight.api.deps import ItemId, Owner, World, json_response
-from safelight.api.files import ELSEWHERE, FILE, PART, deliver
 from safelight.api.job_view import ArtifactView
+from safelight.api.media.files import ELSEWHERE, FILE, PART, deliver
 from safelight.api.problems import PROBLEMS, Problem, problem
 from safelight.artifacts import UPLOAD_TYPES, Artifact, StoredFile, get
 from safelight.bootstrap import Safelight

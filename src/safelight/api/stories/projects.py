@@ -18,18 +18,20 @@ from safelight.api.deps import (
     read_number_cursor,
 )
 from safelight.api.problems import PROBLEMS
-from safelight.api.story_view import (
-    API,
-    ChapterList,
+from safelight.api.stories.request import (
     ChapterRequest,
-    ChapterView,
-    CharacterList,
     CharacterRequest,
-    CharacterView,
     Images,
     ProjectChanges,
-    ProjectList,
     ProjectRequest,
+)
+from safelight.api.stories.view import (
+    API,
+    ChapterList,
+    ChapterView,
+    CharacterList,
+    CharacterView,
+    ProjectList,
     ProjectView,
     chapter_view,
     character_view,

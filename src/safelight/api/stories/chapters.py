@@ -10,8 +10,9 @@ from starlette.responses import Response
 
 from safelight import stories
 from safelight.accounts import Identity
-from safelight.api.batch_view import BatchView
-from safelight.api.batches import accept_batch, checked_jobs
+from safelight.api.batches.request import checked_jobs
+from safelight.api.batches.router import accept_batch
+from safelight.api.batches.view import BatchView
 from safelight.api.deps import (
     Asker,
     Cursor,
@@ -30,18 +31,20 @@ from safelight.api.job_request import GenerationRequest, new_job
 from safelight.api.job_view import Estimator
 from safelight.api.jobs import LIMITED, RETRY_AFTER_SECONDS, Text, accept, tier_of
 from safelight.api.problems import PROBLEMS, invalid_fields
-from safelight.api.projects import WithImages
-from safelight.api.story_view import (
-    API,
+from safelight.api.stories.projects import WithImages
+from safelight.api.stories.request import (
     ChapterChanges,
     ChapterImagesRequest,
-    ChapterView,
-    ImageList,
     SceneImageRequest,
-    SceneImageView,
-    SceneList,
     SceneOrder,
     SceneRequest,
+)
+from safelight.api.stories.view import (
+    API,
+    ChapterView,
+    ImageList,
+    SceneImageView,
+    SceneList,
     SceneView,
     chapter_view,
     image_view,

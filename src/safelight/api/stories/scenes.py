@@ -6,8 +6,9 @@ from starlette.responses import Response
 from safelight import stories
 from safelight.api.deps import ItemId, Owner, World, json_response
 from safelight.api.problems import PROBLEMS
-from safelight.api.projects import WithImages
-from safelight.api.story_view import API, Choice, SceneChanges, SceneView, scene_view
+from safelight.api.stories.projects import WithImages
+from safelight.api.stories.request import Choice, SceneChanges
+from safelight.api.stories.view import API, SceneView, scene_view
 from safelight.db import new_id
 from safelight.errors import SafelightError
 

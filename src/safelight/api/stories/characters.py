@@ -8,8 +8,6 @@ from starlette.responses import Response
 
 from safelight import stories
 from safelight.accounts import Identity
-from safelight.api.artifacts import UPLOAD_BODY, receive_picture
-from safelight.api.chapters import images_view
 from safelight.api.deps import (
     Asker,
     Cursor,
@@ -25,15 +23,15 @@ from safelight.api.events import with_latest
 from safelight.api.job_request import GenerationRequest, new_job
 from safelight.api.job_view import Estimator, EtaView
 from safelight.api.jobs import LIMITED, accept, tier_of
+from safelight.api.media.artifacts import UPLOAD_BODY, receive_picture
 from safelight.api.problems import PROBLEMS, Problem
-from safelight.api.projects import WithImages
-from safelight.api.story_view import (
+from safelight.api.stories.chapters import images_view
+from safelight.api.stories.projects import WithImages
+from safelight.api.stories.request import CharacterChanges, Choice, PortraitRequest
+from safelight.api.stories.view import (
     API,
-    CharacterChanges,
     CharacterView,
-    Choice,
     ImageList,
-    PortraitRequest,
     PortraitView,
     character_view,
     portrait_view,

@@ -13,7 +13,7 @@ from starlette.responses import Response, StreamingResponse
 
 from safelight.api import events
 from safelight.api.authentication import may_stay
-from safelight.api.batch_view import PREFIX
+from safelight.api.batches.view import PREFIX
 from safelight.api.deps import HeaderInvalid, ItemId, Owner, World
 from safelight.api.events import HEADERS, LOOK_AGAIN_SECONDS, RECONNECT_MILLISECONDS
 from safelight.api.problems import PROBLEMS

@@ -9,7 +9,15 @@ from starlette.responses import Response
 from safelight.api.deps import Asker, World, idempotency_key, json_response
 from safelight.api.job_view import JobView
 from safelight.api.jobs import LIMITED, answer_accepted, take_tokens, tier_of, too_quick
-from safelight.api.media_request import IMPORT, PROVIDER, MediaRequest, ProbeRequest, new_import, refused, submit_import
+from safelight.api.media.import_request import (
+    IMPORT,
+    PROVIDER,
+    MediaRequest,
+    ProbeRequest,
+    new_import,
+    refused,
+    submit_import,
+)
 from safelight.api.problems import PROBLEMS, problem
 from safelight.bootstrap import Safelight
 from safelight.errors import FieldError, Unavailable
