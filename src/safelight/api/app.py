@@ -155,7 +155,7 @@ class Entrance:
                 await refused(scope, receive, answer)
             else:
                 try:
-                    await self._app(scope, receive if body is None else _replay(body, receive), answer)
+                    await self._app(scope, receive if body is None else plain.replay(body, receive), answer)
                 except Exception:
                     log.exception("request.broken")
                     if status:
@@ -202,17 +202,3 @@ class Entrance:
 
 
 TOO_LARGE = b"\0too large"
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """A receive channel that gives the body read already, then whatever follows."""
-    told = False
-
-    async def channel() -> Message:
-        nonlocal told
-        if told:
-            return await receive()
-        told = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return channel

@@ -9,9 +9,9 @@ from fastapi import Request
 from pydantic import ConfigDict, Field, SkipValidation, ValidationError, field_validator
 
 from safelight.accounts import Identity
-from safelight.api.job_request import Answers, Body, GenerationRequest, Metadata, new_job, verified
-from safelight.api.jobs import tier_of
-from safelight.api.media.import_request import IMPORT, MediaRequest, new_import
+from safelight.api.job_request import Answers, Body, GenerationRequest, Metadata, verified
+from safelight.api.jobs import import_for, job_for
+from safelight.api.media.import_request import IMPORT, MediaRequest
 from safelight.api.problems import invalid_body, invalid_fields
 from safelight.api.service.templates import template_of
 from safelight.bootstrap import Safelight
@@ -74,22 +74,14 @@ async def checked_jobs(
     Raises `Invalid` with all that is wrong, up to a bound. Others have their turn on the loop every few milliseconds.
     """
     turn = _Turn()
-    about: dict[str, Any] = {
-        "owner_id": asker.owner_id,
-        "providers": world.providers,
-        "settings": world.settings,
-        "request_id": request.state.request_id,
-        "tier": tier_of(asker, world),
-    }
     made: list[NewJob] = []
     wrong: list[FieldError] = []
     templates: dict[str | None, Mapping[str, Any] | None] = {None: None}
     for place, (body, origin) in enumerate(given):
         await turn.over()
-        about["origin_job_id"] = None if origin is None else origin.id
         try:
             if isinstance(body, dict) and cast(dict[str, Any], body).get("kind") == IMPORT:
-                made.append(new_import(BatchImport.model_validate(body), **about))
+                made.append(import_for(request, world, asker, BatchImport.model_validate(body), origin=origin))
             else:
                 picture = BatchJob.model_validate(body)
                 if origin is not None:
@@ -99,7 +91,7 @@ async def checked_jobs(
                 else:
                     own = await template_of(world, asker.owner_id, picture.template)
                     template = templates[picture.template] = None if own is None else own.definition
-                made.append(new_job(picture, **about, template=template, closures=world.dispatcher.closures))
+                made.append(job_for(request, world, asker, picture, template=template, origin=origin))
         except ValidationError as error:
             wrong += _placed(place, invalid_body(error.errors()))
         except Invalid as error:

@@ -3,14 +3,13 @@
 import asyncio
 import contextlib
 import hashlib
-import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
 import orjson
 import structlog
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
 
 from safelight.accounts import Identity
@@ -25,17 +24,20 @@ from safelight.api.batches.view import (
 )
 from safelight.api.deps import (
     Asker,
+    Cursor,
+    IdempotencyKey,
     ItemId,
+    Limit,
     Owner,
     World,
     cursor_of,
     idempotency_key,
-    is_known,
     json_response,
+    polled_response,
     read_id_cursor,
 )
 from safelight.api.job_request import request_of
-from safelight.api.jobs import LIMITED, take_tokens, too_quick
+from safelight.api.jobs import LIMITED, has_room, take_tokens, too_quick
 from safelight.api.media.import_request import IMPORT, import_of, submit_imports
 from safelight.api.problems import PROBLEMS
 from safelight.bootstrap import Safelight
@@ -47,7 +49,6 @@ from safelight.jobs import (
     BatchNotFound,
     Job,
     NewBatch,
-    NewJob,
     Standing,
     SubmittedBatch,
     find_batches,
@@ -57,7 +58,6 @@ from safelight.jobs import (
 )
 
 CANCEL_SECONDS = 5.0
-RETRY_AFTER_SECONDS = 2
 
 router = APIRouter(prefix=PREFIX, tags=["batches"], responses=PROBLEMS)
 
@@ -113,8 +113,8 @@ async def submit(
 async def list_batches(
     world: World,
     owner: Owner,
-    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 50,
+    cursor: Cursor = None,
+    limit: Limit = 50,
 ) -> Response:
     """Your batches, each with its counts and progress."""
     page = await world.database.read(find_batches, owner, read_id_cursor(cursor), limit)
@@ -170,7 +170,7 @@ async def retry(
     request: Request,
     world: World,
     asker: Asker,
-    key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
+    key: IdempotencyKey = None,
 ) -> Response:
     """A new batch of the same requests, in their order, once the batch has ended; it names its origin, and each of its
     jobs its own."""
@@ -217,7 +217,7 @@ async def accept_batch(
     verdict = await take_tokens(world, asker, len(new.jobs))
     if verdict is not None and not verdict.is_allowed:
         return too_quick(request, verdict, len(new.jobs))
-    hinted = [replace(each, hint=_has_room(each, world)) for each in new.jobs]
+    hinted = [replace(each, hint=has_room(each, world)) for each in new.jobs]
     new = replace(new, jobs=hinted)
     outcome = await (submit_imports(world) if submit is None else submit)(new)
     if not isinstance(outcome, SubmittedBatch):
@@ -229,11 +229,6 @@ async def accept_batch(
     else:
         log.info("batch.received", batch_id=batch.id, jobs=batch.total, origin_batch_id=batch.origin_batch_id)
     return await _answer(request, world, batch, standing, outcome.job_ids, status=202, headers=headers)
-
-
-def _has_room(new: NewJob, world: Safelight) -> bool:
-    values = new.values
-    return new.run_at is None and world.dispatcher.take_room(new.queue, values["provider"], values["owner_limit"])
 
 
 async def _show(
@@ -261,14 +256,10 @@ async def _answer(
         with contextlib.suppress(Unavailable):  # what is known already shall be told
             last = await world.database.read(last_to_end, batch.id, batch.owner_id)
     eta = await estimate_end(request.app.state.estimator, last)
-    body = orjson.dumps(batch_view_of(batch, standing, job_ids, eta), option=orjson.OPT_UTC_Z)
-    etag = f'W/"{zlib.crc32(body):08x}"'
-    headers = {"ETag": etag, "Cache-Control": "no-cache", **(headers or {})}
-    if not standing.is_terminal:
-        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    if is_known(if_none_match, etag):
-        return Response(None, 304, headers)
-    return Response(body, status, headers, "application/json")
+    view = batch_view_of(batch, standing, job_ids, eta)
+    return polled_response(
+        view, is_final=standing.is_terminal, status=status, headers=headers, if_none_match=if_none_match
+    )
 
 
 def _to_retry(tx: Tx, batch_id: str, owner_id: str) -> tuple[Batch, Standing, list[Job]] | None:

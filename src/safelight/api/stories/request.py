@@ -2,12 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
+from fastapi import Query
 from pydantic import AfterValidator, Field, StringConstraints, field_validator
 
 from safelight.api.deps import IdInvalid, parse_id
 from safelight.api.job_request import Body, Int, PictureRequest, Prompt, has_words
 
 Images = Literal["keep", "delete"]
+WithImages = Annotated[Images, Query(alias="images", description="What becomes of the pictures that were made")]
 
 
 def _a_uuid(value: str) -> str:
