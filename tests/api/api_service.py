@@ -26,12 +26,12 @@ import uvicorn
 from pydantic import BaseModel, SecretStr, TypeAdapter
 
 from safelight.api.app import create_app
-from safelight.api.batch_view import BatchList, BatchView
-from safelight.api.health import ReadyView
+from safelight.api.batches.view import BatchList, BatchView
 from safelight.api.job_view import ArtifactView, AttemptList, JobList, JobView
 from safelight.api.problems import Problem
-from safelight.api.providers import ProviderList, ProviderView
-from safelight.api.story_view import (
+from safelight.api.service.health import ReadyView
+from safelight.api.service.providers import ProviderList, ProviderView
+from safelight.api.stories.view import (
     ChapterList,
     ChapterView,
     CharacterList,

@@ -11,7 +11,7 @@ import orjson
 import pytest
 from api_service import BATCHES, JOBS, Json, Service, assert_shape, order
 
-from safelight.api.batch_view import BatchList
+from safelight.api.batches.view import BatchList
 from safelight.providers.base import InvalidParameters, Parameters
 from safelight.providers.mock import MockProvider
 

@@ -11,7 +11,7 @@ import pytest
 from api_service import Json, Service, assert_shape, eventually, order, settings_for
 
 from films import film
-from safelight.api.media import MAX_PROBES, ProbeView
+from safelight.api.media.imports import MAX_PROBES, ProbeView
 from servers import ValkeyServer
 from stand_ins.media_host import MediaHost
 

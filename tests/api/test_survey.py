@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from safelight.api import providers as module
-from safelight.api.providers import ModelsUnknown, Survey
+from safelight.api.service import providers as module
+from safelight.api.service.providers import ModelsUnknown, Survey
 from safelight.providers.base import Provider, ProviderUnavailable
 from safelight.providers.mock import MockProvider
 from safelight.providers.registry import Registry

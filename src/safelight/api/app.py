@@ -13,32 +13,17 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
-from safelight.api import (
-    artifacts,
-    authentication,
-    batch_events,
-    batches,
-    chapters,
-    characters,
-    events,
-    files,
-    health,
-    jobs,
-    keys,
-    media,
-    plain,
-    problems,
-    projects,
-    providers,
-    scenes,
-    session,
-    templates,
-    webhooks,
-)
+from safelight.api import authentication, events, jobs, plain, problems
+from safelight.api.accounts import keys, session
 from safelight.api.authentication import Authentication
+from safelight.api.batches import events as batch_events
+from safelight.api.batches import router as batches
 from safelight.api.job_view import Estimator
+from safelight.api.media import artifacts, files, imports
 from safelight.api.problems import problem
-from safelight.api.providers import Survey
+from safelight.api.service import health, providers, templates, webhooks
+from safelight.api.service.providers import Survey
+from safelight.api.stories import chapters, characters, projects, scenes
 from safelight.bootstrap import Safelight, open_safelight
 from safelight.config import Settings
 from safelight.db import new_id
@@ -61,7 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
         async with open_safelight(settings) as safelight:
             app.state.safelight = safelight
             app.state.estimator = Estimator(safelight.database, safelight.dispatcher)
-            app.state.probes = media.Probes()
+            app.state.probes = imports.Probes()
             app.state.survey = Survey(safelight.providers, safelight.database)
             background = [
                 asyncio.create_task(safelight.dispatcher.run(), name="dispatch"),
@@ -106,7 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
         keys,
         providers,
         templates,
-        media,
+        imports,
         webhooks,
         health,
     ):
@@ -170,7 +155,7 @@ class Entrance:
                 await refused(scope, receive, answer)
             else:
                 try:
-                    await self._app(scope, receive if body is None else _replay(body, receive), answer)
+                    await self._app(scope, receive if body is None else plain.replay(body, receive), answer)
                 except Exception:
                     log.exception("request.broken")
                     if status:
@@ -217,17 +202,3 @@ class Entrance:
 
 
 TOO_LARGE = b"\0too large"
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """A receive channel that gives the body read already, then whatever follows."""
-    told = False
-
-    async def channel() -> Message:
-        nonlocal told
-        if told:
-            return await receive()
-        told = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return channel

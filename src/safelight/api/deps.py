@@ -3,10 +3,11 @@
 import base64
 import re
 import uuid
+import zlib
 from typing import Annotated, Any
 
 import orjson
-from fastapi import Depends, Path, Query, Request
+from fastapi import Depends, Header, Path, Query, Request
 from starlette.responses import Response
 
 from safelight.accounts import Identity, Unauthenticated
@@ -14,6 +15,7 @@ from safelight.bootstrap import Safelight
 from safelight.errors import SafelightError
 
 MAX_WAIT_SECONDS = 60
+RETRY_AFTER_SECONDS = 2
 
 
 class HeaderInvalid(SafelightError):
@@ -99,11 +101,32 @@ Owner = Annotated[str, Depends(_owner)]
 ItemId = Annotated[str, Depends(_row_id)]
 Cursor = Annotated[str | None, Query(description="`next_cursor` of the page before")]
 Limit = Annotated[int, Query(ge=1, le=100)]
+IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key")]
 
 
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """JSON from plain values and datetimes (RFC 3339, UTC)."""
     return Response(orjson.dumps(content, option=orjson.OPT_UTC_Z), status, headers, "application/json")
+
+
+def polled_response(
+    content: Any,
+    mark: str = "",
+    *,
+    is_final: bool,
+    status: int = 200,
+    headers: dict[str, str] | None = None,
+    if_none_match: str | None = None,
+) -> Response:
+    """JSON that is asked for until it is final: its entity tag, which begins with `mark`, and when to ask again."""
+    body = orjson.dumps(content, option=orjson.OPT_UTC_Z)
+    etag = f'W/"{mark}{zlib.crc32(body):08x}"'
+    headers = {"ETag": etag, "Cache-Control": "no-cache", **(headers or {})}
+    if not is_final:
+        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if is_known(if_none_match, etag):
+        return Response(None, 304, headers)
+    return Response(body, status, headers, "application/json")
 
 
 def idempotency_key(value: str | None) -> str | None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import orjson
 import structlog
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Depends, Header, Query, Request
 from pydantic import TypeAdapter
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -32,6 +32,38 @@ router = APIRouter(prefix=PREFIX, tags=["events"], responses=PROBLEMS)
 log = structlog.get_logger()
 
 
+async def _last_event_id(
+    last_event_id: Annotated[str | None, Header()] = None,
+    resume_from: Annotated[str | None, Query(alias="last_event_id")] = None,
+) -> str | None:
+    """By the header, or by the query for those who cannot set one."""
+    return last_event_id if last_event_id is not None else resume_from
+
+
+LastEventId = Annotated[str | None, Depends(_last_event_id)]
+
+
+class Stay:
+    """How long a watcher may stay: as long as the key, token or session holds, which is looked at now and then."""
+
+    def __init__(self, request: Request, **watched: str) -> None:
+        """`watched`: what the log line is to say of it."""
+        self._request = request
+        self._watched = watched
+        self._now = asyncio.get_running_loop().time
+        self._look_at = self._now() + LOOK_AGAIN_SECONDS
+
+    async def is_over(self) -> bool:
+        """Look again if it is time to."""
+        if self._now() < self._look_at:
+            return False
+        if not await may_stay(self._request):
+            log.info("watcher.put_out", **self._watched)
+            return True
+        self._look_at = self._now() + LOOK_AGAIN_SECONDS
+        return False
+
+
 @router.get(
     "/{id}/events",
     summary="Follow a job live",
@@ -49,13 +81,12 @@ async def follow(
     request: Request,
     world: World,
     owner: Owner,
-    last_event_id: Annotated[str | None, Header()] = None,
-    resume_from: Annotated[str | None, Query(alias="last_event_id")] = None,
+    last_event_id: LastEventId,
 ) -> Response:
     """Resume with the id of the last event received (`Last-Event-ID`, or the query): no state event is missed or
     told twice. Progress and previews have no id; after a break the latest is told. A comment every 15 s keeps the
     connection open. It ends early, within a minute and a half, when the key, token or session no longer holds."""
-    known = _version(last_event_id if last_event_id is not None else resume_from)
+    known = _version(last_event_id)
     found = await world.database.read_one(with_artifacts, (job_id, owner))
     if found is None:
         raise JobNotFound(f"There is no job {job_id}.")
@@ -139,7 +170,7 @@ class EventStream(StreamingResponse):
 
 async def _tell(request: Request, world: Safelight, job_id: str, owner: str, known: int | None, wire: Wire) -> None:
     now = asyncio.get_running_loop().time
-    look_again = now() + LOOK_AGAIN_SECONDS
+    stay = Stay(request, job_id=job_id)
     async with world.stream.watch(job_id) as watch:
         found = await world.database.read(_standing, job_id, owner, known)
         if found is None:
@@ -159,11 +190,8 @@ async def _tell(request: Request, world: Safelight, job_id: str, owner: str, kno
             await wire.write(b"".join(message.frame for message in messages))
             if now() >= wire.wrote_at + KEEPALIVE_SECONDS and not watch.ended:
                 await wire.write(b": keep-alive\n\n")
-            if now() >= look_again:
-                if not await may_stay(request):
-                    log.info("watcher.put_out", job_id=job_id)
-                    return
-                look_again = now() + LOOK_AGAIN_SECONDS
+            if await stay.is_over():
+                return
 
 
 def _standing(tx: Tx, job_id: str, owner: str, known: int | None) -> tuple[Job, JobEvent, list[Message], int] | None:

@@ -25,7 +25,7 @@ from safelight.config import Settings, Tier
 from safelight.db import new_id
 from safelight.errors import FieldError, Invalid
 from safelight.jobs import Closure, Job, NewJob, next_open, skip
-from safelight.providers.base import InvalidParameters, Limits, Lora, Parameters
+from safelight.providers.base import InvalidParameters, Limits, Lora, Parameters, Provider
 from safelight.providers.registry import Registry, UnknownProvider
 
 KIND = "image.generate"
@@ -330,10 +330,7 @@ def _as_taken_by(
     """The columns by which a provider would take this request; `seed` if none is given. Raises `InvalidParameters`."""
     _, provider, mocked = providers.resolve(name)
     checked = provider.check(parameters)
-    limits = provider.capabilities.limits or Limits(settings.soft_limit_seconds, settings.hard_limit_seconds)
-    soft, hard = limits.soft_seconds, limits.hard_seconds
-    if timeout_seconds is not None:
-        soft, hard = timeout_seconds, timeout_seconds + (hard - soft)
+    soft, hard = attempt_limits(provider, timeout_seconds, settings)
     return {
         "provider": name,
         "mocked": mocked,
@@ -355,6 +352,14 @@ def _as_taken_by(
         "soft_limit_seconds": soft,
         "hard_limit_seconds": hard,
     }
+
+
+def attempt_limits(provider: Provider, timeout_seconds: float | None, settings: Settings) -> tuple[float, float]:
+    """Soft and hard limit of an attempt, in seconds; a timeout that was asked for is the soft one."""
+    limits = provider.capabilities.limits or Limits(settings.soft_limit_seconds, settings.hard_limit_seconds)
+    if timeout_seconds is None:
+        return limits.soft_seconds, limits.hard_seconds
+    return timeout_seconds, timeout_seconds + (limits.hard_seconds - limits.soft_seconds)
 
 
 def _invalid(*refusals: InvalidParameters) -> Invalid:

@@ -1,12 +1,10 @@
 """Jobs over HTTP: submit, look, list, cancel, retry."""
 
 import asyncio
-import zlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-import orjson
 import structlog
 from fastapi import APIRouter, Body, Header, Query, Request
 from pydantic import AfterValidator, ValidationError
@@ -15,24 +13,27 @@ from starlette.responses import Response
 from safelight.accounts import Identity
 from safelight.api.deps import (
     Asker,
+    Cursor,
+    IdempotencyKey,
     IdInvalid,
     ItemId,
+    Limit,
     Owner,
     World,
     cursor_of,
     idempotency_key,
-    is_known,
     json_response,
     parse_id,
+    polled_response,
     preferred_wait,
     read_id_cursor,
 )
 from safelight.api.events import with_latest
 from safelight.api.job_request import GenerationRequest, new_job, request_of, verified
 from safelight.api.job_view import PREFIX, AttemptList, Estimator, JobList, JobView, attempt_view_of, view_of
-from safelight.api.media_request import IMPORT, MediaRequest, import_of, new_import, submit_import
+from safelight.api.media.import_request import IMPORT, MediaRequest, import_of, new_import, submit_import
 from safelight.api.problems import PROBLEMS, Problem, invalid_body, problem
-from safelight.api.templates import template_of
+from safelight.api.service.templates import template_of
 from safelight.artifacts import Artifact
 from safelight.bootstrap import Safelight
 from safelight.config import Tier
@@ -52,7 +53,6 @@ from safelight.jobs import (
 )
 from safelight.limits import Policy, Verdict
 
-RETRY_AFTER_SECONDS = 2
 MAX_IDS = 100
 
 
@@ -79,6 +79,9 @@ router = APIRouter(prefix=PREFIX, tags=["jobs"], responses=PROBLEMS)
 
 Submitter = Callable[[NewJob], Awaitable[Submitted | SafelightError]]
 
+JobKey = Annotated[
+    str | None, Header(alias="Idempotency-Key", description="Same key, same body: the first job again. Kept for 24 h")
+]
 LIMITED: dict[int | str, dict[str, Any]] = {429: {"model": Problem}}
 
 
@@ -89,26 +92,14 @@ async def submit(
     request: Request,
     world: World,
     asker: Asker,
-    key: Annotated[
-        str | None,
-        Header(alias="Idempotency-Key", description="Same key, same body: the first job again. Kept for 24 h"),
-    ] = None,
+    key: JobKey = None,
     prefer: Annotated[str | None, Header(description="`wait=n`: answer at the end, or after n (1-60) seconds")] = None,
 ) -> Response:
     """Accept a generation and answer at once with the job, whatever workers, broker and provider are doing."""
     wait = preferred_wait(prefer)
     own = await template_of(world, asker.owner_id, body.template)
-    new = new_job(
-        body,
-        owner_id=asker.owner_id,
-        providers=world.providers,
-        settings=world.settings,
-        request_id=request.state.request_id,
-        tier=tier_of(asker, world),
-        template=None if own is None else own.definition,
-        idempotency_key=idempotency_key(key),
-        closures=world.dispatcher.closures,
-    )
+    template = None if own is None else own.definition
+    new = job_for(request, world, asker, body, template=template, key=idempotency_key(key))
     return await answer_accepted(request, world, asker, new, wait=wait)
 
 
@@ -130,8 +121,8 @@ async def list_jobs(
     text: Annotated[Text | None, Query(max_length=200, description="Part of the prompt")] = None,
     younger_than_seconds: Annotated[float | None, Query(ge=0, le=1e9, allow_inf_nan=False)] = None,
     older_than_seconds: Annotated[float | None, Query(ge=0, le=1e9, allow_inf_nan=False)] = None,
-    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 50,
+    cursor: Cursor = None,
+    limit: Limit = 50,
 ) -> Response:
     """Your jobs that match all filters given."""
     wanted = Filter(
@@ -209,7 +200,7 @@ async def retry(
     overrides: Annotated[
         dict[str, Any] | None, Body(description="Fields of a submit that shall differ", examples=[{"seed": 8}])
     ] = None,
-    key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
+    key: IdempotencyKey = None,
 ) -> Response:
     """A new job with the same request, or with some fields changed; it names its origin.
 
@@ -228,18 +219,7 @@ async def retry(
     if body.template != job.template:
         own = await template_of(world, asker.owner_id, body.template)
         template = None if own is None else own.definition
-    new = new_job(
-        body,
-        owner_id=asker.owner_id,
-        providers=world.providers,
-        settings=world.settings,
-        request_id=request.state.request_id,
-        tier=tier_of(asker, world),
-        template=template,
-        idempotency_key=idempotency_key(key),
-        origin_job_id=job.id,
-        closures=world.dispatcher.closures,
-    )
+    new = job_for(request, world, asker, body, template=template, key=idempotency_key(key), origin=job)
     return await answer_accepted(request, world, asker, new)
 
 
@@ -250,16 +230,7 @@ async def _import_again(
         body = MediaRequest.model_validate(import_of(job) | overrides)
     except ValidationError as error:
         raise invalid_body(error.errors()) from None
-    new = new_import(
-        body,
-        owner_id=asker.owner_id,
-        providers=world.providers,
-        settings=world.settings,
-        request_id=request.state.request_id,
-        tier=tier_of(asker, world),
-        idempotency_key=key,
-        origin_job_id=job.id,
-    )
+    new = import_for(request, world, asker, body, key=key, origin=job)
     return await answer_accepted(request, world, asker, new, submit=submit_import(world))
 
 
@@ -315,9 +286,7 @@ async def accept(
     verdict = await take_tokens(world, asker)
     if verdict is not None and not verdict.is_allowed:
         return too_quick(request, verdict)
-    values = new.values
-    hint = new.run_at is None and world.dispatcher.take_room(new.queue, values["provider"], values["owner_limit"])
-    new = replace(new, hint=hint)
+    new = replace(new, hint=has_room(new, world))
     outcome = await (world.database.write_one(world.jobs.submit, new) if submit is None else submit(new))
     if not isinstance(outcome, Submitted):
         raise outcome
@@ -336,6 +305,12 @@ async def accept(
     return Accepted(job, artifacts, headers)
 
 
+def has_room(new: NewJob, world: Safelight) -> bool:
+    """Take a free slot for a job that may start now, so that its submit releases it."""
+    values = new.values
+    return new.run_at is None and world.dispatcher.take_room(new.queue, values["provider"], values["owner_limit"])
+
+
 async def answer_accepted(
     request: Request,
     world: Safelight,
@@ -350,6 +325,53 @@ async def answer_accepted(
     if isinstance(accepted, Response):
         return accepted
     return await _show(request, world, accepted.job, accepted.artifacts, status=202, headers=accepted.headers)
+
+
+def job_for(
+    request: Request,
+    world: Safelight,
+    asker: Identity,
+    body: GenerationRequest,
+    *,
+    template: Mapping[str, Any] | None = None,
+    key: str | None = None,
+    origin: Job | None = None,
+) -> NewJob:
+    """The job that somebody asks for with a request; `origin` is the one it retries. Raises `Invalid`."""
+    return new_job(
+        body,
+        owner_id=asker.owner_id,
+        providers=world.providers,
+        settings=world.settings,
+        request_id=request.state.request_id,
+        tier=tier_of(asker, world),
+        template=template,
+        idempotency_key=key,
+        origin_job_id=None if origin is None else origin.id,
+        closures=world.dispatcher.closures,
+    )
+
+
+def import_for(
+    request: Request,
+    world: Safelight,
+    asker: Identity,
+    body: MediaRequest,
+    *,
+    key: str | None = None,
+    origin: Job | None = None,
+) -> NewJob:
+    """The same for an import."""
+    return new_import(
+        body,
+        owner_id=asker.owner_id,
+        providers=world.providers,
+        settings=world.settings,
+        request_id=request.state.request_id,
+        tier=tier_of(asker, world),
+        idempotency_key=key,
+        origin_job_id=None if origin is None else origin.id,
+    )
 
 
 def tier_of(asker: Identity, world: Safelight) -> Tier | None:
@@ -405,14 +427,10 @@ async def _show(
     if_none_match: str | None = None,
 ) -> Response:
     estimator: Estimator = request.app.state.estimator
-    body = orjson.dumps(view_of(job, artifacts, await estimator.estimate(job)), option=orjson.OPT_UTC_Z)
-    etag = f'W/"{job.version}-{zlib.crc32(body):08x}"'
-    headers = {"ETag": etag, "Cache-Control": "no-cache", **(headers or {})}
-    if not job.is_terminal:
-        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    if is_known(if_none_match, etag):
-        return Response(None, 304, headers)
-    return Response(body, status, headers, "application/json")
+    view = view_of(job, artifacts, await estimator.estimate(job))
+    return polled_response(
+        view, f"{job.version}-", is_final=job.is_terminal, status=status, headers=headers, if_none_match=if_none_match
+    )
 
 
 async def _wait_for_end(world: Safelight, job_id: str, owner: str, seconds: int) -> None:

@@ -69,14 +69,19 @@ class _Documented:
         self._body = body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        told = False
-
-        async def again() -> Message:
-            nonlocal told
-            if told:
-                return await receive()
-            told = True
-            return {"type": "http.request", "body": self._body, "more_body": False}
-
         scope["state"]["is_unusual"] = True
-        await scope["app"].router(scope, again, send)
+        await scope["app"].router(scope, replay(self._body, receive), send)
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
+    """A receive channel that gives the body read already, then whatever follows."""
+    told = False
+
+    async def channel() -> Message:
+        nonlocal told
+        if told:
+            return await receive()
+        told = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return channel

@@ -4,48 +4,51 @@ import re
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Path, Query, Request
+from fastapi import APIRouter, Body, Path, Query, Request
 from pydantic import StringConstraints
 from starlette.responses import Response
 
 from safelight import stories
 from safelight.accounts import Identity
-from safelight.api.batch_view import BatchView
-from safelight.api.batches import accept_batch, checked_jobs
+from safelight.api.batches.request import checked_jobs
+from safelight.api.batches.router import accept_batch
+from safelight.api.batches.view import BatchView
 from safelight.api.deps import (
+    RETRY_AFTER_SECONDS,
     Asker,
     Cursor,
+    IdempotencyKey,
     ItemId,
     Limit,
     Owner,
     World,
-    cursor_of,
     idempotency_key,
     json_response,
     read_id_cursor,
     read_number_cursor,
 )
 from safelight.api.events import with_latest
-from safelight.api.job_request import GenerationRequest, new_job
+from safelight.api.job_request import GenerationRequest
 from safelight.api.job_view import Estimator
-from safelight.api.jobs import LIMITED, RETRY_AFTER_SECONDS, Text, accept, tier_of
+from safelight.api.jobs import LIMITED, Text, accept, job_for
 from safelight.api.problems import PROBLEMS, invalid_fields
-from safelight.api.projects import WithImages
-from safelight.api.story_view import (
-    API,
+from safelight.api.stories import answer
+from safelight.api.stories.request import (
     ChapterChanges,
     ChapterImagesRequest,
-    ChapterView,
-    ImageList,
     SceneImageRequest,
-    SceneImageView,
-    SceneList,
     SceneOrder,
     SceneRequest,
+    WithImages,
+)
+from safelight.api.stories.view import (
+    API,
+    ChapterView,
+    ImageList,
+    SceneImageView,
+    SceneList,
     SceneView,
     chapter_view,
-    image_view,
-    pictures_among,
     scene_image_view,
     scene_status_url,
     scene_view,
@@ -107,13 +110,7 @@ async def delete(chapter_id: ItemId, world: World, owner: Owner, images: WithIma
 
     Pictures are kept, under the same address as before, or deleted with their jobs, as `images` says.
     """
-    gone = await world.database.write(
-        lambda tx: stories.delete_chapter(tx, world.jobs, chapter_id, owner, with_images=images == "delete")
-    )
-    if isinstance(gone, SafelightError):
-        raise gone
-    await world.retention.delete_jobs(gone)
-    return Response(status_code=204)
+    return await answer.delete(world, stories.delete_chapter, chapter_id, owner, images)
 
 
 @router.post("/{id}/scenes", status_code=201, response_model=SceneView, summary="Make a scene")
@@ -135,9 +132,7 @@ async def list_scenes(
     found = await world.database.read(stories.list_scenes, chapter_id, owner, -1 if after is None else after, limit + 1)
     if isinstance(found, SafelightError):
         raise found
-    page = found[:limit]
-    following = cursor_of(page[-1].scene_number) if len(found) > limit else None
-    return json_response({"items": [scene_view(scene) for scene in page], "next_cursor": following})
+    return answer.page(found, limit, scene_view, lambda scene: scene.scene_number)
 
 
 @router.post("/{id}/scenes/order", status_code=204, response_class=Response, summary="Bring the scenes into an order")
@@ -166,7 +161,7 @@ async def draw(
     world: World,
     asker: Asker,
     body: Annotated[SceneImageRequest | None, Body(examples=[{}, {"prompt": "a lamp room at dusk", "seed": 7}])] = None,
-    key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
+    key: IdempotencyKey = None,
 ) -> Response:
     """Accept a job for the scene and answer at once.
 
@@ -226,7 +221,7 @@ async def list_images(
     found = await world.database.read(_images_of, chapter_id, owner, scene_number, read_id_cursor(cursor), limit)
     if isinstance(found, SafelightError):
         raise found
-    return json_response(images_view(found))
+    return answer.pictures(found)
 
 
 @router.post(
@@ -242,7 +237,7 @@ async def draw_missing(
     world: World,
     asker: Asker,
     body: Annotated[ChapterImagesRequest | None, Body(examples=[{}, {"width": 768, "height": 512}])] = None,
-    key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
+    key: IdempotencyKey = None,
 ) -> Response:
     """Accept a job for each scene that shows no picture and has no job under way, as one batch: all or none.
 
@@ -277,12 +272,6 @@ async def draw_missing(
         return await world.database.write(stories.submit_missing, world.jobs, chapter_id, new)
 
     return await accept_batch(request, world, asker, new, submit=submit)
-
-
-def images_view(page: Page) -> dict[str, Any]:
-    """The fields of `ImageList`, ready to be encoded."""
-    items = [image_view(job, image) for job in page.jobs for image in pictures_among(page.artifacts.get(job.id, ()))]
-    return {"items": items, "next_cursor": cursor_of(page.jobs[-1].id) if page.more else None}
 
 
 def _images_of(
@@ -320,16 +309,7 @@ def _scene_job(
     """The job that draws a scene. Raises what is wrong with the request or with the scene."""
     about = _about(drawn, chapter_id, scene_number, asked.prompt)
     whole = asked.model_dump(exclude_unset=True) | about
-    new = new_job(
-        GenerationRequest.model_validate(whole),
-        owner_id=asker.owner_id,
-        providers=world.providers,
-        settings=world.settings,
-        request_id=request.state.request_id,
-        tier=tier_of(asker, world),
-        idempotency_key=key,
-        closures=world.dispatcher.closures,
-    )
+    new = job_for(request, world, asker, GenerationRequest.model_validate(whole), key=key)
     # What was sent counts, not what the story made of it: that may have changed since.
     return replace(new, fingerprint=asked.fingerprint(request.url.path)) if key is not None else new
 

@@ -8,7 +8,7 @@ import orjson
 from pydantic import ConfigDict, Field, StringConstraints, field_validator
 
 from safelight import stories
-from safelight.api.job_request import Body, Int, Number, OpaqueId
+from safelight.api.job_request import Body, Int, Number, OpaqueId, attempt_limits
 from safelight.api.problems import invalid_fields
 from safelight.bootstrap import Safelight
 from safelight.config import Settings, Tier
@@ -16,7 +16,7 @@ from safelight.db import Tx, new_id
 from safelight.errors import FieldError, Invalid, SafelightError
 from safelight.jobs import Job, NewBatch, NewJob, Submitted, SubmittedBatch
 from safelight.providers.address import AddressRefused, UrlRefused
-from safelight.providers.base import InvalidParameters, Limits, Parameters
+from safelight.providers.base import InvalidParameters, Parameters
 from safelight.providers.registry import Registry
 
 IMPORT = "media.import"
@@ -109,10 +109,7 @@ def new_import(
         checked = provider.check(Parameters(IMPORT, "", options=options))
     except InvalidParameters as error:
         raise refused(error) from None
-    limits = provider.capabilities.limits or Limits(settings.soft_limit_seconds, settings.hard_limit_seconds)
-    soft, hard = limits.soft_seconds, limits.hard_seconds
-    if request.timeout_seconds is not None:
-        soft, hard = request.timeout_seconds, request.timeout_seconds + (hard - soft)
+    soft, hard = attempt_limits(provider, request.timeout_seconds, settings)
     nothing = dict.fromkeys(
         (
             *("route", "skips", "negative_prompt", "model", "checkpoint_model", "width", "height", "seed"),

@@ -1,15 +1,22 @@
 """Media imports over HTTP: store what a URL leads to, or only look at it."""
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from safelight.api.deps import Asker, World, idempotency_key, json_response
 from safelight.api.job_view import JobView
-from safelight.api.jobs import LIMITED, answer_accepted, take_tokens, tier_of, too_quick
-from safelight.api.media_request import IMPORT, PROVIDER, MediaRequest, ProbeRequest, new_import, refused, submit_import
+from safelight.api.jobs import LIMITED, JobKey, answer_accepted, import_for, take_tokens, too_quick
+from safelight.api.media.import_request import (
+    IMPORT,
+    PROVIDER,
+    MediaRequest,
+    ProbeRequest,
+    refused,
+    submit_import,
+)
 from safelight.api.problems import PROBLEMS, problem
 from safelight.bootstrap import Safelight
 from safelight.errors import FieldError, Unavailable
@@ -68,25 +75,14 @@ async def store(
     request: Request,
     world: World,
     asker: Asker,
-    key: Annotated[
-        str | None,
-        Header(alias="Idempotency-Key", description="Same key, same body: the first job again. Kept for 24 h"),
-    ] = None,
+    key: JobKey = None,
 ) -> Response:
     """Accept an import and answer at once with its job, which is followed, cancelled and retried like any other.
 
     Its `source_url` is the URL; its artifact is the file, with a poster, title, duration, size and codecs. A scene that
     is named follows it: `media_status`, `media_job_id`, and in the end `media_url`.
     """
-    new = new_import(
-        body,
-        owner_id=asker.owner_id,
-        providers=world.providers,
-        settings=world.settings,
-        request_id=request.state.request_id,
-        tier=tier_of(asker, world),
-        idempotency_key=idempotency_key(key),
-    )
+    new = import_for(request, world, asker, body, key=idempotency_key(key))
     return await answer_accepted(request, world, asker, new, submit=submit_import(world))
 
 

@@ -3,19 +3,18 @@
 import asyncio
 import contextlib
 import hashlib
-import zlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any
 
 import orjson
 import structlog
-from fastapi import APIRouter, Header, Query, Request
-from pydantic import ConfigDict, Field, SkipValidation, ValidationError, field_validator
+from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
 
 from safelight.accounts import Identity
-from safelight.api.batch_view import (
+from safelight.api.batches.request import BatchRequest, checked_jobs
+from safelight.api.batches.view import (
     PREFIX,
     BatchList,
     BatchView,
@@ -25,39 +24,31 @@ from safelight.api.batch_view import (
 )
 from safelight.api.deps import (
     Asker,
+    Cursor,
+    IdempotencyKey,
     ItemId,
+    Limit,
     Owner,
     World,
     cursor_of,
     idempotency_key,
-    is_known,
     json_response,
+    polled_response,
     read_id_cursor,
 )
-from safelight.api.job_request import (
-    Answers,
-    Body,
-    GenerationRequest,
-    Metadata,
-    new_job,
-    request_of,
-    verified,
-)
-from safelight.api.jobs import LIMITED, take_tokens, tier_of, too_quick
-from safelight.api.media_request import IMPORT, MediaRequest, import_of, new_import, submit_imports
-from safelight.api.problems import PROBLEMS, invalid_body, invalid_fields
-from safelight.api.templates import template_of
+from safelight.api.job_request import request_of
+from safelight.api.jobs import LIMITED, has_room, take_tokens, too_quick
+from safelight.api.media.import_request import IMPORT, import_of, submit_imports
+from safelight.api.problems import PROBLEMS
 from safelight.bootstrap import Safelight
 from safelight.db import Tx, new_id
-from safelight.errors import FieldError, Invalid, SafelightError, Unavailable
+from safelight.errors import SafelightError, Unavailable
 from safelight.jobs import (
-    MAX_BATCH_JOBS,
     Batch,
     BatchEnded,
     BatchNotFound,
     Job,
     NewBatch,
-    NewJob,
     Standing,
     SubmittedBatch,
     find_batches,
@@ -66,11 +57,7 @@ from safelight.jobs import (
     retryable_of,
 )
 
-MAX_FIELD_ERRORS = 50
-SLICE_SECONDS = 0.005  # of checking, after which others have their turn
-VERIFY_SECONDS = 3.0  # for asking providers' servers about all jobs together; what is not asked then, the attempt sees
 CANCEL_SECONDS = 5.0
-RETRY_AFTER_SECONDS = 2
 
 router = APIRouter(prefix=PREFIX, tags=["batches"], responses=PROBLEMS)
 
@@ -89,49 +76,6 @@ class BatchNotEnded(SafelightError):
 
     kind = "conflict"
     code = "batch_not_ended"
-
-
-class BatchJob(GenerationRequest):
-    """One job of a batch: the body of `POST /generation-jobs`, and its kind."""
-
-    kind: Literal["image.generate"] = "image.generate"
-
-    @field_validator("kind", mode="before")
-    @classmethod
-    def known(cls, value: Any) -> Any:
-        if value != "image.generate":
-            raise ValueError(f"must be image.generate or {IMPORT}")
-        return value
-
-
-class BatchImport(MediaRequest):
-    """One import of a batch: the body of `POST /media/store`, and its kind."""
-
-    kind: Literal["media.import"]
-
-
-class BatchRequest(Body):
-    """Jobs that are accepted together or not at all."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [
-                {
-                    "name": "chapter 1",
-                    "jobs": [
-                        {"prompt": "a lighthouse at dusk", "chapter_id": "chapter-1", "scene_number": 1},
-                        {"prompt": "the keeper climbs the stairs", "chapter_id": "chapter-1", "scene_number": 2},
-                    ],
-                }
-            ]
-        },
-    )
-
-    # Checked by `checked_jobs`, a slice at a time: a thousand at once would hold up everybody else.
-    jobs: list[SkipValidation[BatchJob | BatchImport]] = Field(min_length=1, max_length=MAX_BATCH_JOBS)
-    name: str | None = Field(None, min_length=1, max_length=200)
-    metadata: Metadata = Field({}, max_length=50, description="Your own notes, given back in every view")
 
 
 @router.post("", status_code=202, response_model=BatchView, responses=LIMITED, summary="Submit a batch of jobs")
@@ -169,8 +113,8 @@ async def submit(
 async def list_batches(
     world: World,
     owner: Owner,
-    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 50,
+    cursor: Cursor = None,
+    limit: Limit = 50,
 ) -> Response:
     """Your batches, each with its counts and progress."""
     page = await world.database.read(find_batches, owner, read_id_cursor(cursor), limit)
@@ -226,7 +170,7 @@ async def retry(
     request: Request,
     world: World,
     asker: Asker,
-    key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
+    key: IdempotencyKey = None,
 ) -> Response:
     """A new batch of the same requests, in their order, once the batch has ended; it names its origin, and each of its
     jobs its own."""
@@ -252,83 +196,8 @@ async def retry(
     return await accept_batch(request, world, asker, new)
 
 
-async def checked_jobs(
-    given: Sequence[tuple[Any, Job | None]], request: Request, world: Safelight, asker: Identity
-) -> list[NewJob]:
-    """The jobs that these bodies ask for, each beside the job it retries, if any; checked as a single one is.
-
-    Raises `Invalid` with all that is wrong, up to a bound. Others have their turn on the loop every few milliseconds.
-    """
-    turn = _Turn()
-    about: dict[str, Any] = {
-        "owner_id": asker.owner_id,
-        "providers": world.providers,
-        "settings": world.settings,
-        "request_id": request.state.request_id,
-        "tier": tier_of(asker, world),
-    }
-    made: list[NewJob] = []
-    wrong: list[FieldError] = []
-    templates: dict[str | None, Mapping[str, Any] | None] = {None: None}
-    for place, (body, origin) in enumerate(given):
-        await turn.over()
-        about["origin_job_id"] = None if origin is None else origin.id
-        try:
-            if isinstance(body, dict) and cast(dict[str, Any], body).get("kind") == IMPORT:
-                made.append(new_import(BatchImport.model_validate(body), **about))
-            else:
-                picture = BatchJob.model_validate(body)
-                if origin is not None:
-                    template = origin.template_definition  # as it was then
-                elif picture.template in templates:
-                    template = templates[picture.template]
-                else:
-                    own = await template_of(world, asker.owner_id, picture.template)
-                    template = templates[picture.template] = None if own is None else own.definition
-                made.append(new_job(picture, **about, template=template, closures=world.dispatcher.closures))
-        except ValidationError as error:
-            wrong += _placed(place, invalid_body(error.errors()))
-        except Invalid as error:
-            wrong += _placed(place, error)
-        if len(wrong) >= MAX_FIELD_ERRORS:
-            break
-    answers: Answers = {}
-    give_up = turn.now() + VERIFY_SECONDS
-    for place, new in enumerate(made if not wrong else ()):
-        await turn.over()
-        if turn.now() > give_up:
-            break
-        try:
-            made[place] = await verified(new, world.providers, answers)
-        except Invalid as error:
-            wrong += _placed(place, error)
-        if len(wrong) >= MAX_FIELD_ERRORS:
-            break
-    if wrong:
-        raise invalid_fields(wrong[:MAX_FIELD_ERRORS])
-    return made
-
-
-class _Turn:
-    """One's time on the loop."""
-
-    def __init__(self) -> None:
-        self.now = asyncio.get_running_loop().time
-        self._ends = self.now() + SLICE_SECONDS
-
-    async def over(self) -> None:
-        """Let the others have theirs, if this one has lasted long enough."""
-        if self.now() > self._ends:
-            await asyncio.sleep(0)
-            self._ends = self.now() + SLICE_SECONDS
-
-
 def _again(job: Job) -> dict[str, Any]:
     return import_of(job) | {"kind": IMPORT} if job.kind == IMPORT else request_of(job)
-
-
-def _placed(place: int, error: Invalid) -> list[FieldError]:
-    return [replace(each, pointer=f"#/jobs/{place}{each.pointer.removeprefix('#')}") for each in error.errors]
 
 
 def _fingerprint(asked: list[Any]) -> str:
@@ -348,7 +217,7 @@ async def accept_batch(
     verdict = await take_tokens(world, asker, len(new.jobs))
     if verdict is not None and not verdict.is_allowed:
         return too_quick(request, verdict, len(new.jobs))
-    hinted = [replace(each, hint=_has_room(each, world)) for each in new.jobs]
+    hinted = [replace(each, hint=has_room(each, world)) for each in new.jobs]
     new = replace(new, jobs=hinted)
     outcome = await (submit_imports(world) if submit is None else submit)(new)
     if not isinstance(outcome, SubmittedBatch):
@@ -360,11 +229,6 @@ async def accept_batch(
     else:
         log.info("batch.received", batch_id=batch.id, jobs=batch.total, origin_batch_id=batch.origin_batch_id)
     return await _answer(request, world, batch, standing, outcome.job_ids, status=202, headers=headers)
-
-
-def _has_room(new: NewJob, world: Safelight) -> bool:
-    values = new.values
-    return new.run_at is None and world.dispatcher.take_room(new.queue, values["provider"], values["owner_limit"])
 
 
 async def _show(
@@ -392,14 +256,10 @@ async def _answer(
         with contextlib.suppress(Unavailable):  # what is known already shall be told
             last = await world.database.read(last_to_end, batch.id, batch.owner_id)
     eta = await estimate_end(request.app.state.estimator, last)
-    body = orjson.dumps(batch_view_of(batch, standing, job_ids, eta), option=orjson.OPT_UTC_Z)
-    etag = f'W/"{zlib.crc32(body):08x}"'
-    headers = {"ETag": etag, "Cache-Control": "no-cache", **(headers or {})}
-    if not standing.is_terminal:
-        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    if is_known(if_none_match, etag):
-        return Response(None, 304, headers)
-    return Response(body, status, headers, "application/json")
+    view = batch_view_of(batch, standing, job_ids, eta)
+    return polled_response(
+        view, is_final=standing.is_terminal, status=status, headers=headers, if_none_match=if_none_match
+    )
 
 
 def _to_retry(tx: Tx, batch_id: str, owner_id: str) -> tuple[Batch, Standing, list[Job]] | None:

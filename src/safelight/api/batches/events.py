@@ -3,19 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 import orjson
-import structlog
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Request
 from pydantic import TypeAdapter
 from starlette.responses import Response, StreamingResponse
 
 from safelight.api import events
-from safelight.api.authentication import may_stay
-from safelight.api.batch_view import PREFIX
+from safelight.api.batches.view import PREFIX
 from safelight.api.deps import HeaderInvalid, ItemId, Owner, World
-from safelight.api.events import HEADERS, LOOK_AGAIN_SECONDS, RECONNECT_MILLISECONDS
+from safelight.api.events import HEADERS, RECONNECT_MILLISECONDS, LastEventId, Stay
 from safelight.api.problems import PROBLEMS
 from safelight.bootstrap import Safelight
 from safelight.db import Tx
@@ -38,8 +35,6 @@ PROGRESS_SECONDS = 0.4  # between two `batch.progress` at least
 
 router = APIRouter(prefix=PREFIX, tags=["events"], responses=PROBLEMS)
 
-log = structlog.get_logger()
-
 
 @router.get(
     "/{id}/events",
@@ -59,19 +54,17 @@ async def follow(
     request: Request,
     world: World,
     owner: Owner,
-    last_event_id: Annotated[str | None, Header()] = None,
-    resume_from: Annotated[str | None, Query(alias="last_event_id")] = None,
+    last_event_id: LastEventId,
 ) -> Response:
     """One stream for all jobs. Whoever comes without an id is told the end of each job that has ended; resume with the
     id of the last event received (`Last-Event-ID`, or the query) and no state event is missed. `batch.progress` comes
     at most a few times a second and names the jobs that came further; previews are told by a job's own stream. A
     comment every 15 s keeps the connection open."""
-    given = last_event_id if last_event_id is not None else resume_from
-    known = _known(given)
+    known = _known(last_event_id)
     found = await world.database.read(look_at_batch, batch_id, owner)
     if found is None:
         raise BatchNotFound(f"There is no batch {batch_id}.")
-    if given == ALL_TOLD and found[1].is_terminal:
+    if last_event_id == ALL_TOLD and found[1].is_terminal:
         return Response(status_code=204)
     return StreamingResponse(
         _events(request, world, batch_id, owner, known), media_type="text/event-stream", headers=HEADERS
@@ -82,7 +75,7 @@ async def _events(
     request: Request, world: Safelight, batch_id: str, owner: str, known: Position | None
 ) -> AsyncIterator[bytes]:
     now = asyncio.get_running_loop().time
-    look_again = now() + LOOK_AGAIN_SECONDS
+    stay = Stay(request, batch_id=batch_id)
     async with world.stream.watch_batch(batch_id) as watch:
         found = await world.database.read(_standing, batch_id, owner, known)
         if found is None:
@@ -109,11 +102,8 @@ async def _events(
                 frames, spoke_at = b": keep-alive\n\n", now()
             if frames:
                 yield frames
-            if now() >= look_again:
-                if not await may_stay(request):
-                    log.info("watcher.put_out", batch_id=batch_id)
-                    return
-                look_again = now() + LOOK_AGAIN_SECONDS
+            if await stay.is_over():
+                return
         yield tally.end().as_frame(ALL_TOLD)
 
 

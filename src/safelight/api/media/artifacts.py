@@ -12,8 +12,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from safelight.api.deps import ItemId, Owner, World, json_response
-from safelight.api.files import ELSEWHERE, FILE, PART, deliver
 from safelight.api.job_view import ArtifactView
+from safelight.api.media.files import ELSEWHERE, FILE, PART, deliver
 from safelight.api.problems import PROBLEMS, Problem, problem
 from safelight.artifacts import UPLOAD_TYPES, Artifact, StoredFile, get
 from safelight.bootstrap import Safelight
@@ -61,15 +61,13 @@ async def upload_artifact(
     request: Request,
     world: World,
     owner: Owner,
-    content_type: Annotated[str, Header(include_in_schema=False)] = "",
-    content_length: Annotated[str, Header(include_in_schema=False)] = "",
 ) -> Response:
     """The bytes of the picture are the body; PNG, JPEG or WebP, as `Content-Type` says.
 
     What it shows is checked and encoded anew, upright and in sRGB, without EXIF, GPS position or any other metadata; of
     an animation the first frame is kept. It is called by its id: no name is taken.
     """
-    artifact = await receive_picture(request, world, owner, content_type, content_length)
+    artifact = await receive_picture(request, world, owner)
     if isinstance(artifact, Response):
         return artifact
     return json_response(describe_artifact(artifact), 201, {"Location": f"{PREFIX}/{artifact.id}"})
@@ -80,10 +78,9 @@ def takes_file(path: str) -> bool:
     return path == PREFIX or re.fullmatch(r"/api/v1/characters/[^/]+/reference", path) is not None
 
 
-async def receive_picture(
-    request: Request, world: Safelight, owner: str, content_type: str, content_length: str
-) -> Artifact | Response:
+async def receive_picture(request: Request, world: Safelight, owner: str) -> Artifact | Response:
     """Store and record the picture that is the body of a request; or what to answer if it is none."""
+    content_type = request.headers.get("content-type", "")
     declared = content_type.partition(";")[0].strip().lower().replace("image/jpg", "image/jpeg")
     if declared not in UPLOAD_TYPES:
         accepted = ", ".join(UPLOAD_TYPES)
@@ -92,6 +89,7 @@ async def receive_picture(
         return problem(request.state.request_id, 415, "unsupported_media_type", detail, headers=headers)
     limit = world.settings.max_upload_bytes
     too_large = UploadTooLarge(f"An uploaded file may have at most {limit} bytes.")
+    content_length = request.headers.get("content-length", "")
     if content_length.isdecimal() and int(content_length) > limit:
         raise too_large
     with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as file:

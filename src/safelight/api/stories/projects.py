@@ -1,8 +1,6 @@
 """Projects over HTTP, with their chapters and characters."""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from safelight import stories
@@ -12,24 +10,26 @@ from safelight.api.deps import (
     Limit,
     Owner,
     World,
-    cursor_of,
     json_response,
     read_id_cursor,
     read_number_cursor,
 )
 from safelight.api.problems import PROBLEMS
-from safelight.api.story_view import (
+from safelight.api.stories import answer
+from safelight.api.stories.request import (
+    ChapterRequest,
+    CharacterRequest,
+    ProjectChanges,
+    ProjectRequest,
+    WithImages,
+)
+from safelight.api.stories.view import (
     API,
     ChapterList,
-    ChapterRequest,
     ChapterView,
     CharacterList,
-    CharacterRequest,
     CharacterView,
-    Images,
-    ProjectChanges,
     ProjectList,
-    ProjectRequest,
     ProjectView,
     chapter_view,
     character_view,
@@ -39,7 +39,6 @@ from safelight.db import new_id
 from safelight.errors import SafelightError
 
 router = APIRouter(prefix=f"{API}/projects", tags=["stories"], responses=PROBLEMS)
-WithImages = Annotated[Images, Query(alias="images", description="What becomes of the pictures that were made")]
 
 
 @router.post("", status_code=201, response_model=ProjectView, summary="Make a project")
@@ -53,9 +52,7 @@ async def create(body: ProjectRequest, world: World, owner: Owner) -> Response:
 async def list_all(world: World, owner: Owner, cursor: Cursor = None, limit: Limit = 50) -> Response:
     """A page of them."""
     found = await world.database.read(stories.list_projects, owner, read_id_cursor(cursor), limit + 1)
-    page = found[:limit]
-    following = cursor_of(page[-1].id) if len(found) > limit else None
-    return json_response({"items": [project_view(project) for project in page], "next_cursor": following})
+    return answer.page(found, limit, project_view, lambda project: project.id)
 
 
 @router.get("/{id}", response_model=ProjectView, summary="Look at a project")
@@ -82,13 +79,7 @@ async def delete(project_id: ItemId, world: World, owner: Owner, images: WithIma
 
     Pictures are kept, in the list of your jobs, or deleted with their jobs, as `images` says.
     """
-    gone = await world.database.write(
-        lambda tx: stories.delete_project(tx, world.jobs, project_id, owner, with_images=images == "delete")
-    )
-    if isinstance(gone, SafelightError):
-        raise gone
-    await world.retention.delete_jobs(gone)
-    return Response(status_code=204)
+    return await answer.delete(world, stories.delete_project, project_id, owner, images)
 
 
 @router.post("/{id}/chapters", status_code=201, response_model=ChapterView, summary="Make a chapter")
@@ -109,9 +100,7 @@ async def list_chapters(
     found = await world.database.read(stories.list_chapters, project_id, owner, after, limit + 1)
     if isinstance(found, SafelightError):
         raise found
-    page = found[:limit]
-    following = cursor_of(page[-1].position) if len(found) > limit else None
-    return json_response({"items": [chapter_view(chapter) for chapter in page], "next_cursor": following})
+    return answer.page(found, limit, chapter_view, lambda chapter: chapter.position)
 
 
 @router.post("/{id}/characters", status_code=201, response_model=CharacterView, summary="Make a character")
@@ -133,6 +122,4 @@ async def list_characters(
     found = await world.database.read(stories.list_characters, project_id, owner, read_id_cursor(cursor), limit + 1)
     if isinstance(found, SafelightError):
         raise found
-    page = found[:limit]
-    following = cursor_of(page[-1].id) if len(found) > limit else None
-    return json_response({"items": [character_view(character) for character in page], "next_cursor": following})
+    return answer.page(found, limit, character_view, lambda character: character.id)

@@ -6,8 +6,9 @@ from starlette.responses import Response
 from safelight import stories
 from safelight.api.deps import ItemId, Owner, World, json_response
 from safelight.api.problems import PROBLEMS
-from safelight.api.projects import WithImages
-from safelight.api.story_view import API, Choice, SceneChanges, SceneView, scene_view
+from safelight.api.stories import answer
+from safelight.api.stories.request import Choice, SceneChanges, WithImages
+from safelight.api.stories.view import API, SceneView, scene_view
 from safelight.db import new_id
 from safelight.errors import SafelightError
 
@@ -51,10 +52,4 @@ async def delete(scene_id: ItemId, world: World, owner: Owner, images: WithImage
 
     Pictures are kept with their chapter, without a scene number, or deleted with their jobs, as `images` says.
     """
-    gone = await world.database.write(
-        lambda tx: stories.delete_scene(tx, world.jobs, scene_id, owner, with_images=images == "delete")
-    )
-    if isinstance(gone, SafelightError):
-        raise gone
-    await world.retention.delete_jobs(gone)
-    return Response(status_code=204)
+    return await answer.delete(world, stories.delete_scene, scene_id, owner, images)

@@ -3,16 +3,15 @@
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Request
+from fastapi import APIRouter, Body, Request
 from starlette.responses import Response
 
 from safelight import stories
 from safelight.accounts import Identity
-from safelight.api.artifacts import UPLOAD_BODY, receive_picture
-from safelight.api.chapters import images_view
 from safelight.api.deps import (
     Asker,
     Cursor,
+    IdempotencyKey,
     ItemId,
     Limit,
     Owner,
@@ -22,18 +21,17 @@ from safelight.api.deps import (
     read_id_cursor,
 )
 from safelight.api.events import with_latest
-from safelight.api.job_request import GenerationRequest, new_job
+from safelight.api.job_request import GenerationRequest
 from safelight.api.job_view import Estimator, EtaView
-from safelight.api.jobs import LIMITED, accept, tier_of
+from safelight.api.jobs import LIMITED, accept, job_for
+from safelight.api.media.artifacts import UPLOAD_BODY, receive_picture
 from safelight.api.problems import PROBLEMS, Problem
-from safelight.api.projects import WithImages
-from safelight.api.story_view import (
+from safelight.api.stories import answer
+from safelight.api.stories.request import CharacterChanges, Choice, PortraitRequest, WithImages
+from safelight.api.stories.view import (
     API,
-    CharacterChanges,
     CharacterView,
-    Choice,
     ImageList,
-    PortraitRequest,
     PortraitView,
     character_view,
     portrait_view,
@@ -77,13 +75,7 @@ async def delete(character_id: ItemId, world: World, owner: Owner, images: WithI
     Its portraits are kept, in the list of your jobs, or deleted with their jobs, as `images` says. The picture they
     were drawn from stays among your artifacts, for as long as any upload.
     """
-    gone = await world.database.write(
-        lambda tx: stories.delete_character(tx, world.jobs, character_id, owner, with_images=images == "delete")
-    )
-    if isinstance(gone, SafelightError):
-        raise gone
-    await world.retention.delete_jobs(gone)
-    return Response(status_code=204)
+    return await answer.delete(world, stories.delete_character, character_id, owner, images)
 
 
 @router.put(
@@ -98,8 +90,6 @@ async def upload_reference(
     request: Request,
     world: World,
     owner: Owner,
-    content_type: Annotated[str, Header(include_in_schema=False)] = "",
-    content_length: Annotated[str, Header(include_in_schema=False)] = "",
 ) -> Response:
     """The bytes of the picture are the body, checked and limited as those of `POST /api/v1/artifacts`.
 
@@ -109,7 +99,7 @@ async def upload_reference(
     character = await world.database.read(stories.get_character, character_id, owner)
     if isinstance(character, SafelightError):
         raise character
-    artifact = await receive_picture(request, world, owner, content_type, content_length)
+    artifact = await receive_picture(request, world, owner)
     if isinstance(artifact, Response):
         return artifact
     return _shown(await world.database.write(stories.set_reference, character_id, owner, artifact.id))
@@ -132,7 +122,7 @@ async def list_images(
     found = await world.database.read(_images_of, character_id, owner, read_id_cursor(cursor), limit)
     if isinstance(found, SafelightError):
         raise found
-    return json_response(images_view(found))
+    return answer.pictures(found)
 
 
 @router.post("/{id}/image", status_code=202, response_model=PortraitView, responses=LIMITED, summary="Draw a character")
@@ -142,7 +132,7 @@ async def draw(
     world: World,
     asker: Asker,
     body: Annotated[PortraitRequest | None, Body(examples=[{}, {"seed": 7}])] = None,
-    key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
+    key: IdempotencyKey = None,
 ) -> Response:
     """Accept a job for the portrait and answer at once; the one that is shown stays until the new one is stored.
 
@@ -238,16 +228,7 @@ def _portrait_job(
     }
 
     def made(**more: Any) -> NewJob:
-        return new_job(
-            GenerationRequest.model_validate(whole | more),
-            owner_id=asker.owner_id,
-            providers=world.providers,
-            settings=world.settings,
-            request_id=request.state.request_id,
-            tier=tier_of(asker, world),
-            idempotency_key=key,
-            closures=world.dispatcher.closures,
-        )
+        return job_for(request, world, asker, GenerationRequest.model_validate(whole | more), key=key)
 
     reference = drawn.character.reference
     if reference is None or asked.input_images:

@@ -1,0 +1,133 @@
+"""The body of a batch: its fields, their bounds, and the jobs they become."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, cast
+
+from fastapi import Request
+from pydantic import ConfigDict, Field, SkipValidation, ValidationError, field_validator
+
+from safelight.accounts import Identity
+from safelight.api.job_request import Answers, Body, GenerationRequest, Metadata, verified
+from safelight.api.jobs import import_for, job_for
+from safelight.api.media.import_request import IMPORT, MediaRequest
+from safelight.api.problems import invalid_body, invalid_fields
+from safelight.api.service.templates import template_of
+from safelight.bootstrap import Safelight
+from safelight.errors import FieldError, Invalid
+from safelight.jobs import MAX_BATCH_JOBS, Job, NewJob
+
+MAX_FIELD_ERRORS = 50
+SLICE_SECONDS = 0.005  # of checking, after which others have their turn
+VERIFY_SECONDS = 3.0  # for asking providers' servers about all jobs together; what is not asked then, the attempt sees
+
+
+class BatchJob(GenerationRequest):
+    """One job of a batch: the body of `POST /generation-jobs`, and its kind."""
+
+    kind: Literal["image.generate"] = "image.generate"
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def known(cls, value: Any) -> Any:
+        if value != "image.generate":
+            raise ValueError(f"must be image.generate or {IMPORT}")
+        return value
+
+
+class BatchImport(MediaRequest):
+    """One import of a batch: the body of `POST /media/store`, and its kind."""
+
+    kind: Literal["media.import"]
+
+
+class BatchRequest(Body):
+    """Jobs that are accepted together or not at all."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "chapter 1",
+                    "jobs": [
+                        {"prompt": "a lighthouse at dusk", "chapter_id": "chapter-1", "scene_number": 1},
+                        {"prompt": "the keeper climbs the stairs", "chapter_id": "chapter-1", "scene_number": 2},
+                    ],
+                }
+            ]
+        },
+    )
+
+    # Checked by `checked_jobs`, a slice at a time: a thousand at once would hold up everybody else.
+    jobs: list[SkipValidation[BatchJob | BatchImport]] = Field(min_length=1, max_length=MAX_BATCH_JOBS)
+    name: str | None = Field(None, min_length=1, max_length=200)
+    metadata: Metadata = Field({}, max_length=50, description="Your own notes, given back in every view")
+
+
+async def checked_jobs(
+    given: Sequence[tuple[Any, Job | None]], request: Request, world: Safelight, asker: Identity
+) -> list[NewJob]:
+    """The jobs that these bodies ask for, each beside the job it retries, if any; checked as a single one is.
+
+    Raises `Invalid` with all that is wrong, up to a bound. Others have their turn on the loop every few milliseconds.
+    """
+    turn = _Turn()
+    made: list[NewJob] = []
+    wrong: list[FieldError] = []
+    templates: dict[str | None, Mapping[str, Any] | None] = {None: None}
+    for place, (body, origin) in enumerate(given):
+        await turn.over()
+        try:
+            if isinstance(body, dict) and cast(dict[str, Any], body).get("kind") == IMPORT:
+                made.append(import_for(request, world, asker, BatchImport.model_validate(body), origin=origin))
+            else:
+                picture = BatchJob.model_validate(body)
+                if origin is not None:
+                    template = origin.template_definition  # as it was then
+                elif picture.template in templates:
+                    template = templates[picture.template]
+                else:
+                    own = await template_of(world, asker.owner_id, picture.template)
+                    template = templates[picture.template] = None if own is None else own.definition
+                made.append(job_for(request, world, asker, picture, template=template, origin=origin))
+        except ValidationError as error:
+            wrong += _placed(place, invalid_body(error.errors()))
+        except Invalid as error:
+            wrong += _placed(place, error)
+        if len(wrong) >= MAX_FIELD_ERRORS:
+            break
+    answers: Answers = {}
+    give_up = turn.now() + VERIFY_SECONDS
+    for place, new in enumerate(made if not wrong else ()):
+        await turn.over()
+        if turn.now() > give_up:
+            break
+        try:
+            made[place] = await verified(new, world.providers, answers)
+        except Invalid as error:
+            wrong += _placed(place, error)
+        if len(wrong) >= MAX_FIELD_ERRORS:
+            break
+    if wrong:
+        raise invalid_fields(wrong[:MAX_FIELD_ERRORS])
+    return made
+
+
+class _Turn:
+    """One's time on the loop."""
+
+    def __init__(self) -> None:
+        self.now = asyncio.get_running_loop().time
+        self._ends = self.now() + SLICE_SECONDS
+
+    async def over(self) -> None:
+        """Let the others have theirs, if this one has lasted long enough."""
+        if self.now() > self._ends:
+            await asyncio.sleep(0)
+            self._ends = self.now() + SLICE_SECONDS
+
+
+def _placed(place: int, error: Invalid) -> list[FieldError]:
+    return [replace(each, pointer=f"#/jobs/{place}{each.pointer.removeprefix('#')}") for each in error.errors]
