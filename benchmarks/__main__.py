@@ -100,7 +100,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog="Example: ./run bench --only throughput requests --database sqlite --rounds 7",
     )
     parser.add_argument("--rounds", type=int, default=5, help="how often each system takes its turn (default 5)")
-    parser.add_argument("--only", nargs="+", choices=list(WORKLOADS), help="these workloads (default: all)")
+    parser.add_argument(
+        "--only", nargs="+", action="extend", choices=list(WORKLOADS), help="these workloads (default: all)"
+    )
     parser.add_argument("--database", choices=[*BACKENDS, "both"], default="both")
     parser.add_argument("--quick", action="store_true", help="one round of tiny sizes: shows that everything runs")
     parser.add_argument("--quiet", action="store_true", help="no line for each measurement")
