@@ -2,13 +2,11 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import structlog
-from pydantic import SecretStr
-
 from safelight import stories
 from safelight.accounts import LOCAL_OWNER, Doorkeeper, Tokens, purge_sessions, tier_of
 from safelight.artifacts import ArtifactStore, FfmpegMissing, Links, find_ffmpeg, load_signing_key
@@ -18,7 +16,7 @@ from safelight.jobs import BreakerPolicy, Caps, Dispatcher, Job, JobEvent, Jobs,
 from safelight.limits import Limiter, Policy
 from safelight.providers.base import Limits, Provider, ProviderError
 from safelight.providers.media_import.workspace import Workspace
-from safelight.providers.registry import Registry
+from safelight.providers.registry import Own, Registry
 from safelight.queue import HintQueue
 from safelight.schema import admit, require
 from safelight.storage import Storage
@@ -99,8 +97,9 @@ def _token_verifier(settings: Settings) -> Tokens | None:
     )
 
 
-def _own_providers(settings: Settings, workspace: Workspace) -> dict[str, Callable[[], Provider]]:
+def _own_providers(settings: Settings, workspace: Workspace) -> dict[str, Own]:
     """How the house's own providers are made of the settings. Imported when one is first asked for."""
+    missing = settings.missing
 
     def comfyui() -> Provider:
         from safelight.providers.comfyui import ComfyUI, shared_templates  # noqa: PLC0415
@@ -115,8 +114,9 @@ def _own_providers(settings: Settings, workspace: Workspace) -> dict[str, Callab
     def modelslab() -> Provider:
         from safelight.providers.modelslab import ModelsLab  # noqa: PLC0415
 
+        _need(missing["modelslab"])
         return ModelsLab(
-            _needed(settings.modelslab_key, "SAFELIGHT_MODELSLAB_KEY"),
+            settings.modelslab_key.get_secret_value(),
             base_url=settings.modelslab_base_url,
             models=tuple(settings.modelslab_models.values()),
             resubmit_unknown=settings.modelslab_resubmit_unknown,
@@ -124,11 +124,11 @@ def _own_providers(settings: Settings, workspace: Workspace) -> dict[str, Callab
         )
 
     def openai_images() -> Provider:
-        from safelight.providers.openai_images import BASE_URL, OpenAIImages  # noqa: PLC0415
+        from safelight.providers.openai_images import OpenAIImages  # noqa: PLC0415
 
-        key = settings.openai_key
+        _need(missing["openai_images"])
         return OpenAIImages(
-            _needed(key, "SAFELIGHT_OPENAI_KEY") if settings.openai_base_url == BASE_URL else key.get_secret_value(),
+            settings.openai_key.get_secret_value(),
             base_url=settings.openai_base_url,
             model=settings.openai_model,
             models=settings.openai_models,
@@ -153,13 +153,17 @@ def _own_providers(settings: Settings, workspace: Workspace) -> dict[str, Callab
             extractors=settings.media_extractors or EXTRACTORS,
         )
 
-    return {"comfyui": comfyui, "media": media, "modelslab": modelslab, "openai_images": openai_images}
+    return {
+        "comfyui": Own(comfyui, missing["comfyui"]),
+        "media": Own(media, makes_pictures=False),
+        "modelslab": Own(modelslab, missing["modelslab"]),
+        "openai_images": Own(openai_images, missing["openai_images"]),
+    }
 
 
-def _needed(secret: SecretStr, variable: str) -> str:
-    if not secret.get_secret_value():
-        raise ProviderError(f"{variable} is not set.")
-    return secret.get_secret_value()
+def _need(missing: str) -> None:
+    if missing:
+        raise ProviderError(f"{missing} is not set.")
 
 
 @contextlib.asynccontextmanager
@@ -228,8 +232,9 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
         bool(settings.mock_mode),
         settings.default_provider,
         _own_providers(settings, workspace),
-        unplayed=["media"],
     )
+    if settings.played:
+        log.warning("mock.plays", providers=settings.played, because="AI_MOCK_MODE is not false")
     await valkey.start()
     try:
         yield Safelight(

@@ -14,6 +14,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, fiel
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Environment = Literal["dev", "demo", "test", "production"]
+OPENAI_URL = "https://api.openai.com/v1"
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 MIN_JWT_SECRET_BYTES = 32  # less can be guessed from any one token, offline
 REDIS_DATABASES: dict[Environment, int] = {"dev": 4, "demo": 2, "test": 3, "production": 0}
@@ -100,9 +101,9 @@ class Settings(BaseSettings):
     modelslab_resubmit_unknown: bool = False  # submit again where nobody knows whether the first was taken
     modelslab_webhook_url: str = ""  # of this service, as ModelsLab reaches it, with the webhook secret at its end
     openai_key: SecretStr = SecretStr("")
-    openai_base_url: str = "https://api.openai.com/v1"
-    openai_model: str = "gpt-image-1"
-    openai_models: list[str] | None = None  # None: OpenAI's own there, any elsewhere
+    openai_base_url: str = OPENAI_URL
+    openai_model: str = "gpt-image-2"
+    openai_models: list[str] | None = None  # the only ones that may be asked for; None: any
     openai_streams: bool = True  # False for servers that refuse to stream
     media_soft_limit_seconds: float = Field(3600, gt=0)
     media_hard_limit_seconds: float = Field(3660, gt=0)
@@ -116,7 +117,7 @@ class Settings(BaseSettings):
 
     webhook_secret: SecretStr = SecretStr("")  # in the address of inbound webhooks; none: they are not taken
 
-    default_provider: str = "mock"
+    default_provider: str = ""  # or route; none: the mock in mock mode, else the only one that is configured
     routes: dict[str, list[str]] = {}  # names for lists of providers to try in turn
     provider_limits: dict[str, int] = {}  # jobs at once per provider, counted from processing rows
     provider_rates: dict[str, Rate] = {}  # jobs started per provider: 60 (a minute) or "5/10" (in 10 s)
@@ -217,6 +218,24 @@ class Settings(BaseSettings):
     def redis_database(self) -> int:
         """The Redis database number of this environment, used where `redis_url` names none."""
         return REDIS_DATABASES[self.env]
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """By provider, the variable without which it is not configured; empty if it is set.
+
+        ComfyUI's default address is for those who name the provider. A server like OpenAI's may need no key.
+        """
+        is_openai = self.openai_base_url.rstrip("/") == OPENAI_URL
+        return {
+            "comfyui": "" if "comfyui_urls" in self.model_fields_set else "SAFELIGHT_COMFYUI_URLS",
+            "modelslab": "" if self.modelslab_key else "SAFELIGHT_MODELSLAB_KEY",
+            "openai_images": "" if self.openai_key or not is_openai else "SAFELIGHT_OPENAI_KEY",
+        }
+
+    @property
+    def played(self) -> list[str]:
+        """The providers that are configured, and played by the mock all the same."""
+        return [name for name, variable in self.missing.items() if not variable] if self.mock_mode else []
 
     @property
     def has_accounts(self) -> bool:

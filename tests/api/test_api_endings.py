@@ -174,6 +174,6 @@ def test_a_disk_that_stays_full_fails_the_job_honestly(
 
 
 def test_the_highest_seed_is_no_trouble(service: Service) -> None:
-    job = service.make(seed=2**63 - 8, batch_size=8)
+    job = service.make(seed=2**63 - 16, batch_size=16)
     assert (job["status"], job["attempt"]) == ("completed", 1)
     assert job["artifacts"][-1]["seed"] == 2**63 - 1

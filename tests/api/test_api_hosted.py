@@ -57,7 +57,7 @@ def test_what_a_picture_took_stands_with_it(service: Service) -> None:
 
 @pytest.mark.parametrize(
     ("provider", "model", "has_seed"),
-    [("openai_images", "gpt-image-1", False), ("modelslab", "seedream-t2i", False), ("modelslab", "flux", True)],
+    [("openai_images", "gpt-image-2", False), ("modelslab", "seedream-t2i", False), ("modelslab", "flux", True)],
 )
 def test_a_seed_is_shown_only_where_the_model_takes_one(
     service: Service, provider: str, model: str, has_seed: bool

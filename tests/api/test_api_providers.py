@@ -8,6 +8,7 @@ from typing import Any
 
 from api_service import JOBS, Json, Service, eventually, order
 from click.testing import CliRunner
+from pydantic import SecretStr
 
 from safelight.cli.providers import providers as command
 from safelight_client import Client
@@ -212,3 +213,61 @@ def test_no_more_start_than_the_rate_allows(make_service: Callable[..., Service]
     assert waiting["blocked_reason"] == "rate_limited"
     assert {service.end_of(job["id"])["status"] for job in jobs} == {"completed"}
     assert time.monotonic() - began > 0.9
+
+
+# What is configured, and who draws
+
+
+def test_what_is_not_configured_is_told_with_the_variable(make_service: Callable[..., Service]) -> None:
+    service = make_service(mock_mode=False)
+    for name, variable in (
+        ("openai_images", "OPENAI_KEY"),
+        ("modelslab", "MODELSLAB_KEY"),
+        ("comfyui", "COMFYUI_URLS"),
+    ):
+        view = provider(service, name)
+        assert view["health"]["state"] == "not_configured"
+        assert view["health"]["detail"].startswith(f"SAFELIGHT_{variable} is not set.") or name != "comfyui"
+        assert variable in view["health"]["detail"]
+        assert not view["is_default"]
+    table = CliRunner().invoke(command, ["ls", "--url", service.api.url]).stdout
+    (line,) = (line for line in table.splitlines() if line.startswith("modelslab"))
+    assert "not configured" in line and "SAFELIGHT_MODELSLAB_KEY is not set" in line and "ready" not in line
+
+
+def test_without_mock_mode_the_mock_draws_only_where_it_is_named(make_service: Callable[..., Service]) -> None:
+    service = make_service(mock_mode=False)
+    refused: list[Json] = [
+        service.http.post(JOBS, json={"prompt": "x"}).json(),
+        service.http.post("/api/v1/batches", json={"jobs": [{"prompt": "x"}]}).json(),
+    ]
+    for answer in refused:
+        (error,) = answer["errors"]
+        assert (answer["status"], error["pointer"].endswith("/provider")) == (422, True)
+        assert "Name a provider. None is configured: set SAFELIGHT_COMFYUI_URLS or" in error["detail"]
+    project = service.http.post("/api/v1/projects", json={"title": "x"}).json()
+    chapter = service.http.post(f"/api/v1/projects/{project['id']}/chapters", json={"title": "x"}).json()
+    scene = service.http.post(f"/api/v1/chapters/{chapter['id']}/scenes", json={"description": "x"}).json()
+    drawn = service.http.post(f"/api/v1/chapters/{chapter['id']}/generate", json={})
+    assert drawn.status_code == 422, (drawn.text, scene)
+    assert "Name a provider." in drawn.text
+    named = service.http.post(JOBS, json={"prompt": "x", "provider": "mock"})
+    assert (named.status_code, named.json()["warnings"]) == (202, [])
+
+
+def test_the_only_provider_that_is_configured_is_the_default(make_service: Callable[..., Service]) -> None:
+    service = make_service(mock_mode=False, modelslab_key=SecretStr("a key"), worker=False)
+    assert service.http.post(JOBS, json={"prompt": "x"}).json()["provider"] == "modelslab"
+    assert provider(service, "modelslab")["is_default"]
+
+
+def test_who_is_played_by_the_mock_is_told(make_service: Callable[..., Service]) -> None:
+    service = make_service(modelslab_key=SecretStr("a key"), worker=False)
+    view = provider(service, "modelslab")
+    assert (view["mocked"], view["health"]["state"]) == (True, "ok")
+    assert view["warnings"] == ["The mock draws in its place: AI_MOCK_MODE is not false."]
+    assert provider(service, "comfyui")["warnings"] == []  # nobody set it up
+    job = service.http.post(JOBS, json={"prompt": "x", "provider": "modelslab"}).json()
+    (warning,) = job["warnings"]
+    assert "The mock draws in place of modelslab" in warning
+    assert service.http.post(JOBS, json={"prompt": "x"}).json()["warnings"] == []

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from safelight.api.service import providers as module
 from safelight.api.service.providers import ModelsUnknown, Survey
 from safelight.providers.base import Provider, ProviderUnavailable
 from safelight.providers.mock import MockProvider
-from safelight.providers.registry import Registry
+from safelight.providers.registry import Own, Registry
 
 pytestmark = pytest.mark.anyio
 
@@ -18,8 +19,9 @@ pytestmark = pytest.mark.anyio
 class Patient(MockProvider):
     """Answers as told, and counts how often it was asked."""
 
-    def __init__(self, health: Any = None, models: Any = None) -> None:
+    def __init__(self, health: Any = None, models: Any = None, warnings: Any = ()) -> None:
         super().__init__(plays="patient")
+        self._warnings = warnings
         self._health = health
         self._models = models
         self.asked = 0
@@ -29,6 +31,9 @@ class Patient(MockProvider):
 
     async def models(self) -> Mapping[str, Sequence[str]]:
         return await self._answer(self._models)
+
+    async def warnings(self) -> Sequence[str]:
+        return await self._answer(self._warnings)
 
     async def _answer(self, answer: Any) -> Any:
         self.asked += 1
@@ -45,7 +50,7 @@ def _broken() -> Provider:
 
 
 def survey_of(provider: Patient) -> Survey:
-    registry = Registry(mock_mode=False, default="mock", own={"patient": lambda: provider, "broken": _broken})
+    registry = Registry(mock_mode=False, default="mock", own={"patient": Own(lambda: provider), "broken": Own(_broken)})
     database: Any = None  # run times alone come from there
     return Survey(registry, database)
 
@@ -101,3 +106,23 @@ async def test_whoever_stops_looking_stops_nobody_else() -> None:
     await asyncio.sleep(0)
     impatient.cancel()
     assert await other == "Well enough."
+
+
+@pytest.mark.parametrize("answer", [["It ends soon."], "never", KeyError("x")])
+async def test_warnings_are_asked_for_in_the_background_and_logged_once(
+    answer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WARNINGS_SECONDS", 0.05)
+    monkeypatch.setattr(module, "WARNINGS_KEPT_SECONDS", 0.01)
+    patient = Patient(warnings=answer)
+    survey = survey_of(patient)
+    assert survey.warnings("patient") == ()  # nobody waits for them
+    with capture_logs() as lines:
+        watching = asyncio.ensure_future(survey.watch())
+        async with asyncio.timeout(60):
+            while patient.asked < 3:
+                await asyncio.sleep(0.01)
+        watching.cancel()
+    told = [answer[0]] if isinstance(answer, list) else []
+    assert list(survey.warnings("patient")) == told
+    assert [entry["warning"] for entry in lines if entry["event"] == "provider.warning"] == told

@@ -102,7 +102,7 @@ def test_a_failed_job(api: ScriptedApi, tmp_path: Path) -> None:
     "arguments",
     [
         ("generate",),
-        ("generate", "x", "--batch-size", "9"),
+        ("generate", "x", "--batch-size", "0"),
         ("generate", "x", "--option", "novalue"),
         ("generate", "x", "-o", "no/such/folder/x.png"),
         ("generate", "x", "--input", "steps=4"),

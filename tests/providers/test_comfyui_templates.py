@@ -74,7 +74,7 @@ def test_a_workflow_that_cannot_run(graph: dict[str, Any], field: str, said: str
     [
         ({"width": 513}, "width", "multiple of 8 from 16 to 8192; 512 is near"),
         ({"height": 9000}, "height", "8192 is near"),
-        ({"batch_size": 9}, "batch_size", "1 to 8"),
+        ({"batch_size": 65}, "batch_size", "1 to 64"),
         ({"seed": -1}, "seed", "0 to"),
         ({"model": "a", "checkpoint_model": "b"}, "model", "differ"),
         ({"input_images": ("a", "b")}, "input_images", "One picture"),

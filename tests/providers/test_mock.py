@@ -178,7 +178,7 @@ def test_check_fills_in_what_is_missing() -> None:
     [
         ({"width": 63}, "width", "64 to 2048"),
         ({"height": 2049}, "height", "64 to 2048"),
-        ({"batch_size": 9}, "batch_size", "1 to 8"),
+        ({"batch_size": 17}, "batch_size", "1 to 16"),
         ({"model": "darkrom"}, "model", "Did you mean darkroom"),
         ({"options": {"duration": 3}}, "provider_options.duration", "duration_seconds"),
         ({"options": {"duration_seconds": 3601}}, "provider_options.duration_seconds", "0 to 3600"),

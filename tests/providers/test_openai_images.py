@@ -3,16 +3,16 @@
 import asyncio
 import base64
 from collections.abc import AsyncIterator, Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from email.utils import format_datetime
 from functools import partial
 from typing import Any
 
+import httpx
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from safelight.providers import fetch as fetch_module
-from safelight.providers import openai_images as module
 from safelight.providers.address import AddressRefused, UrlRefused
 from safelight.providers.base import (
     BadOutput,
@@ -29,6 +29,7 @@ from safelight.providers.base import (
     UnknownOutcome,
 )
 from safelight.providers.openai_images import OpenAIImages
+from safelight.providers.openai_images import provider as provider_module
 from stand_ins import generation
 from stand_ins.generation import asked, collect, names, order, outputs, sizes
 from stand_ins.openai_images import KEY, OpenAIStandIn, drawn, refusal, stream
@@ -52,6 +53,7 @@ def service(shared_service: OpenAIStandIn, monkeypatch: pytest.MonkeyPatch) -> O
     for listed in (shared_service.acts, shared_service.ledger, shared_service.paths, shared_service.file_headers):
         listed.clear()
     shared_service.streams = True
+    shared_service.listed = {"gpt-image-2": None}
     return shared_service
 
 
@@ -87,7 +89,7 @@ async def test_partial_pictures_are_previews(provider: OpenAIImages, service: Op
     assert {u.content_type for u in updates if isinstance(u, Preview | Output)} == {"image/png"}
     assert service.ledger == [
         {
-            "model": "gpt-image-1",
+            "model": "gpt-image-2",
             "prompt": "a harbour",
             "n": 1,
             "size": "1536x1024",
@@ -124,7 +126,7 @@ async def test_a_stream_is_asked_for_only_where_it_helps(
 async def test_input_images_make_it_an_edit(provider: OpenAIImages, service: OpenAIStandIn) -> None:
     first = InputImage(picture(64, 64), "image/png")
     second = InputImage(picture(64, 32, format="JPEG"), "image/jpeg")
-    parameters = asked(input_images=("a", "b"), options={"input_fidelity": "high", "quality": "low"})
+    parameters = asked(input_images=("a", "b"), options={"background": "opaque", "quality": "low"})
     updates = await collect(provider.generate(order(parameters, (first, second))))
     assert names(updates) == ["Submitting", "Progress", "Preview", "Preview", "Output"]
     await collect(provider.generate(order(asked(input_images=("a",)), (first,))))
@@ -135,10 +137,10 @@ async def test_input_images_make_it_an_edit(provider: OpenAIImages, service: Ope
     ]
     fields = {name: value for name, value in service.ledger[0].items() if name != "files"}
     assert fields == {
-        "model": "gpt-image-1",
+        "model": "gpt-image-2",
         "prompt": "a harbour",
         "n": "1",
-        "input_fidelity": "high",
+        "background": "opaque",
         "quality": "low",
         "stream": "true",
         "partial_images": "2",
@@ -291,7 +293,7 @@ async def test_silence_is_not_repeated(
     async def stall(order: dict[str, Any], base: str) -> None:
         await asyncio.sleep(1)
 
-    monkeypatch.setattr(module, "TIMEOUT", 0.1)
+    monkeypatch.setattr(provider_module, "TIMEOUT", 0.1)
     service.acts = [stall]
     assert "ReadTimeout" in (await refused(provider.generate(order()), UnknownOutcome)).message
 
@@ -325,16 +327,16 @@ async def test_health_and_models(make: Make) -> None:
 @pytest.mark.parametrize(
     ("wrong", "field", "words"),
     [
-        ({"model": "gpt-image"}, "model", "Did you mean gpt-image-"),
-        ({"width": 512, "height": 512}, "width", "1024x1024, 1536x1024, 1024x1536"),
-        ({"width": 1024, "height": 1025}, "height", "not 1024x1025"),
-        ({"model": "gpt-image-2", "width": 1000, "height": 1024}, "width", "divisible by 16"),
-        ({"model": "gpt-image-2", "width": 3840, "height": 1024}, "width", "3 times the other"),
-        ({"model": "gpt-image-2", "width": 3840, "height": 3840}, "width", "3840x2160"),
-        ({"model": "dall-e-3", "batch_size": 2}, "batch_size", "1 to 1"),
+        ({"model": "gpt-image-1"}, "model", "shut gpt-image-1 down on 2026-10-23; there are gpt-image-2.6-sunburst"),
+        ({"model": "dall-e-3"}, "model", "shut dall-e-3 down on 2026-05-12"),
+        ({"model": "gpt-image-1.5", "width": 512, "height": 512}, "width", "1024x1024, 1536x1024, 1024x1536"),
+        ({"model": "gpt-image-1-mini", "width": 1024, "height": 1025}, "height", "not 1024x1025"),
+        ({"width": 1000, "height": 1024}, "width", "divisible by 16"),
+        ({"width": 3840, "height": 1024}, "width", "3 times the other"),
+        ({"width": 3840, "height": 3840}, "width", "655,360 to 8,294,400 pixels in all"),
+        ({"width": 512, "height": 512}, "width", "512x512 has 262,144"),
         ({"batch_size": 11}, "batch_size", "1 to 10"),
-        ({"model": "dall-e-2", "prompt": "x" * 1001}, "prompt", "1000 characters"),
-        ({"model": "dall-e-3", "input_images": ("a",)}, "input_images", "no input images"),
+        ({"prompt": "x" * 32_001}, "prompt", "32000 characters"),
         ({"input_images": ("a",) * 17}, "input_images", "at most 16"),
         ({"negative_prompt": "people"}, "negative_prompt", "leave it out"),
         ({"lora_models": (Lora("x"),)}, "lora_models", "leave it out"),
@@ -344,14 +346,108 @@ async def test_health_and_models(make: Make) -> None:
         ({"options": {"partial_images": 4}}, "provider_options.partial_images", "0 to 3"),
         ({"options": {"style": "vivid"}}, "provider_options.style", "it takes background"),
         ({"options": {"prompt": "x"}}, "provider_options.prompt", "a field of its own"),
+        ({"options": {"quality": "max"}}, "provider_options.quality", "auto, low, medium, high; not 'max'"),
+        (
+            {"model": "gpt-image-2.5-flare", "options": {"complexity": "low"}},
+            "provider_options.complexity",
+            "no option",
+        ),
+        ({"options": {"output_format": "gif"}}, "provider_options.output_format", "png, jpeg, webp"),
+        ({"options": {"input_fidelity": "high"}}, "provider_options.input_fidelity", "no option"),
+        (
+            {"options": {"output_compression": 80}},
+            "provider_options.output_compression",
+            "an output_format of jpeg or webp, not with png",
+        ),
+        (
+            {"options": {"background": "transparent", "output_format": "jpeg"}},
+            "provider_options.background",
+            "png or webp",
+        ),
+        (
+            {"model": "gpt-image-2.6-flare", "options": {"frame_count": 1, "output_format": "gif"}},
+            "provider_options.frame_count",
+            "2 to 16",
+        ),
+        (
+            {"input_images": ("a",), "options": {"moderation": "low"}},
+            "provider_options.moderation",
+            "does not go with input_images",
+        ),
+        (
+            {"model": "gpt-image-1.5", "options": {"input_fidelity": "low"}},
+            "provider_options.input_fidelity",
+            "with pictures to start from only",
+        ),
+        ({"options": {"safety_identifier": "x" * 129}}, "provider_options.safety_identifier", "1 to 128 characters"),
+        ({"options": {"partial_images": True}}, "provider_options.partial_images", "0 to 3"),
     ],
 )
 async def test_what_a_model_does_not_take_is_refused_by_field(wrong: dict[str, Any], field: str, words: str) -> None:
-    provider = OpenAIImages(KEY)
+    provider = OpenAIImages(KEY, today=lambda: date(2026, 12, 1))
     with pytest.raises(InvalidParameters) as caught:
         provider.check(asked(**wrong))
     assert caught.value.field == field
     assert words in caught.value.message
+
+
+@pytest.mark.parametrize("family", ["gpt-image-2.6-sunburst", "gpt-image-2.6-flare", "gpt-image-2.5-flare"])
+async def test_the_newest_models_take_their_own_parameters(make: Make, service: OpenAIStandIn, family: str) -> None:
+    options: dict[str, Any] = {"quality": "xhigh", "output_format": "gif", "frame_count": 9, "frame_duration_ms": 80}
+    if "2.6" in family:
+        options["complexity"] = "low"
+    updates = await collect(make().generate(order(asked(model=family, width=1024, height=640, options=options))))
+    assert names(updates) == ["Submitting", "Progress", "Output"]
+    expected = {"model": family, "prompt": "a harbour", "n": 1, "size": "1024x640"} | options
+    assert service.ledger == [expected]  # a GIF is not streamed
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"model": "gpt-image-3", "width": 8192, "height": 64, "options": {"quality": "ultra"}},
+        {"model": "gpt-image-2.7-flare", "options": {"anything": [1, {"deep": True}]}},
+        {"model": "gpt-image-3", "prompt": "x" * 40_000},
+    ],
+)
+async def test_a_newer_model_is_passed_on_with_what_was_asked(given: dict[str, Any]) -> None:
+    checked = OpenAIImages(KEY).check(asked(**given))
+    assert {name: getattr(checked, name) for name in given} == given
+
+
+def test_a_model_is_taken_until_the_day_it_is_shut_down() -> None:
+    on, after = (OpenAIImages(KEY, today=lambda day=day: date(2026, 12, day)) for day in (1, 2))
+    for name in ("gpt-image-1.5", "gpt-image-1-mini", "chatgpt-image-latest"):
+        assert on.check(asked(model=name)).model == name
+        assert name in on.capabilities.models
+        with pytest.raises(InvalidParameters, match="shut .* down on 2026-12-01"):
+            after.check(asked(model=name))
+        assert name not in after.capabilities.models
+    named = OpenAIImages(KEY, models=["gpt-image-1"])  # whoever names it in the settings knows better
+    assert named.check(asked(model="gpt-image-1")).model == "gpt-image-1"
+
+
+async def test_what_is_shut_down_soon_is_told_in_time(make: Make, service: OpenAIStandIn) -> None:
+    service.listed = {"gpt-image-2": "2026-12-24", "flux": "2027-12-24", "other": None, "strange": "soon"}
+    provider = make(models=["flux", "other", "strange"], model="gpt-image-2", today=lambda: date(2026, 12, 1))
+    (warning,) = await provider.warnings()
+    assert "shuts gpt-image-2 down on 2026-12-24, in 23 days; it is the default (SAFELIGHT_OPENAI_MODEL)" in warning
+    late = make(models=["gpt-image-2"], model="gpt-image-2", today=lambda: date(2027, 1, 1))
+    assert "shut gpt-image-2 down on 2026-12-24" in (await late.warnings())[0]
+    assert await make(key="wrong", models=["flux"], model="flux").warnings() == []
+
+
+async def test_the_table_warns_where_the_list_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def gone(*args: Any, **more: Any) -> Any:
+        raise httpx.ConnectError("no network")
+
+    monkeypatch.setattr(httpx.AsyncClient, "get", gone)
+    provider = OpenAIImages(KEY, model="gpt-image-1", today=lambda: date(2026, 11, 20))
+    warnings = await provider.warnings()
+    assert "OpenAI shut gpt-image-1 down on 2026-10-23; it is the default (SAFELIGHT_OPENAI_MODEL)." in warnings
+    assert "OpenAI shuts gpt-image-1.5 down on 2026-12-01, in 11 days." in warnings
+    assert not any("gpt-image-2" in warning for warning in warnings)
+    await provider.close()
 
 
 async def test_elsewhere_any_model_is_passed_on(make: Make, service: OpenAIStandIn) -> None:

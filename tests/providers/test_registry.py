@@ -6,9 +6,9 @@ import pytest
 
 from safelight.providers.base import InvalidParameters, Parameters
 from safelight.providers.mock import MockProvider
-from safelight.providers.registry import GROUP, Registry, UnknownProvider
+from safelight.providers.registry import GROUP, NoDefault, Own, Registry, UnknownProvider
 
-OWN = {"comfyui": MockProvider, "modelslab": MockProvider}
+OWN = {"comfyui": Own(MockProvider), "modelslab": Own(MockProvider)}
 GOOD = EntryPoint("painter", "safelight.providers.mock:MockProvider", GROUP)
 BROKEN = EntryPoint("broken", "safelight.no_such_module:Thing", GROUP)
 
@@ -21,7 +21,7 @@ def test_in_mock_mode_every_known_name_is_played() -> None:
         assert (found, mocked) == (name, True)
         assert isinstance(provider, MockProvider)
         assert provider.plays == (None if name == "mock" else name)
-    assert registry.resolve(None)[0] == "comfyui"
+    assert registry.required_default() == "comfyui"
     assert registry.resolve("comfyui")[1] is registry.resolve("comfyui")[1]
     assert registry.problems == {}
 
@@ -39,7 +39,7 @@ def test_outside_mock_mode_only_what_is_installed_can_be_used() -> None:
     name, provider, mocked = registry.resolve("painter")
     assert (name, mocked) == ("painter", False)
     assert provider is registry.resolve("painter")[1]
-    assert registry.resolve(None)[2] is True  # the mock stays what it is
+    assert registry.resolve("mock")[2] is True  # the mock stays what it is
     assert registry.resolve("comfyui")[2] is False
 
 
@@ -62,3 +62,36 @@ def test_scripts_are_for_mock_mode() -> None:
         Registry(mock_mode=False, default="mock").resolve("mock")[1].check(script)
     assert refused.value.field == "provider_options.mock"
     Registry(mock_mode=True, default="mock").resolve("mock")[1].check(script)
+
+
+def test_without_mock_mode_the_only_one_that_is_configured_is_the_default() -> None:
+    def own(**missing: str) -> dict[str, Own]:
+        return {name: Own(MockProvider, variable) for name, variable in missing.items()} | {
+            "media": Own(MockProvider, makes_pictures=False)
+        }
+
+    assert Registry(False, "", own(comfyui="", modelslab="KEY"), []).required_default() == "comfyui"
+    assert Registry(False, "", own(modelslab="KEY"), [GOOD, BROKEN]).required_default() == "painter"
+    assert Registry(False, "best", own(comfyui="KEY"), []).required_default() == "best"
+    assert Registry(False, "mock", own(comfyui=""), []).required_default() == "mock"  # somebody wants it so
+    assert Registry(True, "", own(comfyui=""), []).required_default() == "mock"
+    for registry, words in (
+        (Registry(False, "", own(comfyui="", modelslab=""), []), "comfyui, modelslab are configured"),
+        (Registry(False, "", own(comfyui="URLS", modelslab="KEY"), []), "None is configured: set URLS or KEY."),
+        (Registry(False, "", {}, [BROKEN]), "none but the mock"),
+    ):
+        assert registry.default == ""
+        with pytest.raises(NoDefault, match=words) as refused:
+            registry.required_default()
+        assert refused.value.field == "provider"
+
+
+def test_what_is_not_configured_says_which_variable_is_missing() -> None:
+    def make() -> MockProvider:
+        raise OSError("no key")
+
+    registry = Registry(False, "", {"modelslab": Own(make, "KEY"), "comfyui": Own(MockProvider, "URLS")}, [])
+    with pytest.raises(InvalidParameters, match="modelslab is not configured: KEY is not set."):
+        registry.resolve("modelslab")
+    assert not registry.resolve("comfyui")[2]  # can be used all the same, by those who name it
+    assert (registry.missing("comfyui"), registry.missing("mock"), registry.configured()) == ("URLS", "", [])

@@ -29,6 +29,7 @@ class OpenAIStandIn:
     def __init__(self) -> None:
         self.seconds = 0.02  # of drawing
         self.streams = True
+        self.listed: dict[str, str | None] = {"gpt-image-2": None}  # models, and when they are shut down
         self.acts: list[Act | None] = []
         self.on_file: Callable[[], None] | None = None  # called before a file is sent
         self.ledger: list[dict[str, Any]] = []
@@ -80,7 +81,8 @@ class OpenAIStandIn:
     async def _models(self, request: Request) -> Response:
         if request.headers.get("authorization") != f"Bearer {KEY}":
             return refusal(401, "Incorrect API key.", "invalid_api_key")
-        return JSONResponse({"object": "list", "data": [{"id": "gpt-image-1", "object": "model"}]})
+        data = [{"id": name, "object": "model", "shutdown_date": date} for name, date in self.listed.items()]
+        return JSONResponse({"object": "list", "data": data})
 
     async def _file(self, request: Request) -> Response:
         self.file_headers.append(dict(request.headers))

@@ -50,6 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
             app.state.survey = Survey(safelight.providers, safelight.database)
             background = [
                 asyncio.create_task(safelight.dispatcher.run(), name="dispatch"),
+                asyncio.create_task(app.state.survey.watch(), name="warnings"),
                 asyncio.create_task(
                     safelight.stream.run(lambda versions: _missed(safelight, versions)), name="watchers"
                 ),

@@ -26,14 +26,18 @@ from safelight.db import new_id
 from safelight.errors import FieldError, Invalid
 from safelight.jobs import Closure, Job, NewJob, next_open, skip
 from safelight.providers.base import InvalidParameters, Limits, Lora, Parameters, Provider
-from safelight.providers.registry import Registry, UnknownProvider
+from safelight.providers.registry import NoDefault, Registry, UnknownProvider
 
 KIND = "image.generate"
 PAST_TOLERANCE = timedelta(seconds=5)
 FURTHEST_START = timedelta(days=366)
 MAX_OPTIONS_BYTES = 64 * 1024
 MAX_WORKFLOW_BYTES = 512 * 1024
-MAX_SEED = 2**63 - 8  # the last of eight pictures has a seed higher by seven, which must fit into 64 bits
+# Bounds of safety, far beyond what models take: what a model takes, its provider says, and refuses the rest exactly.
+MAX_PROMPT = 100_000  # characters
+MAX_PICTURES = 64
+MAX_INPUT_IMAGES = 16
+MAX_SEED = 2**63 - MAX_PICTURES  # the seed of the last picture, higher by their number less one, must fit into 64 bits
 RANDOM_SEEDS = 2**32
 MAX_ROUTE = 8
 
@@ -53,7 +57,7 @@ def has_words(value: str) -> str:
     return value
 
 
-Prompt = Annotated[str, StringConstraints(min_length=1, max_length=4000), AfterValidator(has_words)]
+Prompt = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT), AfterValidator(has_words)]
 
 
 class Body(BaseModel):
@@ -113,11 +117,11 @@ Metadata = Annotated[
 class PictureRequest(Body):
     """How one or more pictures are to be made, whatever they show."""
 
-    negative_prompt: str | None = Field(None, max_length=4000)
+    negative_prompt: str | None = Field(None, max_length=MAX_PROMPT)
     provider: str | list[str] | None = Field(
         None,
         description="A provider, a route of the installation, or a list of providers to try in turn. "
-        "Default: the installation's `default_provider`",
+        "Default: the installation's own, which `GET /api/v1/providers` marks; without one it has to be named",
         examples=["mock", ["comfyui", "modelslab"]],
     )
     model: Name | None = Field(None, description="A model of the provider; default: its first")
@@ -125,7 +129,7 @@ class PictureRequest(Body):
     lora_models: list[LoraRequest] = Field([], max_length=16)
     width: Int | None = Field(None, ge=16, le=8192, description="Pixels; default: the provider's")
     height: Int | None = Field(None, ge=16, le=8192, description="Pixels; default: the provider's")
-    batch_size: Int = Field(1, ge=1, le=8, description="Pictures to make")
+    batch_size: Int = Field(1, ge=1, le=MAX_PICTURES, description="Pictures to make, as many as the model takes")
     seed: Int | None = Field(
         None, ge=0, le=MAX_SEED, description="Default: random, and told in the view; null where the model takes none"
     )
@@ -135,7 +139,9 @@ class PictureRequest(Body):
     inputs: dict[Name, Any] = Field({}, description="What the template takes, by name: see `GET /api/v1/templates`")
     workflow: dict[str, Any] | None = Field(None, description="A workflow of your own, as ComfyUI's `Export (API)`")
     input_images: list[Reference] = Field(
-        [], max_length=16, description="Pictures to start from: ids of your artifacts, or http(s) addresses"
+        [],
+        max_length=MAX_INPUT_IMAGES,
+        description="Pictures to start from: ids of your artifacts, or http(s) addresses",
     )
     image_type: Annotated[str, StringConstraints(min_length=1, max_length=80)] | None = Field(
         None, description="Default `scene` when scene fields are given"
@@ -257,7 +263,10 @@ def new_job(
     Each provider of a route is asked now; the first that takes the parameters and is not closed gets the job, and those
     after it are its route. `template` is what stands behind the request's, if that is one of the owner's own.
     """
-    names = route_of(request.provider, settings)
+    try:
+        names = route_of(request.provider, settings, providers)
+    except NoDefault as error:
+        raise _invalid(error) from None
     seed = random.randrange(RANDOM_SEEDS)  # the same wherever it is made
     candidates: list[dict[str, Any]] = []
     skips: list[dict[str, Any]] = []
@@ -311,11 +320,11 @@ def new_job(
     )
 
 
-def route_of(asked: str | list[str] | None, settings: Settings) -> list[str]:
-    """The providers to try, in order."""
+def route_of(asked: str | list[str] | None, settings: Settings, providers: Registry) -> list[str]:
+    """The providers to try, in order. Raises `NoDefault`."""
     if isinstance(asked, list):
         return asked
-    name = asked or settings.default_provider
+    name = asked or providers.required_default()
     return settings.routes.get(name, [name])
 
 

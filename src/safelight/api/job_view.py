@@ -13,11 +13,13 @@ from safelight.artifacts import Artifact
 from safelight.db import Database
 from safelight.errors import Unavailable
 from safelight.jobs import Attempt, Dispatcher, Job, Status, describe_artifact, message_of, run_seconds
+from safelight.providers.registry import MOCK
 
 PREFIX = "/api/v1/generation-jobs"
 LEARNT_FOR_SECONDS = 5.0
 MAX_LEARNT = 1000
 IMPORT = "media.import"  # no two take equally long: nothing is learnt from them
+PLAYED = "The mock draws in place of {}: AI_MOCK_MODE is not false, and nothing outside is called."
 WITHOUT_END = ("no_worker", "owner_limit", "provider_limit", "rate_limited")  # nobody knows when others make room
 
 
@@ -106,6 +108,7 @@ EXAMPLE: dict[str, Any] = {
     "provider_job_id": "mock-7",
     "comfyui_prompt_id": None,
     "mocked": True,
+    "warnings": [],
     "prompt": "a lighthouse at dusk",
     "negative_prompt": None,
     "model": "darkroom",
@@ -177,6 +180,7 @@ class JobView(BaseModel):
     provider_job_id: str | None
     comfyui_prompt_id: str | None
     mocked: bool
+    warnings: list[str] = Field(description="What to know of its result: that the mock draws in a provider's place")
     prompt: str = Field(description="Empty for a media import, which has none")
     negative_prompt: str | None
     model: str | None
@@ -276,6 +280,7 @@ def view_of(job: Job, artifacts: Sequence[Artifact], eta: EtaView) -> dict[str, 
         if job.provider == "comfyui"
         else None,
         "mocked": job.mocked,
+        "warnings": [PLAYED.format(job.provider)] if job.mocked and job.provider != MOCK else [],
         "prompt": job.prompt,
         "negative_prompt": job.negative_prompt,
         "model": job.model,

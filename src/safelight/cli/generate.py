@@ -115,7 +115,7 @@ def is_id(text: str) -> bool:
 @click.option("--width", type=click.IntRange(1), help="Pixels.")
 @click.option("--height", type=click.IntRange(1), help="Pixels.")
 @click.option("--seed", type=int, help="The same seed and prompt give the same picture.")
-@click.option("--batch-size", type=click.IntRange(1, 8), help="How many pictures; saved as NAME-1.png, NAME-2.png, ...")
+@click.option("--batch-size", type=click.IntRange(1), help="How many pictures; saved as NAME-1.png, NAME-2.png, ...")
 @click.option(
     "--option", "options", multiple=True, callback=read_options, metavar="KEY=VALUE", help="For the provider."
 )
@@ -253,6 +253,8 @@ class Session:
             with StackAccess(self._url, self._data_dir, say, self._api_key) as stack:
                 try:
                     job = begin(stack)
+                    for warning in job.get("warnings") or ():
+                        say(warning)
                     job = self._watch(stack, job)
                     self._conclude(stack, job)
                 except KeyboardInterrupt:

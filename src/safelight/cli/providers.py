@@ -57,6 +57,9 @@ def ls(data_dir: Path | None, url: str | None, api_key: str | None, as_json: boo
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for each in found:
+        for warning in each["warnings"]:
+            click.echo(f"{each['name']}: {warning}", err=True)
 
 
 def state_of(provider: dict[str, Any]) -> str:
@@ -65,7 +68,9 @@ def state_of(provider: dict[str, Any]) -> str:
         return f"paused, {_left_until(provider['paused_until'])}"
     if provider["breaker"] == "open":
         return f"failing, {_left_until(provider['retry_at'])}"
-    return "failing, being tried" if provider["breaker"] == "half_open" else "ready"
+    if provider["breaker"] == "half_open":
+        return "failing, being tried"
+    return {"ok": "ready", "not_configured": "not configured"}.get(provider["health"]["state"], "unavailable")
 
 
 def _left_until(moment: str) -> str:

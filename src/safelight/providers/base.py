@@ -329,6 +329,13 @@ class Provider(ABC):
         """None if well, else one sentence for people."""
         return None
 
+    async def warnings(self) -> Sequence[str]:
+        """What will stop working unless somebody does something, in sentences: a model that is shut down soon.
+
+        Asked in the background, twice a day. It may take half a minute.
+        """
+        return ()
+
     async def models(self) -> Mapping[str, Sequence[str]]:
         """The names that can be asked for, by kind (`checkpoints`, `loras`, ...)."""
         return {"models": self.capabilities.models}

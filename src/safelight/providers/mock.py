@@ -49,7 +49,7 @@ from safelight.providers.script import Script, read_duration, read_script
 LEDGER_VARIABLE = "SAFELIGHT_MOCK_LEDGER"
 MODELS = ("darkroom", "darkroom-fast")
 MIN_SIDE, MAX_SIDE, DEFAULT_SIDE = 64, 2048, 1024
-MAX_BATCH = 8
+MAX_BATCH = 16
 DEFAULT_SECONDS = 2.0
 PREVIEW_SIDE = 256
 PREVIEWS_AT = (0.2, 0.45, 0.7)

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -223,7 +223,7 @@ class Supervisor:
                 with contextlib.suppress(asyncio.CancelledError):
                     await starting
             if self._is_ready and not self._over.is_set():
-                self._terminal.write(welcome(self.url))
+                self._terminal.write(welcome(self.url, self._settings.played))
             await self._over.wait()
             await self.stop()
         finally:
@@ -347,11 +347,16 @@ def last_lines(child: Child) -> str:
     return "".join(f"\n    {line[:LINE_WIDTH]}" for line in child.tail)
 
 
-def welcome(url: str) -> str:
-    """What to do now."""
+def welcome(url: str, played: Sequence[str]) -> str:
+    """What to do now; `played` are the providers that are configured, and played by the mock all the same."""
+    warning = (
+        f"\n  The mock draws in place of {' and '.join(played)}: AI_MOCK_MODE=false lets them work themselves.\n"
+        if played
+        else ""
+    )
     return f"""
   Safelight is ready:  {url}        (Ctrl-C stops it)
 
     curl -s {url}{API}/generation-jobs -H 'Content-Type: application/json' \\
          -H 'Prefer: wait=30' -d '{{"prompt": "a lighthouse at dusk"}}'
-"""
+{warning}"""

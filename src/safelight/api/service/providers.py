@@ -22,11 +22,15 @@ from safelight.providers.registry import Registry, UnknownProvider
 
 HEALTH_SECONDS = 2.0
 HEALTH_KEPT_SECONDS = 5.0
+WARNINGS_SECONDS = 60.0
+WARNINGS_KEPT_SECONDS = 12 * 3600.0
 MODELS_SECONDS = 10.0
 MODELS_KEPT_SECONDS = 60.0
 RUN_TIMES_KEPT_SECONDS = 5.0
 
 Models = tuple[Mapping[str, Sequence[str]], Mapping[str, Mapping[str, Sequence[str]]]]
+
+PLAYED = "The mock draws in its place: AI_MOCK_MODE is not false."
 
 log = structlog.get_logger()
 
@@ -47,9 +51,10 @@ class ModelsUnknown(Unavailable):
 
 
 class HealthView(BaseModel):
-    """`unavailable`: it does not answer, says itself that it is not well, or cannot be used here."""
+    """`unavailable`: it does not answer, says itself that it is not well, or cannot be used here. `not_configured`: a
+    setting is missing, which `detail` names."""
 
-    state: Literal["ok", "unavailable"]
+    state: Literal["ok", "unavailable", "not_configured"]
     detail: str | None
 
 
@@ -102,6 +107,7 @@ EXAMPLE: dict[str, Any] = {
     "is_default": False,
     "mocked": False,
     "health": {"state": "ok", "detail": None},
+    "warnings": [],
     "capabilities": {
         "kinds": ["image.generate"],
         "models": ["flux"],
@@ -143,6 +149,7 @@ class ProviderView(BaseModel):
     is_default: bool
     mocked: bool = Field(description="The mock plays it: nothing outside is called")
     health: HealthView
+    warnings: list[str] = Field(description="What somebody should know or do: a model that is shut down soon")
     capabilities: CapabilitiesView | None = Field(description="null if it cannot be used here")
     limits: LimitsView
     running: int
@@ -189,6 +196,22 @@ class Survey:
         self._registry = registry
         self._database = database
         self._known: dict[tuple[str, str], tuple[float, asyncio.Future[Any]]] = {}
+        self._warnings: dict[str, Sequence[str]] = {}
+
+    async def watch(self) -> None:
+        """Ask every provider for its warnings, twice a day, and log those that are new. Never ends."""
+        while True:
+            for name in self._registry.configured():
+                told = await self._ask_warnings(name)
+                if told is not None:
+                    for warning in set(told) - set(self._warnings.get(name, ())):
+                        log.warning("provider.warning", provider=name, warning=warning)
+                    self._warnings[name] = told
+            await asyncio.sleep(WARNINGS_KEPT_SECONDS)
+
+    def warnings(self, name: str) -> Sequence[str]:
+        """As they were last told."""
+        return self._warnings.get(name, ())
 
     async def health(self, name: str) -> str | None:
         """None if well, else why not; a provider that does not answer in time is not well."""
@@ -201,6 +224,14 @@ class Survey:
     async def run_times(self, name: str) -> Sequence[RunTime]:
         look = self._database.read
         return await self._remember(("run times", name), RUN_TIMES_KEPT_SECONDS, lambda: look(run_times, name))
+
+    async def _ask_warnings(self, name: str) -> Sequence[str] | None:
+        try:
+            async with asyncio.timeout(WARNINGS_SECONDS):
+                return await self._registry.resolve(name)[1].warnings()
+        except Exception as error:  # a plug-in may fail in any way
+            log.info("provider.warnings_unknown", provider=name, reason=repr(error))
+            return None
 
     async def _ask_health(self, name: str) -> str | None:
         try:
@@ -305,9 +336,10 @@ async def _view_of(
     limits = provider.capabilities.limits if provider is not None else None
     return {
         "name": name,
-        "is_default": name == settings.default_provider,
+        "is_default": name == world.providers.default,
         "mocked": mocked,
-        "health": {"state": "ok" if problem is None else "unavailable", "detail": problem},
+        "health": _health(problem, "" if mocked else world.providers.missing(name)),
+        "warnings": [*([PLAYED] if name in settings.played else []), *survey.warnings(name)],
         "capabilities": None if provider is None else _capabilities_of(provider),
         "limits": {
             "jobs_at_once": settings.provider_limits.get(name),
@@ -333,6 +365,16 @@ async def _view_of(
             for time_of in learnt
         ],
     }
+
+
+def _health(problem: str | None, missing: str) -> dict[str, str | None]:
+    """`missing` is the variable that is not set."""
+    if problem is None:
+        return {"state": "ok", "detail": None}
+    if not missing:
+        return {"state": "unavailable", "detail": problem}
+    detail = f"{missing} is not set."
+    return {"state": "not_configured", "detail": detail if missing in problem else f"{detail} {problem}"}
 
 
 def _resolve(world: Safelight, name: str) -> tuple[Provider | None, bool]:

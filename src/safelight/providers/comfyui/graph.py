@@ -13,7 +13,7 @@ from safelight.providers.base import InvalidParameters, Parameters
 MAX_NODES = 5000
 MAX_SEED = 2**64 - 1
 SIDE_STEP, MIN_SIDE, MAX_SIDE, DEFAULT_SIDE = 8, 16, 8192, 512
-MAX_BATCH = 8
+MAX_BATCH = 64  # a server takes more, in one piece of its memory
 SAMPLER_PARAMS = ("steps", "cfg", "sampler", "scheduler", "denoise", "seed")
 SEED_INPUTS = ("seed", "noise_seed")
 HOW_TO_EXPORT = (

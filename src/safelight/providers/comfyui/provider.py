@@ -77,7 +77,7 @@ from safelight.providers.comfyui.template import InvalidTemplate, Template, buil
 log = structlog.get_logger()
 
 SOFT_SECONDS, HARD_SECONDS = 1500.0, 1800.0
-MAX_PICTURES = 8
+MAX_PICTURES = 16
 OPTIONS = ("vae",)
 EARLIER_ATTEMPTS, EARLIER_RUNS = 5, 2
 EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "image/gif": "gif"}

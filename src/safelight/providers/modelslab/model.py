@@ -1,18 +1,29 @@
-"""What ModelsLab's models take: a table, what is wrong with parameters by it, and their names over there."""
+"""What ModelsLab's models take: the table in `models.json`, what it refuses, and the names over there."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from datetime import date
 from difflib import get_close_matches
+from importlib.resources import files
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 from safelight.providers.base import InvalidParameters, Parameters
 
 RATIO_TOLERANCE = 0.1  # a tenth
+CHARACTERS_PER_TOKEN = 4  # of English, about
+MAX_SIDE = 2048  # of a size that is given to a model of ratios, which takes its proportions only
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
+class Data(BaseModel):
+    """A part of the file; what it does not know is a mistake in it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Model(Data):
     """What a model takes. With neither `ratios` nor `sides` it chooses the size of its pictures itself.
 
     `images` are the fewest and the most pictures to start from. With `redraws` it starts from one's pixels and keeps
@@ -22,7 +33,7 @@ class Model:
     ratios: tuple[str, ...] = ()
     sides: tuple[int, int] | None = None  # the least and the greatest, in pixels
     max_samples: int = 1
-    max_prompt: int | None = None  # characters
+    max_prompt_tokens: int | None = None
     max_steps: int = 0
     max_cfg: int = 0
     schedulers: bool = False
@@ -33,64 +44,36 @@ class Model:
     redraws: bool = False
     options: frozenset[str] = frozenset()
 
+    @property
+    def max_prompt(self) -> int | None:
+        """In characters."""
+        return None if self.max_prompt_tokens is None else self.max_prompt_tokens * CHARACTERS_PER_TOKEN
 
-IMAGEN = ("1:1", "3:4", "4:3", "9:16", "16:9")
-WIDER = ("1:1", "4:3", "3:4", "16:9", "9:16", "3:2", "2:3", "21:9")
-TOKENS_480 = 480 * 4  # a token of English is about four characters
-SIDE_STEP = 8
-MAX_SIDE = 2048  # of a size that is given to a model of ratios, which takes its proportions only
 
-FLUX = Model(sides=(256, 1024), max_samples=4, max_steps=50, max_cfg=20, seeds=True, images=(0, 1), redraws=True)
-COMMUNITY = replace(
-    FLUX,
-    schedulers=True,
-    negative_prompt=True,
-    loras=True,
-    options=frozenset(
-        {
-            "algorithm_type",
-            "clip_skip",
-            "enhance_prompt",
-            "enhance_style",
-            "highres_fix",
-            "safety_checker",
-            "safety_checker_type",
-            "upscale",
-            "use_karras_sigmas",
-            "vae",
-        }
-    ),
-)
-FLUX_PRO = Model(sides=(512, 1024), max_cfg=10, negative_prompt=True)
-MODELS: Mapping[str, Model] = {
-    "flux": FLUX,
-    "sdxl": COMMUNITY,
-    "midjourney": COMMUNITY,
-    "flux-pro-1.1": FLUX_PRO,
-    "flux-pro-1.1-ultra": FLUX_PRO,
-    "imagen-3": Model(),
-    "imagen-4": Model(ratios=IMAGEN),
-    "imagen-4.0-fast-generate": Model(ratios=IMAGEN, max_prompt=TOKENS_480),
-    "imagen-4.0-ultra": Model(ratios=IMAGEN, max_prompt=TOKENS_480, max_samples=4),
-    "nano-banana-t2i": Model(),
-    "nano-banana-pro": Model(ratios=WIDER, images=(0, 14)),
-    "seedream-t2i": Model(sides=(512, 1024)),
-    "seedream-4": Model(ratios=WIDER),
-    "seedream-4.5": Model(ratios=WIDER),
-    "flux-kontext-pro": Model(ratios=(*WIDER, "9:21"), images=(1, 1)),
-    "seededit-i2i": Model(images=(1, 1)),
-    "seedream-4.0-i2i": Model(images=(1, 10)),
-    "seedream-4.5-i2i": Model(ratios=("1:1", "4:3", "16:9", "9:16", "3:2", "2:3", "21:9"), images=(1, 10)),
-}
-SCHEDULERS = tuple(
-    f"{name}Scheduler"
-    for name in (
-        *("DDPM", "DDIM", "PNDM", "LMSDiscrete", "EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep"),
-        *("HeunDiscrete", "KDPM2Discrete", "DPMSolverSinglestep", "KDPM2AncestralDiscrete", "UniPCMultistep"),
-        *("DDIMInverse", "DEISMultistep", "IPNDM", "KarrasVe", "ScoreSdeVe", "LCM"),
-    )
-)
-REDRAWING_SCHEDULER = "UniPCMultistepScheduler"  # community models must be told one to start from a picture
+class Entry(Model):
+    """Models of one kind."""
+
+    names: tuple[str, ...]
+
+
+class Table(Data):
+    """The file: when and where it was read. `community` is what models take that it does not name.
+
+    `redrawing_scheduler` is the one that community models must be told to start from a picture.
+    """
+
+    read: date
+    sources: tuple[str, ...]
+    side_step: int
+    schedulers: tuple[str, ...]
+    redrawing_scheduler: str
+    community: Model
+    models: tuple[Entry, ...]
+
+
+TABLE = Table.model_validate_json(files("safelight.providers.modelslab").joinpath("models.json").read_bytes())
+MODELS: Mapping[str, Model] = {name: entry for entry in TABLE.models for name in entry.names}
+COMMUNITY = TABLE.community
 SAMPLER_FIELDS = {
     "steps": "num_inference_steps",
     "cfg": "guidance_scale",
@@ -103,7 +86,7 @@ def fitted(name: str, model: Model, parameters: Parameters) -> Parameters:
     """The parameters as this model takes them. Raises `InvalidParameters` for what it would pass over in silence."""
     if model.max_prompt is not None and len(parameters.prompt) > model.max_prompt:
         message = (
-            f"{name} takes prompts of about {model.max_prompt // 4} tokens, which is {model.max_prompt} characters;"
+            f"{name} takes prompts of about {model.max_prompt_tokens} tokens, which is {model.max_prompt} characters;"
             f" this one has {len(parameters.prompt)}."
         )
         raise InvalidParameters(message, field="prompt")
@@ -157,7 +140,7 @@ def fields_of(
         if ours in parameters.sampler_params:
             fields[theirs] = parameters.sampler_params[ours]
     if images and model.schedulers:
-        fields.setdefault("scheduler", REDRAWING_SCHEDULER)
+        fields.setdefault("scheduler", TABLE.redrawing_scheduler)
     return fields
 
 
@@ -181,8 +164,8 @@ def _check_sampler(name: str, model: Model, given: Mapping[str, Any], *, redraws
                 raise InvalidParameters(f"{name} takes denoise from 0 to 1, not {value}.", field=path)
             continue
         if field == "scheduler" and model.schedulers:
-            if value not in SCHEDULERS:
-                near = get_close_matches(str(value), SCHEDULERS, n=3, cutoff=0.3) or SCHEDULERS
+            if value not in TABLE.schedulers:
+                near = get_close_matches(str(value), TABLE.schedulers, n=3, cutoff=0.3) or TABLE.schedulers
                 raise InvalidParameters(f"{name} has no scheduler {value!r}; try {' or '.join(near)}.", field=path)
             continue
         greatest = {"steps": model.max_steps, "cfg": model.max_cfg}.get(field, 0)
@@ -215,10 +198,8 @@ def _size(name: str, model: Model, parameters: Parameters, ratio: str | None) ->
         least, greatest = model.sides
         sizes = {"width": greatest if width is None else width, "height": greatest if height is None else height}
         for field, side in sizes.items():
-            if not least <= side <= greatest or side % SIDE_STEP:
-                message = (
-                    f"{name} makes a {field} of {least} to {greatest} pixels, divisible by {SIDE_STEP}; not {side}."
-                )
+            if not least <= side <= greatest or side % TABLE.side_step:
+                message = f"{name} makes a {field} of {least} to {greatest} pixels, divisible by {TABLE.side_step}; not {side}."
                 raise InvalidParameters(message, field=field)
         return sizes["width"], sizes["height"]
     if width is None or height is None:
