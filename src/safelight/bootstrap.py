@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import structlog
+
 from safelight import stories
 from safelight.accounts import LOCAL_OWNER, Doorkeeper, Tokens, purge_sessions, tier_of
 from safelight.artifacts import ArtifactStore, FfmpegMissing, Links, find_ffmpeg, load_signing_key

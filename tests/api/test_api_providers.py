@@ -247,10 +247,8 @@ def test_without_mock_mode_the_mock_draws_only_where_it_is_named(make_service: C
         assert "Name a provider. None is configured: set SAFELIGHT_COMFYUI_URLS or" in error["detail"]
     project = service.http.post("/api/v1/projects", json={"title": "x"}).json()
     chapter = service.http.post(f"/api/v1/projects/{project['id']}/chapters", json={"title": "x"}).json()
-    scene = service.http.post(f"/api/v1/chapters/{chapter['id']}/scenes", json={"description": "x"}).json()
-    drawn = service.http.post(f"/api/v1/chapters/{chapter['id']}/generate", json={})
-    assert drawn.status_code == 422, (drawn.text, scene)
-    assert "Name a provider." in drawn.text
+    drawn = service.http.post(f"/api/v1/chapters/{chapter['id']}/images/scenes/1", json={"prompt": "x"})
+    assert (drawn.status_code, "Name a provider." in drawn.text) == (422, True), drawn.text
     named = service.http.post(JOBS, json={"prompt": "x", "provider": "mock"})
     assert (named.status_code, named.json()["warnings"]) == (202, [])
 

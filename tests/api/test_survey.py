@@ -120,7 +120,7 @@ async def test_warnings_are_asked_for_in_the_background_and_logged_once(
     with capture_logs() as lines:
         watching = asyncio.ensure_future(survey.watch())
         async with asyncio.timeout(60):
-            while patient.asked < 3:
+            while patient.asked < 3:  # noqa: ASYNC110 - the task makes it so
                 await asyncio.sleep(0.01)
         watching.cancel()
     told = [answer[0]] if isinstance(answer, list) else []

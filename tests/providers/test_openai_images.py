@@ -420,7 +420,7 @@ def test_a_model_is_taken_until_the_day_it_is_shut_down() -> None:
     for name in ("gpt-image-1.5", "gpt-image-1-mini", "chatgpt-image-latest"):
         assert on.check(asked(model=name)).model == name
         assert name in on.capabilities.models
-        with pytest.raises(InvalidParameters, match="shut .* down on 2026-12-01"):
+        with pytest.raises(InvalidParameters, match=r"shut .* down on 2026-12-01"):
             after.check(asked(model=name))
         assert name not in after.capabilities.models
     named = OpenAIImages(KEY, models=["gpt-image-1"])  # whoever names it in the settings knows better

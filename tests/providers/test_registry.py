@@ -91,7 +91,7 @@ def test_what_is_not_configured_says_which_variable_is_missing() -> None:
         raise OSError("no key")
 
     registry = Registry(False, "", {"modelslab": Own(make, "KEY"), "comfyui": Own(MockProvider, "URLS")}, [])
-    with pytest.raises(InvalidParameters, match="modelslab is not configured: KEY is not set."):
+    with pytest.raises(InvalidParameters, match=r"modelslab is not configured: KEY is not set\."):
         registry.resolve("modelslab")
     assert not registry.resolve("comfyui")[2]  # can be used all the same, by those who name it
     assert (registry.missing("comfyui"), registry.missing("mock"), registry.configured()) == ("URLS", "", [])

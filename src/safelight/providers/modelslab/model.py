@@ -165,7 +165,8 @@ def _check_sampler(name: str, model: Model, given: Mapping[str, Any], *, redraws
             continue
         if field == "scheduler" and model.schedulers:
             if value not in TABLE.schedulers:
-                near = get_close_matches(str(value), TABLE.schedulers, n=3, cutoff=0.3) or TABLE.schedulers
+                known = TABLE.schedulers
+                near = get_close_matches(str(value), known, n=3, cutoff=0.3) or known
                 raise InvalidParameters(f"{name} has no scheduler {value!r}; try {' or '.join(near)}.", field=path)
             continue
         greatest = {"steps": model.max_steps, "cfg": model.max_cfg}.get(field, 0)
@@ -199,7 +200,8 @@ def _size(name: str, model: Model, parameters: Parameters, ratio: str | None) ->
         sizes = {"width": greatest if width is None else width, "height": greatest if height is None else height}
         for field, side in sizes.items():
             if not least <= side <= greatest or side % TABLE.side_step:
-                message = f"{name} makes a {field} of {least} to {greatest} pixels, divisible by {TABLE.side_step}; not {side}."
+                bounds = f"{least} to {greatest} pixels, divisible by {TABLE.side_step}"
+                message = f"{name} makes a {field} of {bounds}; not {side}."
                 raise InvalidParameters(message, field=field)
         return sizes["width"], sizes["height"]
     if width is None or height is None:

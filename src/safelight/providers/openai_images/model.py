@@ -34,7 +34,7 @@ class Area(Data):
 
 
 class Option(Data):
-    """What an option may be. `formats`: only with one of these; `with_images`: only with, or without, input pictures."""
+    """What an option may be. `formats`: only with one of these. `with_images`: only with input pictures, or without."""
 
     choices: tuple[str, ...] = ()
     minimum: int | None = None
