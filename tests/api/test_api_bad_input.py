@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from api_service import JOBS, Json, Service, order, settings_for
 
+from hostile_urls import MALFORMED
 from servers import ValkeyServer
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -298,3 +299,10 @@ def test_a_request_id_is_taken_over_if_it_is_harmless(clean: Service) -> None:
 def test_a_wrong_wait(clean: Service, wait: str) -> None:
     response = clean.http.get(f"{JOBS}/{uuid.uuid4()}", params={"wait": wait})
     assert (response.status_code, [error["pointer"] for error in response.json()["errors"]]) == (400, ["wait"])
+
+
+@pytest.mark.parametrize("url", MALFORMED, ids=ascii)
+def test_a_picture_that_is_nowhere(clean: Service, url: str) -> None:
+    refused = clean.http.post(JOBS, json=order(input_images=[url]))
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid_request")
+    assert refused.json()["errors"][0]["pointer"] == "#/input_images"

@@ -85,8 +85,8 @@ def test_an_uploaded_picture_is_what_it_starts_from(service: Service, servers: l
     assert refusal(service, input_images=["lighthouse.png"])["pointer"] == "#/input_images"
 
 
-def test_an_address_that_is_no_picture_or_private_fails_the_job(service: Service) -> None:
-    job = service.end_of(submit(service, input_images=["http://127.0.0.1:9/x.png"]))
+def test_a_name_that_leads_to_a_private_address_fails_the_job(service: Service) -> None:
+    job = service.end_of(submit(service, input_images=["http://localhost:9/x.png"]))
     assert (job["status"], job["error"]["code"]) == ("failed", "invalid_request")
     assert "input picture 1" in job["error"]["message"]
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import random
-import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,6 +24,7 @@ from safelight.config import Settings, Tier
 from safelight.db import new_id
 from safelight.errors import FieldError, Invalid
 from safelight.jobs import Closure, Job, NewJob, next_open, skip
+from safelight.providers.address import FetchRefused, checked_url
 from safelight.providers.base import InvalidParameters, Limits, Lora, Parameters, Provider
 from safelight.providers.registry import NoDefault, Registry, UnknownProvider
 
@@ -185,11 +185,12 @@ class PictureRequest(Body):
     @classmethod
     def ids_or_addresses(cls, value: list[str]) -> list[str]:
         for reference in value:
-            if re.fullmatch(r"https?://[^\s/]+(/\S*)?", reference) is None:
-                try:
-                    uuid.UUID(reference)
-                except ValueError:
-                    raise ValueError("each must be the id of an artifact, or begin with http:// or https://") from None
+            try:
+                checked_url(reference) if "://" in reference else uuid.UUID(reference)
+            except FetchRefused as error:
+                raise ValueError(f"each address must be one that can be fetched: {error.message}") from None
+            except ValueError:
+                raise ValueError("each must be the id of an artifact, or begin with http:// or https://") from None
         return [reference if "://" in reference else str(uuid.UUID(reference)) for reference in value]
 
     @field_validator("workflow")

@@ -1,13 +1,20 @@
 """Where a download may connect to: public addresses, and the networks that an installation names.
 
 A name is resolved here, every address of it is looked at, and the connection is then made to one that was looked at:
-what the name stands for a moment later does not matter.
+what the name stands for a moment later does not matter. What is public stands in `special_networks.csv`, the same for
+every version of Python.
 """
 
 import asyncio
+import csv
+import re
 import socket
 from collections.abc import Collection
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from dataclasses import dataclass
+from functools import cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -15,8 +22,12 @@ from safelight.providers.base import ProviderError
 
 MAX_ADDRESSES = 4  # of one name, that are tried
 RESOLVE_SECONDS = 10.0
-NAT64 = IPv6Network("64:ff9b::/96")
+TABLE = Path(__file__).with_name("special_networks.csv")
+NAME = re.compile(r"(?=.{1,253}\.?$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?", re.IGNORECASE)
+# `2130706433`, `0x7f.1`, `0177.0.0.1`, `127.1`, `127.0.0.1.`: no name ends in a number, and resolvers disagree.
+ODD_NUMBER = re.compile(r"(.*\.)?(\d+|0x[0-9a-f]*)\.?", re.IGNORECASE)
 
+Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 
@@ -38,22 +49,55 @@ class AddressRefused(FetchRefused):
     code = "address_refused"
 
 
-def checked_url(url: str | httpx.URL, networks: Collection[Network] = ()) -> httpx.URL:
-    """A URL that may be tried, as far as can be told without asking anybody. Raises `FetchRefused`."""
+@dataclass(frozen=True, slots=True)
+class SpecialNetwork:
+    """A line of the table."""
+
+    network: Network
+    reach: str
+    what: str
+
+
+@cache
+def special_networks() -> tuple[SpecialNetwork, ...]:
+    """The table, the smallest networks first."""
+    lines = (line for line in TABLE.read_text("utf-8").splitlines() if not line.startswith("#"))
+    found = (SpecialNetwork(ip_network(row["network"]), row["reach"], row["what"]) for row in csv.DictReader(lines))
+    return tuple(sorted(found, key=lambda special: special.network.prefixlen, reverse=True))
+
+
+def parsed_url(url: str | httpx.URL) -> httpx.URL:
+    """A URL with a scheme, a host and a port that can be asked. Raises `UrlRefused`, and `AddressRefused` for an IPv4
+    address in a form that resolvers read differently."""
     try:
         url = httpx.URL(url)
-    except httpx.InvalidURL:
+        host = url.raw_host.decode("ascii")
+        _ = url.host  # decodes it
+    except (httpx.InvalidURL, ValueError):  # UnicodeError and the errors of idna are ValueErrors
+        _refuse_odd_number(_rough_host(str(url)))
         raise UrlRefused("This is no URL.") from None
-    if (url.port or 0) > 65535:
-        raise UrlRefused("This is no URL.")
-    if url.scheme not in {"http", "https"} or not url.host:
+    if url.scheme not in {"http", "https"}:
         raise UrlRefused
+    if not host:
+        raise UrlRefused("This URL has no host.")
     if url.userinfo:
         raise UrlRefused("A URL with a user or a password in it is not fetched.")
+    if url.port is not None and not 1 <= url.port <= 65535:
+        raise UrlRefused("The port of a URL is 1 to 65535.")
+    if ":" not in host and not _is_ipv4(host):
+        _refuse_odd_number(host)
+        if NAME.fullmatch(host) is None:
+            raise UrlRefused("The host of this URL is no name and no address.")
+    return url
+
+
+def checked_url(url: str | httpx.URL, networks: Collection[Network] = ()) -> httpx.URL:
+    """A URL that may be tried, as far as can be told without asking anybody. Raises `FetchRefused`."""
+    url = parsed_url(url)
     try:
         is_refused = not is_allowed(url.host, networks)
-    except ValueError:
-        is_refused = _is_odd_number(url.host)
+    except ValueError:  # a name
+        return url
     if is_refused:
         raise AddressRefused(f"{shown(url)} is not at a public address.")
     return url
@@ -73,16 +117,19 @@ async def addresses_of(url: httpx.URL, networks: Collection[Network] = ()) -> li
 
 
 def is_allowed(text: str, networks: Collection[Network] = ()) -> bool:
-    """Whether an address is public, or in one of these networks. Raises `ValueError` for what is no address."""
+    """Whether an address is public, or in one of these networks. Raises `ValueError` for what is no address.
+
+    Where a cloud tells its machines their credentials is allowed by a network of that one address alone.
+    """
     address = ip_address(text.strip("[]").partition("%")[0])
-    if isinstance(address, IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour
-        if inner is None and address in NAT64:
-            inner = ip_address(int(address) & 0xFFFFFFFF)
-        address = inner or address
-    if any(address.version == network.version and address in network for network in networks):
-        return True
-    return address.is_global and not address.is_multicast and not address.is_reserved
+    special = _special(address)
+    while special.reach == "ipv4":
+        address = IPv4Address(int(address) >> (96 - special.network.prefixlen) & 0xFFFFFFFF)
+        special = _special(address)
+    if special.reach == "metadata":
+        return special.network in networks
+    is_named = any(address.version == network.version and address in network for network in networks)
+    return is_named or special.reach == "public"
 
 
 def shown(url: httpx.URL) -> str:
@@ -90,15 +137,36 @@ def shown(url: httpx.URL) -> str:
     return str(url.copy_with(query=None, fragment=None))[:200]
 
 
+def _special(address: Address) -> SpecialNetwork:
+    """The smallest network of the table that it is in; one of them holds all."""
+    return next(
+        special
+        for special in special_networks()
+        if special.network.version == address.version and address in special.network
+    )
+
+
 async def _resolve(host: str) -> list[str]:
     found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
-def _is_odd_number(host: str) -> bool:
-    """Whether this is an address as only old resolvers write it: `2130706433`, `0x7f.1`, `127.1`."""
+def _is_ipv4(host: str) -> bool:
     try:
-        socket.inet_aton(host)
-    except (OSError, UnicodeError):
+        IPv4Address(host)
+    except ValueError:
         return False
     return True
+
+
+def _refuse_odd_number(host: str) -> None:
+    if ODD_NUMBER.fullmatch(host):
+        raise AddressRefused(f"An IPv4 address is written in four decimal numbers, as in 203.0.113.7; not {host[:80]}.")
+
+
+def _rough_host(url: str) -> str:
+    """The host of what cannot be parsed, if there is anything like one."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""

@@ -5,6 +5,7 @@ to, and to the very address that was checked. What comes is judged by its conten
 """
 
 import asyncio
+import re
 import ssl
 from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing, asynccontextmanager
@@ -15,12 +16,12 @@ from typing import Any, cast
 import httpx
 
 from safelight.providers.address import (
-    AddressRefused,
     FetchRefused,
     Network,
     UrlRefused,
     addresses_of,
     checked_url,
+    parsed_url,
     shown,
 )
 from safelight.providers.base import BadOutput, ProviderError, ProviderUnavailable, ResultMissing
@@ -34,6 +35,7 @@ MAX_PAUSE_SECONDS = 10.0
 TIMEOUT = httpx.Timeout(30, connect=10)
 AGAIN = {404, 408, 425, 429}  # 404: announced, and not there yet
 REDIRECTS = {301, 302, 303, 307, 308}
+ABSOLUTE = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +162,12 @@ async def opened(
         finally:
             await response.aclose()
         try:
-            url = _near(url.join(location), trusted_hosts, networks)
+            # Joined, `http://` would be where we are.
+            url = _near(location if ABSOLUTE.match(location) else url.join(location), trusted_hosts, networks)
         except (httpx.InvalidURL, ValueError):
-            raise UrlRefused(f"{shown(url)} redirects to something that is no URL.") from None
+            raise _no_url(url) from None
+        except FetchRefused as error:
+            raise type(error)(f"{shown(url)} redirects to what is not fetched. {error.message}") from None
     raise FetchRefused(f"{shown(httpx.URL(start))} redirects more than {MAX_REDIRECTS} times.")
 
 
@@ -191,11 +196,19 @@ async def _get(
         try:
             request = httpx.Request("GET", target, headers=asked, extensions=extensions)
             return await client.send(request, stream=True, auth=None)
+        except (ValueError, httpx.InvalidURL):  # httpx reads where a redirect leads, though it does not follow
+            raise _no_url(url) from None
         except httpx.HTTPError as error:
+            if "location header" in str(error):
+                raise _no_url(url) from None
             reason = type(error).__name__
             if not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
                 break
     raise ProviderUnavailable(f"{shown(url)} cannot be fetched ({reason}).")
+
+
+def _no_url(url: httpx.URL) -> UrlRefused:
+    return UrlRefused(f"{shown(url)} redirects to something that is no URL.")
 
 
 async def _read(response: httpx.Response, place: str, max_bytes: int) -> Fetched:
@@ -245,9 +258,5 @@ def _is_whole(data: bytearray, content_type: str) -> bool:
 
 def _near(url: str | httpx.URL, trusted_hosts: Collection[str], networks: Collection[Network]) -> httpx.URL:
     """A URL that may be tried; the address of a trusted host may be written in it, whatever it is."""
-    try:
-        return checked_url(url, networks)
-    except AddressRefused:
-        if host_of(url) in trusted_hosts:
-            return httpx.URL(url)
-        raise
+    url = parsed_url(url)
+    return url if host_of(url) in trusted_hosts else checked_url(url, networks)

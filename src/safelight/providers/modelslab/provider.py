@@ -23,6 +23,7 @@ import httpx
 import structlog
 from PIL import Image
 
+from safelight.providers.address import FetchRefused, parsed_url
 from safelight.providers.base import (
     Accepted,
     BadOutput,
@@ -280,10 +281,10 @@ class ModelsLab(Provider):
             ways = []
         if fetch_url is not None:
             try:
-                url = httpx.URL(fetch_url)
-            except httpx.InvalidURL:
+                url = parsed_url(fetch_url)
+            except FetchRefused:
                 return ways
-            if (url.scheme, host_of(url)) == self._origin and not url.userinfo:
+            if (url.scheme, host_of(url)) == self._origin:
                 ways.insert(0, fetch_url)
             else:
                 log.warning("modelslab.foreign_fetch_url", host=url.host)
