@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
-from safelight.api import authentication, events, jobs, plain, problems
+from safelight.api import document, events, jobs, plain, problems
 from safelight.api.accounts import keys, session
 from safelight.api.authentication import Authentication
 from safelight.api.batches import events as batch_events
@@ -76,7 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     problems.install(app)
-    authentication.describe(app)
+    document.install(app)
     for module in (
         jobs,
         events,

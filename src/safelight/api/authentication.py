@@ -6,10 +6,9 @@ or, in browsers, from the session cookie; then whatever changes something needs 
 scope `read`, changing something `write`; a route may ask for more.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.requests import Request, cookie_parser
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -114,25 +113,3 @@ def session_secret(headers: Mapping[str, str]) -> str | None:
     """What the session cookie holds."""
     cookie = headers.get("cookie")
     return None if cookie is None else cookie_parser(cookie).get(SESSION_COOKIE) or None
-
-
-def describe(app: FastAPI) -> None:
-    """Let the OpenAPI document say how one shows who one is."""
-    undescribed = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = undescribed()
-        document.setdefault("components", {})["securitySchemes"] = {
-            "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, or a token (JWT)"},
-            "session": {"type": "apiKey", "in": "cookie", "name": SESSION_COOKIE},
-        }
-        for path, operations in document["paths"].items():
-            for operation in _operations(operations):
-                operation["security"] = [] if is_open(path) else [{"bearer": []}, {"session": []}]
-        return document
-
-    app.openapi = openapi
-
-
-def _operations(item: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-    return (operation for operation in item.values() if isinstance(operation, dict))

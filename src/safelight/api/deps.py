@@ -101,6 +101,7 @@ Owner = Annotated[str, Depends(_owner)]
 ItemId = Annotated[str, Depends(_row_id)]
 Cursor = Annotated[str | None, Query(description="`next_cursor` of the page before")]
 Limit = Annotated[int, Query(ge=1, le=100)]
+UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "Nothing differs from what `If-None-Match` names"}}
 IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key")]
 
 

@@ -9,14 +9,14 @@ from typing import Annotated, Any
 import orjson
 import structlog
 from fastapi import APIRouter, Depends, Header, Query, Request
-from pydantic import TypeAdapter
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from safelight.api.authentication import may_stay
 from safelight.api.deps import HeaderInvalid, ItemId, Owner, World
+from safelight.api.document import reference
 from safelight.api.job_view import PREFIX
-from safelight.api.problems import PROBLEMS
+from safelight.api.problems import refusals
 from safelight.bootstrap import Safelight
 from safelight.db import Tx
 from safelight.jobs import Job, JobDeleted, JobEvent, JobNotFound, history, message_of, snapshot, with_artifacts
@@ -27,7 +27,7 @@ RECONNECT_MILLISECONDS = 2000
 LOOK_AGAIN_SECONDS = 60.0  # whether the watcher's key, token or session still holds
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
-router = APIRouter(prefix=PREFIX, tags=["events"], responses=PROBLEMS)
+router = APIRouter(prefix=PREFIX, tags=["events"])
 
 log = structlog.get_logger()
 
@@ -66,11 +66,13 @@ class Stay:
 
 @router.get(
     "/{id}/events",
+    operation_id="followJob",
     summary="Follow a job live",
     response_class=StreamingResponse,
     responses={
+        **refusals(410),
         200: {
-            "content": {"text/event-stream": {"schema": TypeAdapter(JobEvent).json_schema()}},
+            "content": {"text/event-stream": {"schema": reference(JobEvent)}},
             "description": "`job.snapshot`, then every state event once and the latest progress; ends after the end",
         },
         204: {"description": "Everything up to the terminal event was received before; do not reconnect"},

@@ -25,7 +25,7 @@ WITHOUT_END = ("no_worker", "owner_limit", "provider_limit", "rate_limited")  # 
 
 class ThumbnailView(BaseModel):
     width: int
-    url: str
+    url: str = Field(examples=["/api/v1/artifacts/01970000-0000-7000-8000-000000000001/thumbnails/512"])
 
 
 class ArtifactView(BaseModel):
@@ -33,13 +33,13 @@ class ArtifactView(BaseModel):
 
     id: str
     kind: Literal["image", "video", "audio", "input"] = Field(description="`input` is a picture that was uploaded")
-    url: str
+    url: str = Field(examples=["/api/v1/artifacts/01970000-0000-7000-8000-000000000001/content"])
     content_type: str = Field(examples=["video/mp4"])
     width: int | None = Field(description="Pixels, as it is shown; null for a sound")
     height: int | None
     duration_seconds: float | None = Field(description="Null for a picture")
     size_bytes: int
-    sha256: str
+    sha256: str = Field(examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"])
     thumbhash: str | None = Field(description="A blur to show while it loads; null for a sound")
     seed: int | None
     thumbnails: list[ThumbnailView]
@@ -54,9 +54,9 @@ class ErrorView(BaseModel):
     """Why it failed, or why the last attempt did."""
 
     code: str = Field(examples=["provider_unavailable"])
-    message: str
+    message: str = Field(examples=["The provider cannot be reached."])
     retryable: bool
-    provider: str
+    provider: str = Field(examples=["mock"])
     attempt: int
     details: dict[str, Any]
 
@@ -80,11 +80,11 @@ class SkipView(BaseModel):
 
 
 class UrlsView(BaseModel):
-    self: str
-    events: str
-    cancel: str
-    retry: str
-    attempts: str
+    self: str = Field(examples=["/api/v1/generation-jobs/01970000-0000-7000-8000-000000000001"])
+    events: str = Field(examples=["/api/v1/generation-jobs/01970000-0000-7000-8000-000000000001/events"])
+    cancel: str = Field(examples=["/api/v1/generation-jobs/01970000-0000-7000-8000-000000000001/cancel"])
+    retry: str = Field(examples=["/api/v1/generation-jobs/01970000-0000-7000-8000-000000000001/retry"])
+    attempts: str = Field(examples=["/api/v1/generation-jobs/01970000-0000-7000-8000-000000000001/attempts"])
 
 
 EXAMPLE_URL = f"{PREFIX}/01970000-0000-7000-8000-000000000001"
@@ -237,10 +237,10 @@ class AttemptView(BaseModel):
     """One execution of a job."""
 
     number: int
-    worker: str
+    worker: str = Field(examples=["worker-1"])
     worker_id: str
-    queue: str
-    provider: str
+    queue: str = Field(examples=["image_generation"])
+    provider: str = Field(examples=["mock"])
     provider_job_id: str | None
     started_at: datetime
     finished_at: datetime | None

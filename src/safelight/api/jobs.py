@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from safelight.accounts import Identity
 from safelight.api.deps import (
+    UNCHANGED,
     Asker,
     Cursor,
     IdempotencyKey,
@@ -32,7 +33,7 @@ from safelight.api.events import with_latest
 from safelight.api.job_request import GenerationRequest, new_job, request_of, verified
 from safelight.api.job_view import PREFIX, AttemptList, Estimator, JobList, JobView, attempt_view_of, view_of
 from safelight.api.media.import_request import IMPORT, MediaRequest, import_of, new_import, submit_import
-from safelight.api.problems import PROBLEMS, Problem, invalid_body, problem
+from safelight.api.problems import invalid_body, problem, refusals
 from safelight.api.service.templates import template_of
 from safelight.artifacts import Artifact
 from safelight.bootstrap import Safelight
@@ -74,7 +75,7 @@ def _no_nul(value: str) -> str:
 
 Text = Annotated[str, AfterValidator(_no_nul)]  # PostgreSQL cannot compare with a text that contains NUL
 
-router = APIRouter(prefix=PREFIX, tags=["jobs"], responses=PROBLEMS)
+router = APIRouter(prefix=PREFIX, tags=["jobs"])
 
 
 Submitter = Callable[[NewJob], Awaitable[Submitted | SafelightError]]
@@ -82,10 +83,16 @@ Submitter = Callable[[NewJob], Awaitable[Submitted | SafelightError]]
 JobKey = Annotated[
     str | None, Header(alias="Idempotency-Key", description="Same key, same body: the first job again. Kept for 24 h")
 ]
-LIMITED: dict[int | str, dict[str, Any]] = {429: {"model": Problem}}
 
 
-@router.post("", status_code=202, response_model=JobView, responses=LIMITED, summary="Submit a job")
+@router.post(
+    "",
+    operation_id="submitJob",
+    status_code=202,
+    response_model=JobView,
+    responses=refusals(429),
+    summary="Submit a job",
+)
 @router.post("/", status_code=202, response_model=JobView, include_in_schema=False)
 async def submit(
     body: GenerationRequest,
@@ -103,7 +110,7 @@ async def submit(
     return await answer_accepted(request, world, asker, new, wait=wait)
 
 
-@router.get("", response_model=JobList, summary="List jobs, newest first")
+@router.get("", operation_id="listJobs", response_model=JobList, summary="List jobs, newest first")
 @router.get("/", response_model=JobList, include_in_schema=False)
 async def list_jobs(
     request: Request,
@@ -150,7 +157,13 @@ async def list_jobs(
     return json_response({"items": items, "next_cursor": next_cursor})
 
 
-@router.get("/{id}", response_model=JobView, summary="Look at a job")
+@router.get(
+    "/{id}",
+    operation_id="getJob",
+    response_model=JobView,
+    summary="Look at a job",
+    responses={**refusals(410), **UNCHANGED},
+)
 async def get_job(
     job_id: ItemId,
     request: Request,
@@ -166,7 +179,14 @@ async def get_job(
     return await _show(request, world, job, artifacts, if_none_match=if_none_match)
 
 
-@router.delete("/{id}", status_code=204, response_class=Response, summary="Delete an ended job and its pictures")
+@router.delete(
+    "/{id}",
+    operation_id="deleteJob",
+    status_code=204,
+    response_class=Response,
+    summary="Delete an ended job and its pictures",
+    responses=refusals(409),
+)
 async def delete(job_id: ItemId, world: World, owner: Owner) -> Response:
     """Its request, its errors and its files go for good; that it was there stays known (410). Repeating is harmless.
 
@@ -176,7 +196,13 @@ async def delete(job_id: ItemId, world: World, owner: Owner) -> Response:
     return Response(status_code=204)
 
 
-@router.post("/{id}/cancel", response_model=JobView, summary="Cancel a job")
+@router.post(
+    "/{id}/cancel",
+    operation_id="cancelJob",
+    response_model=JobView,
+    summary="Cancel a job",
+    responses=refusals(409, 410),
+)
 async def cancel(job_id: ItemId, request: Request, world: World, owner: Owner) -> Response:
     """A pending job is cancelled at once, a processing one as soon as its worker hears of it. Repeating is harmless."""
     outcome = await world.database.write(world.jobs.cancel, job_id, owner)
@@ -187,9 +213,10 @@ async def cancel(job_id: ItemId, request: Request, world: World, owner: Owner) -
 
 @router.post(
     "/{id}/retry",
+    operation_id="retryJob",
     status_code=202,
     response_model=JobView,
-    responses=LIMITED,
+    responses=refusals(409, 410, 429),
     summary="Run a failed or cancelled job again",
 )
 async def retry(
@@ -234,7 +261,13 @@ async def _import_again(
     return await answer_accepted(request, world, asker, new, submit=submit_import(world))
 
 
-@router.get("/{id}/attempts", response_model=AttemptList, summary="Every attempt of a job")
+@router.get(
+    "/{id}/attempts",
+    operation_id="listJobAttempts",
+    response_model=AttemptList,
+    summary="Every attempt of a job",
+    responses=refusals(410),
+)
 async def list_attempts(job_id: ItemId, world: World, owner: Owner) -> Response:
     """Number, worker, provider, times, outcome and error of each, first to last."""
     await _look(world, job_id, owner)
@@ -242,7 +275,13 @@ async def list_attempts(job_id: ItemId, world: World, owner: Owner) -> Response:
     return json_response({"items": [attempt_view_of(attempt) for attempt in found]})
 
 
-@router.get("/{id}/previews/{name}", summary="A preview of the unfinished picture", response_class=Response)
+@router.get(
+    "/{id}/previews/{name}",
+    operation_id="getJobPreview",
+    summary="A preview of the unfinished picture",
+    response_class=Response,
+    responses=refusals(410),
+)
 async def get_preview(job_id: ItemId, name: str, world: World, owner: Owner) -> Response:
     """What a `job.preview` event points to; kept for a few minutes."""
     await _look(world, job_id, owner)

@@ -70,9 +70,9 @@ class Problem(BaseModel):
     retryable: bool = Field(description="Whether the same request may succeed later")
 
 
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem} for status in (400, 401, 403, 404, 409, 410, 413, 422, 503)
-}
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For `responses` of a route: what it can answer besides that which `document` tells of every route alike."""
+    return {status: {"model": Problem} for status in statuses}
 
 
 def problem(
@@ -127,24 +127,7 @@ def problem_of(request_id: str, error: SafelightError) -> Response:
 
 
 def install(app: FastAPI) -> None:
-    """Let every error of the app be shown as a problem, and described as one."""
-    describe = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = describe()
-        responses = [
-            response
-            for methods in document["paths"].values()
-            for operation in methods.values()
-            for response in operation["responses"].values()
-        ]
-        for response in responses:  # FastAPI knows only one content type for a route
-            content = response.get("content", {})
-            if content.get("application/json", {}).get("schema", {}).get("$ref", "").endswith("/Problem"):
-                content["application/problem+json"] = content.pop("application/json")
-        return document
-
-    app.openapi = openapi
+    """Let every error of the app be shown as a problem."""
 
     @app.exception_handler(SafelightError)
     def on_error(request: Request, error: SafelightError) -> Response:  # pyright: ignore[reportUnusedFunction]

@@ -22,12 +22,11 @@ from safelight.accounts import (
 )
 from safelight.api.deps import Asker, ItemId, World, json_response
 from safelight.api.job_request import Body, Name, Number
-from safelight.api.problems import PROBLEMS
 from safelight.db import new_id
 
 DAY_SECONDS = 86400.0
 
-router = APIRouter(prefix="/api/v1/keys", tags=["accounts"], responses=PROBLEMS)
+router = APIRouter(prefix="/api/v1/keys", tags=["accounts"])
 
 
 async def _admin(asker: Asker) -> Identity:
@@ -50,7 +49,7 @@ class KeyView(BaseModel):
     """A key, without its secret."""
 
     id: str
-    name: str
+    name: str = Field(examples=["laptop"])
     prefix: str = Field(description="How its secret begins", examples=["sl_Zx81Qk"])
     scopes: list[Scope]
     tier: str | None = Field(description="null: the installation's default tier")
@@ -63,14 +62,14 @@ class KeyView(BaseModel):
 class NewKeyView(KeyView):
     """A key just made, with its secret: the only time that it is told."""
 
-    secret: str
+    secret: str = Field(examples=["sl_Zx81Qk_the_rest_of_it"])
 
 
 class KeyList(BaseModel):
     items: list[KeyView]
 
 
-@router.post("", status_code=201, response_model=NewKeyView, summary="Make an API key")
+@router.post("", operation_id="createKey", status_code=201, response_model=NewKeyView, summary="Make an API key")
 async def make(body: KeyRequest, world: World, admin: Admin) -> Response:
     """It belongs to you, and to your tier. The answer alone holds the secret; only its hash is kept."""
     secret = new_secret()
@@ -88,14 +87,14 @@ async def make(body: KeyRequest, world: World, admin: Admin) -> Response:
     return json_response(view_of(key) | {"secret": secret}, 201, {"Cache-Control": "no-store"})
 
 
-@router.get("", response_model=KeyList, summary="Your API keys")
+@router.get("", operation_id="listKeys", response_model=KeyList, summary="Your API keys")
 async def list_all(world: World, admin: Admin) -> Response:
     """Newest first, revoked and expired ones too."""
     found = await world.database.read(list_keys, admin.owner_id)
     return json_response({"items": [view_of(key) for key in found]}, headers={"Cache-Control": "no-store"})
 
 
-@router.delete("/{id}", status_code=204, summary="Revoke an API key")
+@router.delete("/{id}", operation_id="revokeKey", status_code=204, summary="Revoke an API key")
 async def revoke(key_id: ItemId, world: World, admin: Admin) -> Response:
     """It opens nothing from now on, here at once and in other processes within five seconds; nor do its sessions."""
     outcome = await world.database.write(revoke_key, key_id, admin.owner_id)

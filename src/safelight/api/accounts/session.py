@@ -21,15 +21,14 @@ from safelight.accounts import (
 )
 from safelight.api.authentication import CSRF_COOKIE, SESSION_COOKIE, SESSION_PATH, session_secret
 from safelight.api.deps import Asker, World, json_response
-from safelight.api.problems import PROBLEMS
 
-router = APIRouter(prefix=SESSION_PATH, tags=["accounts"], responses=PROBLEMS)
+router = APIRouter(prefix=SESSION_PATH, tags=["accounts"])
 
 
 class SessionView(BaseModel):
     """Who you are here."""
 
-    owner_id: str
+    owner_id: str = Field(examples=["ada"])
     scopes: list[Scope]
     tier: str | None = Field(description="null without accounts: nothing is limited")
     how: How
@@ -37,7 +36,7 @@ class SessionView(BaseModel):
     csrf_token: str | None = Field(description="With a cookie: what the header `X-CSRF-Token` must say")
 
 
-@router.post("", status_code=201, response_model=SessionView, summary="Open a session")
+@router.post("", operation_id="openSession", status_code=201, response_model=SessionView, summary="Open a session")
 async def open_one(request: Request, world: World, asker: Asker) -> Response:
     """Trade the key or token of the `Authorization` header for a session cookie (HttpOnly, SameSite=Lax).
 
@@ -58,14 +57,14 @@ async def open_one(request: Request, world: World, asker: Asker) -> Response:
     return response
 
 
-@router.get("", response_model=SessionView, summary="Who am I?")
+@router.get("", operation_id="getSession", response_model=SessionView, summary="Who am I?")
 async def show(request: Request, asker: Asker) -> Response:
     """Owner, scopes, tier, and the CSRF token where there is a session."""
     secret = session_secret(request.headers) if asker.how == "session" else None
     return json_response(_view(asker, secret), headers={"Cache-Control": "no-store"})
 
 
-@router.delete("", status_code=204, summary="End the session")
+@router.delete("", operation_id="endSession", status_code=204, summary="End the session")
 async def end(request: Request, world: World, asker: Asker) -> Response:
     """The cookie is worth nothing from now on, here at once and in other processes within five seconds."""
     secret = session_secret(request.headers)

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import orjson
 from fastapi import APIRouter, Request
-from pydantic import TypeAdapter
 from starlette.responses import Response, StreamingResponse
 
 from safelight.api import events
 from safelight.api.batches.view import PREFIX
 from safelight.api.deps import HeaderInvalid, ItemId, Owner, World
+from safelight.api.document import reference
 from safelight.api.events import HEADERS, RECONNECT_MILLISECONDS, LastEventId, Stay
-from safelight.api.problems import PROBLEMS
+from safelight.api.problems import refusals
 from safelight.bootstrap import Safelight
 from safelight.db import Tx
 from safelight.jobs import (
@@ -33,16 +33,18 @@ from safelight.stream import Message, Stream
 
 PROGRESS_SECONDS = 0.4  # between two `batch.progress` at least
 
-router = APIRouter(prefix=PREFIX, tags=["events"], responses=PROBLEMS)
+router = APIRouter(prefix=PREFIX, tags=["events"])
 
 
 @router.get(
     "/{id}/events",
+    operation_id="followBatch",
     summary="Follow a batch live",
     response_class=StreamingResponse,
     responses={
+        **refusals(410),
         200: {
-            "content": {"text/event-stream": {"schema": TypeAdapter(BatchEvent | JobEvent).json_schema()}},
+            "content": {"text/event-stream": {"schema": {"anyOf": [reference(BatchEvent), reference(JobEvent)]}}},
             "description": "`batch.snapshot`, then the state events of its jobs, each once, and `batch.progress`; ends "
             "after `batch.completed`, `batch.failed` or `batch.cancelled`",
         },

@@ -23,6 +23,7 @@ from safelight.api.batches.view import (
     summary_of,
 )
 from safelight.api.deps import (
+    UNCHANGED,
     Asker,
     Cursor,
     IdempotencyKey,
@@ -37,9 +38,9 @@ from safelight.api.deps import (
     read_id_cursor,
 )
 from safelight.api.job_request import request_of
-from safelight.api.jobs import LIMITED, has_room, take_tokens, too_quick
+from safelight.api.jobs import has_room, take_tokens, too_quick
 from safelight.api.media.import_request import IMPORT, import_of, submit_imports
-from safelight.api.problems import PROBLEMS
+from safelight.api.problems import refusals
 from safelight.bootstrap import Safelight
 from safelight.db import Tx, new_id
 from safelight.errors import SafelightError, Unavailable
@@ -59,7 +60,7 @@ from safelight.jobs import (
 
 CANCEL_SECONDS = 5.0
 
-router = APIRouter(prefix=PREFIX, tags=["batches"], responses=PROBLEMS)
+router = APIRouter(prefix=PREFIX, tags=["batches"])
 
 log = structlog.get_logger()
 
@@ -78,7 +79,14 @@ class BatchNotEnded(SafelightError):
     code = "batch_not_ended"
 
 
-@router.post("", status_code=202, response_model=BatchView, responses=LIMITED, summary="Submit a batch of jobs")
+@router.post(
+    "",
+    operation_id="submitBatch",
+    status_code=202,
+    response_model=BatchView,
+    responses=refusals(429),
+    summary="Submit a batch of jobs",
+)
 @router.post("/", status_code=202, response_model=BatchView, include_in_schema=False)
 async def submit(
     body: BatchRequest,
@@ -108,7 +116,7 @@ async def submit(
     return await accept_batch(request, world, asker, new)
 
 
-@router.get("", response_model=BatchList, summary="List batches, newest first")
+@router.get("", operation_id="listBatches", response_model=BatchList, summary="List batches, newest first")
 @router.get("/", response_model=BatchList, include_in_schema=False)
 async def list_batches(
     world: World,
@@ -123,7 +131,13 @@ async def list_batches(
     return json_response({"items": items, "next_cursor": next_cursor})
 
 
-@router.get("/{id}", response_model=BatchView, summary="Look at a batch")
+@router.get(
+    "/{id}",
+    operation_id="getBatch",
+    response_model=BatchView,
+    summary="Look at a batch",
+    responses={**refusals(410), **UNCHANGED},
+)
 async def get_batch(
     batch_id: ItemId,
     request: Request,
@@ -136,7 +150,13 @@ async def get_batch(
     return await _show(request, world, batch_id, owner, if_none_match=if_none_match)
 
 
-@router.post("/{id}/cancel", response_model=BatchView, summary="Cancel a batch")
+@router.post(
+    "/{id}/cancel",
+    operation_id="cancelBatch",
+    response_model=BatchView,
+    summary="Cancel a batch",
+    responses=refusals(409, 410),
+)
 async def cancel(batch_id: ItemId, request: Request, world: World, owner: Owner) -> Response:
     """Its waiting jobs are cancelled at once, its running ones as soon as their workers hear of it; what has ended
     stays as it is. Repeating is harmless."""
@@ -160,9 +180,10 @@ async def cancel(batch_id: ItemId, request: Request, world: World, owner: Owner)
 
 @router.post(
     "/{id}/retry",
+    operation_id="retryBatch",
     status_code=202,
     response_model=BatchView,
-    responses=LIMITED,
+    responses=refusals(409, 410, 422, 429),
     summary="Run what failed or was cancelled again",
 )
 async def retry(

@@ -24,11 +24,11 @@ class CountsView(BaseModel):
 
 
 class BatchUrls(BaseModel):
-    self: str
-    events: str
-    jobs: str
-    cancel: str
-    retry: str
+    self: str = Field(examples=["/api/v1/batches/01970000-0000-7000-8000-00000000000b"])
+    events: str = Field(examples=["/api/v1/batches/01970000-0000-7000-8000-00000000000b/events"])
+    jobs: str = Field(examples=["/api/v1/generation-jobs?batch_id=01970000-0000-7000-8000-00000000000b"])
+    cancel: str = Field(examples=["/api/v1/batches/01970000-0000-7000-8000-00000000000b/cancel"])
+    retry: str = Field(examples=["/api/v1/batches/01970000-0000-7000-8000-00000000000b/retry"])
 
 
 class BatchEta(BaseModel):

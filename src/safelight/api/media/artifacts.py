@@ -14,14 +14,14 @@ from starlette.responses import Response
 from safelight.api.deps import ItemId, Owner, World, json_response
 from safelight.api.job_view import ArtifactView
 from safelight.api.media.files import ELSEWHERE, FILE, PART, deliver
-from safelight.api.problems import PROBLEMS, Problem, problem
+from safelight.api.problems import Problem, problem, refusals
 from safelight.artifacts import UPLOAD_TYPES, Artifact, StoredFile, get
 from safelight.bootstrap import Safelight
 from safelight.errors import SafelightError
 from safelight.jobs import ArtifactDeleted, ArtifactNotFound, describe_artifact
 
 PREFIX = "/api/v1/artifacts"
-router = APIRouter(prefix=PREFIX, tags=["artifacts"], responses=PROBLEMS)
+router = APIRouter(prefix=PREFIX, tags=["artifacts"])
 
 SPOOL_BYTES = 512 * 1024  # of an upload in memory; the rest waits in a temporary file
 LINK_SECONDS = (60, 7 * 24 * 3600)  # no store signs for longer than a week
@@ -45,12 +45,13 @@ class UploadTooLarge(SafelightError):
 class LinkView(BaseModel):
     """A URL, or a path on this host, that needs no credentials."""
 
-    url: str
+    url: str = Field(examples=["/api/v1/files/eyJrZXkiOiJ.c2lnbmF0dXJl"])
     expires_at: datetime | None = Field(description="Null if it never expires, as with a public bucket")
 
 
 @router.post(
     "",
+    operation_id="uploadArtifact",
     status_code=201,
     response_model=ArtifactView,
     responses={415: {"model": Problem, "description": "Not a PNG, JPEG or WebP"}},
@@ -108,13 +109,21 @@ async def receive_picture(request: Request, world: Safelight, owner: str) -> Art
     return artifact
 
 
-@router.get("/{id}", response_model=ArtifactView, summary="The record of a result")
+@router.get(
+    "/{id}",
+    operation_id="getArtifact",
+    response_model=ArtifactView,
+    summary="The record of a result",
+    responses=refusals(410),
+)
 async def get_artifact(artifact_id: ItemId, world: World, owner: Owner) -> Response:
     """Kind, size, type, hash, dimensions, duration and URLs."""
     return json_response(describe_artifact(await _find(world, artifact_id, owner)))
 
 
-@router.delete("/{id}", status_code=204, response_class=Response, summary="Delete a result")
+@router.delete(
+    "/{id}", operation_id="deleteArtifact", status_code=204, response_class=Response, summary="Delete a result"
+)
 async def delete_artifact(artifact_id: ItemId, world: World, owner: Owner) -> Response:
     """Its bytes and thumbnails go for good; that it was there stays known (410). Repeating is harmless."""
     await world.retention.delete_artifact(artifact_id, owner)
@@ -124,9 +133,10 @@ async def delete_artifact(artifact_id: ItemId, world: World, owner: Owner) -> Re
 @router.head("/{id}/content", include_in_schema=False)
 @router.get(
     "/{id}/content",
+    operation_id="getArtifactContent",
     summary="The bytes of a result",
     response_class=Response,
-    responses={**FILE, **PART, **ELSEWHERE},
+    responses={**refusals(410), **FILE, **PART, **ELSEWHERE},
 )
 async def get_content(
     artifact_id: ItemId,
@@ -150,9 +160,10 @@ async def get_content(
 @router.head("/{id}/thumbnails/{width}", include_in_schema=False)
 @router.get(
     "/{id}/thumbnails/{width}",
+    operation_id="getArtifactThumbnail",
     summary="A WebP thumbnail",
     response_class=Response,
-    responses={**FILE, **ELSEWHERE},
+    responses={**refusals(410), **FILE, **ELSEWHERE},
 )
 async def get_thumbnail(
     artifact_id: ItemId,
@@ -178,7 +189,13 @@ async def get_thumbnail(
     raise ArtifactNotFound(f"There is no thumbnail of width {width}; there are: {widths}.")
 
 
-@router.post("/{id}/link", response_model=LinkView, summary="A link to the bytes that needs no credentials")
+@router.post(
+    "/{id}/link",
+    operation_id="createArtifactLink",
+    response_model=LinkView,
+    summary="A link to the bytes that needs no credentials",
+    responses=refusals(410),
+)
 async def make_link(
     artifact_id: ItemId,
     world: World,

@@ -8,11 +8,11 @@ from fastapi import APIRouter, Header, Request
 from starlette.responses import Response, StreamingResponse
 
 from safelight.api.deps import World, is_known
-from safelight.api.problems import PROBLEMS, Problem, problem
+from safelight.api.problems import Problem, problem
 from safelight.artifacts import BadLink, StoredFile
 from safelight.bootstrap import Safelight
 
-router = APIRouter(prefix="/api/v1/files", tags=["artifacts"], responses=PROBLEMS)
+router = APIRouter(prefix="/api/v1/files", tags=["artifacts"])
 
 KEPT_FOR_EVER = "private, max-age=31536000, immutable"
 _BYTES: dict[str, Any] = {
@@ -42,6 +42,7 @@ ELSEWHERE: dict[int | str, dict[str, Any]] = {
 @router.head("/{token}", include_in_schema=False)
 @router.get(
     "/{token}",
+    operation_id="getFile",
     summary="The bytes behind a signed link",
     response_class=Response,
     responses={**FILE, **PART, 403: {"model": Problem, "description": "The link has expired, or is none of ours"}},

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from safelight.api.deps import Asker, World, idempotency_key, json_response
 from safelight.api.job_view import JobView
-from safelight.api.jobs import LIMITED, JobKey, answer_accepted, import_for, take_tokens, too_quick
+from safelight.api.jobs import JobKey, answer_accepted, import_for, take_tokens, too_quick
 from safelight.api.media.import_request import (
     IMPORT,
     PROVIDER,
@@ -17,7 +17,7 @@ from safelight.api.media.import_request import (
     refused,
     submit_import,
 )
-from safelight.api.problems import PROBLEMS, problem
+from safelight.api.problems import problem, refusals
 from safelight.bootstrap import Safelight
 from safelight.errors import FieldError, Unavailable
 from safelight.providers.base import InvalidParameters, Parameters, ProviderError
@@ -25,7 +25,7 @@ from safelight.providers.media_import import MediaImport
 
 MAX_PROBES = 4  # at once in a process; each is a process of its own for a second or two
 
-router = APIRouter(prefix="/api/v1/media", tags=["media"], responses=PROBLEMS)
+router = APIRouter(prefix="/api/v1/media", tags=["media"])
 
 
 class ProbesBusy(Unavailable):
@@ -69,7 +69,14 @@ class Probes:
         self.running = 0
 
 
-@router.post("/store", status_code=202, response_model=JobView, responses=LIMITED, summary="Import media from a URL")
+@router.post(
+    "/store",
+    operation_id="importMedia",
+    status_code=202,
+    response_model=JobView,
+    responses=refusals(429),
+    summary="Import media from a URL",
+)
 async def store(
     body: MediaRequest,
     request: Request,
@@ -86,7 +93,13 @@ async def store(
     return await answer_accepted(request, world, asker, new, submit=submit_import(world))
 
 
-@router.post("/probe", response_model=ProbeView, responses=LIMITED, summary="Look what a URL leads to")
+@router.post(
+    "/probe",
+    operation_id="probeMedia",
+    response_model=ProbeView,
+    responses=refusals(429),
+    summary="Look what a URL leads to",
+)
 async def probe(body: ProbeRequest, request: Request, world: World, asker: Asker) -> Response:
     """Title, duration, size and heights, as far as the source tells them, before anything is fetched.
 

@@ -50,7 +50,7 @@ class ReadyView(BaseModel):
     queues: dict[str, QueueView] = Field(description="Workers heard from, per queue")
 
 
-@router.get("/health/live", summary="This process lives")
+@router.get("/health/live", operation_id="getLiveness", response_model=BriefView, summary="This process lives")
 @router.get("/api/v1/health/live", include_in_schema=False)
 async def live() -> Response:
     """Answers as long as the process does."""
@@ -59,6 +59,7 @@ async def live() -> Response:
 
 @router.get(
     "/health/ready",
+    operation_id="getReadiness",
     response_model=ReadyView | BriefView,
     responses={503: {"model": ReadyView | BriefView}},
     summary="Each dependency, and the workers of each queue",

@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from safelight.api.deps import Owner, World, json_response
-from safelight.api.problems import PROBLEMS
 from safelight.bootstrap import Safelight
 from safelight.db import Database
 from safelight.errors import SafelightError, Unavailable
@@ -34,7 +33,7 @@ PLAYED = "The mock draws in its place: AI_MOCK_MODE is not false."
 
 log = structlog.get_logger()
 
-router = APIRouter(prefix="/api/v1/providers", tags=["providers"], responses=PROBLEMS)
+router = APIRouter(prefix="/api/v1/providers", tags=["providers"])
 
 
 class ProviderNotFound(SafelightError):
@@ -269,7 +268,12 @@ class Survey:
         return await asyncio.shield(answer)
 
 
-@router.get("", response_model=ProviderList, summary="Every provider: health, limits, load, pauses, run times")
+@router.get(
+    "",
+    operation_id="listProviders",
+    response_model=ProviderList,
+    summary="Every provider: health, limits, load, pauses, run times",
+)
 async def list_all(request: Request, world: World, owner: Owner) -> Response:
     """The mock first. Health is asked at most every few seconds, and no provider is waited for longer than two."""
     names = world.providers.names()
@@ -281,7 +285,7 @@ async def list_all(request: Request, world: World, owner: Owner) -> Response:
 Name = Annotated[str, Path(description="As in the field `provider` of a job", max_length=80)]
 
 
-@router.get("/{name}", response_model=ProviderView, summary="Look at a provider")
+@router.get("/{name}", operation_id="getProvider", response_model=ProviderView, summary="Look at a provider")
 async def look(name: Name, request: Request, world: World, owner: Owner) -> Response:
     """How it is, what it can do and what it does now."""
     _check_name(world, name)
@@ -289,7 +293,9 @@ async def look(name: Name, request: Request, world: World, owner: Owner) -> Resp
     return json_response(view, headers={"Cache-Control": "no-store"})
 
 
-@router.get("/{name}/models", response_model=ModelsView, summary="The models of a provider")
+@router.get(
+    "/{name}/models", operation_id="listProviderModels", response_model=ModelsView, summary="The models of a provider"
+)
 async def list_models(name: Name, request: Request, world: World, owner: Owner) -> Response:
     """Asked of the provider, and remembered for a minute. 503 with `models_unknown` if it does not answer."""
     _check_name(world, name)

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from safelight import template as own
 from safelight.api.deps import Owner, World, json_response
 from safelight.api.job_request import storable
-from safelight.api.problems import PROBLEMS
+from safelight.api.problems import refusals
 from safelight.bootstrap import Safelight
 from safelight.errors import FieldError, Invalid, SafelightError, Unavailable
 from safelight.template import StoredTemplate, TemplateNotFound
@@ -22,7 +22,7 @@ from safelight.template import StoredTemplate, TemplateNotFound
 PREFIX = "/api/v1/templates"
 MAX_TEMPLATE_BYTES = 256 * 1024
 
-router = APIRouter(prefix=PREFIX, tags=["providers"], responses=PROBLEMS)
+router = APIRouter(prefix=PREFIX, tags=["providers"])
 
 
 class TemplateShared(SafelightError):
@@ -56,9 +56,9 @@ EXAMPLE: dict[str, Any] = {
 class TemplateView(BaseModel):
     """A workflow as data. `inputs` maps a name to its type, bounds, default and description."""
 
-    name: str
-    title: str
-    description: str
+    name: str = Field(examples=["swatch"])
+    title: str = Field(examples=["A colour swatch"])
+    description: str = Field(examples=["One plain colour"])
     inputs: dict[str, dict[str, Any]]
     source: Literal["built_in", "installation", "own"] = Field(description="Whose it is; only your own can be changed")
     created_at: datetime | None = Field(description="Of your own")
@@ -86,7 +86,7 @@ Definition = Annotated[
 ]
 
 
-@router.get("", response_model=TemplateList, summary="List the templates")
+@router.get("", operation_id="listTemplates", response_model=TemplateList, summary="List the templates")
 async def list_templates(world: World, owner: Owner) -> Response:
     """What `template` of a submit may name, for the provider comfyui: everybody's, then your own."""
     mine = [_own_view(found) for found in await world.database.read(own.list_all, owner)]
@@ -95,7 +95,7 @@ async def list_templates(world: World, owner: Owner) -> Response:
     return json_response({"items": [{name: view[name] for name in fields} for view in views]})
 
 
-@router.get("/{name}", response_model=WholeTemplateView, summary="Look at a template")
+@router.get("/{name}", operation_id="getTemplate", response_model=WholeTemplateView, summary="Look at a template")
 async def get_template(name: Name, world: World, owner: Owner) -> Response:
     """With its workflow: a beginning for one of your own."""
     mine = await template_of(world, owner, name)
@@ -105,7 +105,14 @@ async def get_template(name: Name, world: World, owner: Owner) -> Response:
     return json_response(view)
 
 
-@router.post("", status_code=201, response_model=WholeTemplateView, summary="Add a template of your own")
+@router.post(
+    "",
+    operation_id="addTemplate",
+    status_code=201,
+    response_model=WholeTemplateView,
+    summary="Add a template of your own",
+    responses=refusals(409),
+)
 async def add_template(definition: Definition, world: World, owner: Owner) -> Response:
     """Checked completely; the errors name each wrong part. A name you have already is refused: replace it by `PUT`.
 
@@ -120,8 +127,9 @@ async def add_template(definition: Definition, world: World, owner: Owner) -> Re
 
 @router.put(
     "/{name}",
+    operation_id="putTemplate",
     response_model=WholeTemplateView,
-    responses={201: {"model": WholeTemplateView, "description": "It is new"}},
+    responses={**refusals(409), 201: {"model": WholeTemplateView, "description": "It is new"}},
     summary="Replace a template of your own, or add it",
 )
 async def put_template(name: Name, definition: Definition, world: World, owner: Owner) -> Response:
@@ -139,7 +147,14 @@ async def put_template(name: Name, definition: Definition, world: World, owner: 
     return json_response(_own_view(stored), 201 if is_new else 200)
 
 
-@router.delete("/{name}", status_code=204, response_class=Response, summary="Delete a template of your own")
+@router.delete(
+    "/{name}",
+    operation_id="deleteTemplate",
+    status_code=204,
+    response_class=Response,
+    summary="Delete a template of your own",
+    responses=refusals(409),
+)
 async def delete_template(name: Name, world: World, owner: Owner) -> Response:
     """Jobs that were accepted keep it."""
     if "\0" in name or not await world.database.write(own.remove, owner, name):

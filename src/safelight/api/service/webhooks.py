@@ -11,7 +11,6 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from safelight.api.deps import World, parse_id
-from safelight.api.problems import PROBLEMS
 from safelight.errors import SafelightError
 from safelight.jobs import jobs_at_provider
 
@@ -29,7 +28,7 @@ async def _knows_the_secret(world: World, secret: Annotated[str, Path()]) -> Non
         raise WebhookUnknown
 
 
-router = APIRouter(prefix="/webhooks", tags=["webhooks"], responses=PROBLEMS, dependencies=[Depends(_knows_the_secret)])
+router = APIRouter(prefix="/webhooks", tags=["webhooks"], dependencies=[Depends(_knows_the_secret)])
 
 
 class PromptEnded(BaseModel):
@@ -38,7 +37,13 @@ class PromptEnded(BaseModel):
     prompt_id: str
 
 
-@router.post("/comfyui/{secret}", status_code=204, response_class=Response, summary="A ComfyUI prompt has ended")
+@router.post(
+    "/comfyui/{secret}",
+    operation_id="reportComfyuiPrompt",
+    status_code=204,
+    response_class=Response,
+    summary="A ComfyUI prompt has ended",
+)
 async def comfyui(body: PromptEnded, world: World) -> Response:
     """Sent by the custom node in `integrations/`. Unknown prompts are no error: others may use the server, too."""
     from safelight.providers.comfyui import ComfyUI  # noqa: PLC0415 - most installations have none
@@ -52,7 +57,11 @@ async def comfyui(body: PromptEnded, world: World) -> Response:
 
 
 @router.post(
-    "/modelslab/{secret}", status_code=204, response_class=Response, summary="A ModelsLab generation has ended"
+    "/modelslab/{secret}",
+    operation_id="reportModelslabGeneration",
+    status_code=204,
+    response_class=Response,
+    summary="A ModelsLab generation has ended",
 )
 async def modelslab(request: Request, world: World) -> Response:
     """Not signed, and perhaps sent twice: the worker that follows the job looks at once."""

@@ -30,8 +30,8 @@ from safelight.api.deps import (
 from safelight.api.events import with_latest
 from safelight.api.job_request import GenerationRequest
 from safelight.api.job_view import Estimator
-from safelight.api.jobs import LIMITED, Text, accept, job_for
-from safelight.api.problems import PROBLEMS, invalid_fields
+from safelight.api.jobs import Text, accept, job_for
+from safelight.api.problems import invalid_fields, refusals
 from safelight.api.stories import answer
 from safelight.api.stories.request import (
     ChapterChanges,
@@ -58,7 +58,7 @@ from safelight.db import Tx, new_id
 from safelight.errors import FieldError, Invalid, SafelightError
 from safelight.jobs import Filter, NewBatch, NewJob, Page, Submitted, SubmittedBatch, find
 
-router = APIRouter(prefix=f"{API}/chapters", tags=["stories"], responses=PROBLEMS)
+router = APIRouter(prefix=f"{API}/chapters", tags=["stories"])
 ChapterId = Annotated[
     Text,
     StringConstraints(min_length=1, max_length=200),
@@ -84,7 +84,7 @@ class PromptMissing(SafelightError):
 # --- chapters and their scenes ----------------------------------------------------------------------------------------
 
 
-@router.get("/{id}", response_model=ChapterView, summary="Look at a chapter")
+@router.get("/{id}", operation_id="getChapter", response_model=ChapterView, summary="Look at a chapter")
 async def get(chapter_id: ItemId, world: World, owner: Owner) -> Response:
     """Its place, title and script."""
     chapter = await world.database.read(stories.get_chapter, chapter_id, owner)
@@ -93,7 +93,7 @@ async def get(chapter_id: ItemId, world: World, owner: Owner) -> Response:
     return json_response(chapter_view(chapter))
 
 
-@router.patch("/{id}", response_model=ChapterView, summary="Change or move a chapter")
+@router.patch("/{id}", operation_id="changeChapter", response_model=ChapterView, summary="Change or move a chapter")
 async def change(chapter_id: ItemId, body: ChapterChanges, world: World, owner: Owner) -> Response:
     """Title, script, and its position among the chapters of its project."""
     chapter = await world.database.write(
@@ -104,7 +104,9 @@ async def change(chapter_id: ItemId, body: ChapterChanges, world: World, owner: 
     return json_response(chapter_view(chapter))
 
 
-@router.delete("/{id}", status_code=204, response_class=Response, summary="Delete a chapter")
+@router.delete(
+    "/{id}", operation_id="deleteChapter", status_code=204, response_class=Response, summary="Delete a chapter"
+)
 async def delete(chapter_id: ItemId, world: World, owner: Owner, images: WithImages = "keep") -> Response:
     """With its scenes. Jobs of theirs that have not ended are cancelled.
 
@@ -113,7 +115,14 @@ async def delete(chapter_id: ItemId, world: World, owner: Owner, images: WithIma
     return await answer.delete(world, stories.delete_chapter, chapter_id, owner, images)
 
 
-@router.post("/{id}/scenes", status_code=201, response_model=SceneView, summary="Make a scene")
+@router.post(
+    "/{id}/scenes",
+    operation_id="createScene",
+    status_code=201,
+    response_model=SceneView,
+    summary="Make a scene",
+    responses=refusals(409),
+)
 async def create_scene(chapter_id: ItemId, body: SceneRequest, world: World, owner: Owner) -> Response:
     """Under a number that no other scene of the chapter has."""
     new = stories.NewScene(new_id(), owner, chapter_id, body.scene_number, body.description, tuple(body.character_ids))
@@ -123,7 +132,9 @@ async def create_scene(chapter_id: ItemId, body: SceneRequest, world: World, own
     return json_response(scene_view(scene), 201, {"Location": f"{API}/scenes/{scene.id}"})
 
 
-@router.get("/{id}/scenes", response_model=SceneList, summary="The scenes of a chapter, by number")
+@router.get(
+    "/{id}/scenes", operation_id="listScenes", response_model=SceneList, summary="The scenes of a chapter, by number"
+)
 async def list_scenes(
     chapter_id: ItemId, world: World, owner: Owner, cursor: Cursor = None, limit: Limit = 50
 ) -> Response:
@@ -135,7 +146,13 @@ async def list_scenes(
     return answer.page(found, limit, scene_view, lambda scene: scene.scene_number)
 
 
-@router.post("/{id}/scenes/order", status_code=204, response_class=Response, summary="Bring the scenes into an order")
+@router.post(
+    "/{id}/scenes/order",
+    operation_id="orderScenes",
+    status_code=204,
+    response_class=Response,
+    summary="Bring the scenes into an order",
+)
 async def order_scenes(chapter_id: ItemId, body: SceneOrder, world: World, owner: Owner) -> Response:
     """Numbers them from 1 as they are named here. Their pictures and their jobs go with them."""
     wrong = await world.database.write(stories.order_scenes, chapter_id, owner, body.scene_ids)
@@ -149,9 +166,10 @@ async def order_scenes(chapter_id: ItemId, body: SceneOrder, world: World, owner
 
 @router.post(
     "/{chapter_id}/images/scenes/{scene_number}",
+    operation_id="drawScene",
     status_code=202,
     response_model=SceneImageView,
-    responses=LIMITED,
+    responses=refusals(429),
     summary="Draw a scene",
 )
 async def draw(
@@ -190,6 +208,7 @@ async def draw(
 
 @router.get(
     "/{chapter_id}/images/scenes/{scene_number}/status",
+    operation_id="getSceneImage",
     response_model=SceneImageView,
     summary="The newest job of a scene",
 )
@@ -208,7 +227,12 @@ async def status(
     return json_response(view, headers=headers)
 
 
-@router.get("/{chapter_id}/images", response_model=ImageList, summary="All pictures of a chapter")
+@router.get(
+    "/{chapter_id}/images",
+    operation_id="listChapterImages",
+    response_model=ImageList,
+    summary="All pictures of a chapter",
+)
 async def list_images(
     chapter_id: ChapterId,
     world: World,
@@ -226,9 +250,10 @@ async def list_images(
 
 @router.post(
     "/{chapter_id}/images",
+    operation_id="drawChapter",
     status_code=202,
     response_model=BatchView,
-    responses=LIMITED,
+    responses=refusals(409, 429),
     summary="Draw every scene without a picture",
 )
 async def draw_missing(

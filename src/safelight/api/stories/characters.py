@@ -23,9 +23,9 @@ from safelight.api.deps import (
 from safelight.api.events import with_latest
 from safelight.api.job_request import GenerationRequest
 from safelight.api.job_view import Estimator, EtaView
-from safelight.api.jobs import LIMITED, accept, job_for
+from safelight.api.jobs import accept, job_for
 from safelight.api.media.artifacts import UPLOAD_BODY, receive_picture
-from safelight.api.problems import PROBLEMS, Problem
+from safelight.api.problems import Problem, refusals
 from safelight.api.stories import answer
 from safelight.api.stories.request import CharacterChanges, Choice, PortraitRequest, WithImages
 from safelight.api.stories.view import (
@@ -42,17 +42,17 @@ from safelight.errors import Invalid, SafelightError
 from safelight.jobs import Filter, Job, NewJob, Page, Submitted, find
 from safelight.jobs import get as get_job
 
-router = APIRouter(prefix=f"{API}/characters", tags=["stories"], responses=PROBLEMS)
+router = APIRouter(prefix=f"{API}/characters", tags=["stories"])
 LOOK_AGAIN_SECONDS = 1
 
 
-@router.get("/{id}", response_model=CharacterView, summary="Look at a character")
+@router.get("/{id}", operation_id="getCharacter", response_model=CharacterView, summary="Look at a character")
 async def get(character_id: ItemId, world: World, owner: Owner) -> Response:
     """Name and look, the portrait and how its newest job stands."""
     return _shown(await world.database.read(stories.get_character, character_id, owner))
 
 
-@router.patch("/{id}", response_model=CharacterView, summary="Change a character")
+@router.patch("/{id}", operation_id="changeCharacter", response_model=CharacterView, summary="Change a character")
 async def change(character_id: ItemId, body: CharacterChanges, world: World, owner: Owner) -> Response:
     """Name, look, and which of your pictures portraits are drawn from."""
     reference = body.given()
@@ -68,7 +68,9 @@ async def change(character_id: ItemId, body: CharacterChanges, world: World, own
     return _shown(await world.database.write(both))
 
 
-@router.delete("/{id}", status_code=204, response_class=Response, summary="Delete a character")
+@router.delete(
+    "/{id}", operation_id="deleteCharacter", status_code=204, response_class=Response, summary="Delete a character"
+)
 async def delete(character_id: ItemId, world: World, owner: Owner, images: WithImages = "keep") -> Response:
     """It is in no scene any more. Its jobs that have not ended are cancelled.
 
@@ -80,6 +82,7 @@ async def delete(character_id: ItemId, world: World, owner: Owner, images: WithI
 
 @router.put(
     "/{id}/reference",
+    operation_id="uploadCharacterReference",
     response_model=CharacterView,
     responses={415: {"model": Problem, "description": "Not a PNG, JPEG or WebP"}},
     openapi_extra=UPLOAD_BODY,
@@ -105,7 +108,13 @@ async def upload_reference(
     return _shown(await world.database.write(stories.set_reference, character_id, owner, artifact.id))
 
 
-@router.put("/{id}/image", response_model=CharacterView, summary="Show another portrait")
+@router.put(
+    "/{id}/image",
+    operation_id="chooseCharacterImage",
+    response_model=CharacterView,
+    summary="Show another portrait",
+    responses=refusals(410),
+)
 async def choose(character_id: ItemId, body: Choice, world: World, owner: Owner) -> Response:
     """One that a job of this character made: `GET /characters/{id}/images` lists them.
 
@@ -114,7 +123,9 @@ async def choose(character_id: ItemId, body: Choice, world: World, owner: Owner)
     return _shown(await world.database.write(stories.choose_portrait, character_id, owner, body.artifact_id, new_id()))
 
 
-@router.get("/{id}/images", response_model=ImageList, summary="All portraits of a character")
+@router.get(
+    "/{id}/images", operation_id="listCharacterImages", response_model=ImageList, summary="All portraits of a character"
+)
 async def list_images(
     character_id: ItemId, world: World, owner: Owner, cursor: Cursor = None, limit: Limit = 50
 ) -> Response:
@@ -125,7 +136,14 @@ async def list_images(
     return answer.pictures(found)
 
 
-@router.post("/{id}/image", status_code=202, response_model=PortraitView, responses=LIMITED, summary="Draw a character")
+@router.post(
+    "/{id}/image",
+    operation_id="drawCharacter",
+    status_code=202,
+    response_model=PortraitView,
+    responses=refusals(429),
+    summary="Draw a character",
+)
 async def draw(
     character_id: ItemId,
     request: Request,
@@ -155,7 +173,12 @@ async def draw(
     return json_response(view, 202, headers)
 
 
-@router.get("/{id}/image/status", response_model=PortraitView, summary="The newest portrait of a character")
+@router.get(
+    "/{id}/image/status",
+    operation_id="getCharacterImage",
+    response_model=PortraitView,
+    summary="The newest portrait of a character",
+)
 async def status(character_id: ItemId, request: Request, world: World, owner: Owner) -> Response:
     """However it was submitted. Pages that cannot listen to its events ask every second, for two minutes."""
     view, is_open = await _look(request, world, character_id, owner)

@@ -14,7 +14,7 @@ from safelight.api.deps import (
     read_id_cursor,
     read_number_cursor,
 )
-from safelight.api.problems import PROBLEMS
+from safelight.api.problems import refusals
 from safelight.api.stories import answer
 from safelight.api.stories.request import (
     ChapterRequest,
@@ -38,24 +38,24 @@ from safelight.api.stories.view import (
 from safelight.db import new_id
 from safelight.errors import SafelightError
 
-router = APIRouter(prefix=f"{API}/projects", tags=["stories"], responses=PROBLEMS)
+router = APIRouter(prefix=f"{API}/projects", tags=["stories"])
 
 
-@router.post("", status_code=201, response_model=ProjectView, summary="Make a project")
+@router.post("", operation_id="createProject", status_code=201, response_model=ProjectView, summary="Make a project")
 async def create(body: ProjectRequest, world: World, owner: Owner) -> Response:
     """A title, and the style of all its pictures."""
     project = await world.database.write(stories.create_project, new_id(), owner, body.title, body.style)
     return json_response(project_view(project), 201, {"Location": f"{API}/projects/{project.id}"})
 
 
-@router.get("", response_model=ProjectList, summary="Your projects, newest first")
+@router.get("", operation_id="listProjects", response_model=ProjectList, summary="Your projects, newest first")
 async def list_all(world: World, owner: Owner, cursor: Cursor = None, limit: Limit = 50) -> Response:
     """A page of them."""
     found = await world.database.read(stories.list_projects, owner, read_id_cursor(cursor), limit + 1)
     return answer.page(found, limit, project_view, lambda project: project.id)
 
 
-@router.get("/{id}", response_model=ProjectView, summary="Look at a project")
+@router.get("/{id}", operation_id="getProject", response_model=ProjectView, summary="Look at a project")
 async def get(project_id: ItemId, world: World, owner: Owner) -> Response:
     """Its title and style."""
     project = await world.database.read(stories.get_project, project_id, owner)
@@ -64,7 +64,7 @@ async def get(project_id: ItemId, world: World, owner: Owner) -> Response:
     return json_response(project_view(project))
 
 
-@router.patch("/{id}", response_model=ProjectView, summary="Change a project")
+@router.patch("/{id}", operation_id="changeProject", response_model=ProjectView, summary="Change a project")
 async def change(project_id: ItemId, body: ProjectChanges, world: World, owner: Owner) -> Response:
     """A new style is that of the pictures to come."""
     project = await world.database.write(stories.change_project, project_id, owner, body.given())
@@ -73,7 +73,9 @@ async def change(project_id: ItemId, body: ProjectChanges, world: World, owner: 
     return json_response(project_view(project))
 
 
-@router.delete("/{id}", status_code=204, response_class=Response, summary="Delete a project")
+@router.delete(
+    "/{id}", operation_id="deleteProject", status_code=204, response_class=Response, summary="Delete a project"
+)
 async def delete(project_id: ItemId, world: World, owner: Owner, images: WithImages = "keep") -> Response:
     """With its chapters, scenes and characters. Jobs of theirs that have not ended are cancelled.
 
@@ -82,7 +84,14 @@ async def delete(project_id: ItemId, world: World, owner: Owner, images: WithIma
     return await answer.delete(world, stories.delete_project, project_id, owner, images)
 
 
-@router.post("/{id}/chapters", status_code=201, response_model=ChapterView, summary="Make a chapter")
+@router.post(
+    "/{id}/chapters",
+    operation_id="createChapter",
+    status_code=201,
+    response_model=ChapterView,
+    summary="Make a chapter",
+    responses=refusals(409),
+)
 async def create_chapter(project_id: ItemId, body: ChapterRequest, world: World, owner: Owner) -> Response:
     """At the end of the project."""
     chapter = await world.database.write(stories.create_chapter, new_id(), owner, project_id, body.title, body.script)
@@ -91,7 +100,12 @@ async def create_chapter(project_id: ItemId, body: ChapterRequest, world: World,
     return json_response(chapter_view(chapter), 201, {"Location": f"{API}/chapters/{chapter.id}"})
 
 
-@router.get("/{id}/chapters", response_model=ChapterList, summary="The chapters of a project, in their order")
+@router.get(
+    "/{id}/chapters",
+    operation_id="listChapters",
+    response_model=ChapterList,
+    summary="The chapters of a project, in their order",
+)
 async def list_chapters(
     project_id: ItemId, world: World, owner: Owner, cursor: Cursor = None, limit: Limit = 50
 ) -> Response:
@@ -103,7 +117,14 @@ async def list_chapters(
     return answer.page(found, limit, chapter_view, lambda chapter: chapter.position)
 
 
-@router.post("/{id}/characters", status_code=201, response_model=CharacterView, summary="Make a character")
+@router.post(
+    "/{id}/characters",
+    operation_id="createCharacter",
+    status_code=201,
+    response_model=CharacterView,
+    summary="Make a character",
+    responses=refusals(409),
+)
 async def create_character(project_id: ItemId, body: CharacterRequest, world: World, owner: Owner) -> Response:
     """A name, and how they look in the project's pictures."""
     character = await world.database.write(
@@ -114,7 +135,12 @@ async def create_character(project_id: ItemId, body: CharacterRequest, world: Wo
     return json_response(character_view(character), 201, {"Location": f"{API}/characters/{character.id}"})
 
 
-@router.get("/{id}/characters", response_model=CharacterList, summary="The characters of a project")
+@router.get(
+    "/{id}/characters",
+    operation_id="listCharacters",
+    response_model=CharacterList,
+    summary="The characters of a project",
+)
 async def list_characters(
     project_id: ItemId, world: World, owner: Owner, cursor: Cursor = None, limit: Limit = 50
 ) -> Response:

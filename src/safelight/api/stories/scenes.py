@@ -5,17 +5,17 @@ from starlette.responses import Response
 
 from safelight import stories
 from safelight.api.deps import ItemId, Owner, World, json_response
-from safelight.api.problems import PROBLEMS
+from safelight.api.problems import refusals
 from safelight.api.stories import answer
 from safelight.api.stories.request import Choice, SceneChanges, WithImages
 from safelight.api.stories.view import API, SceneView, scene_view
 from safelight.db import new_id
 from safelight.errors import SafelightError
 
-router = APIRouter(prefix=f"{API}/scenes", tags=["stories"], responses=PROBLEMS)
+router = APIRouter(prefix=f"{API}/scenes", tags=["stories"])
 
 
-@router.get("/{id}", response_model=SceneView, summary="Look at a scene")
+@router.get("/{id}", operation_id="getScene", response_model=SceneView, summary="Look at a scene")
 async def get(scene_id: ItemId, world: World, owner: Owner) -> Response:
     """What it shows, who is in it, its picture and how its newest job stands."""
     scene = await world.database.read(stories.get_scene, scene_id, owner)
@@ -24,7 +24,9 @@ async def get(scene_id: ItemId, world: World, owner: Owner) -> Response:
     return json_response(scene_view(scene))
 
 
-@router.patch("/{id}", response_model=SceneView, summary="Change a scene")
+@router.patch(
+    "/{id}", operation_id="changeScene", response_model=SceneView, summary="Change a scene", responses=refusals(409)
+)
 async def change(scene_id: ItemId, body: SceneChanges, world: World, owner: Owner) -> Response:
     """Its pictures go with it to a new number, which must be free: `POST /chapters/{id}/scenes/order` moves several."""
     changes = body.given("character_ids")
@@ -34,7 +36,13 @@ async def change(scene_id: ItemId, body: SceneChanges, world: World, owner: Owne
     return json_response(scene_view(scene))
 
 
-@router.put("/{id}/image", response_model=SceneView, summary="Show another picture of a scene")
+@router.put(
+    "/{id}/image",
+    operation_id="chooseSceneImage",
+    response_model=SceneView,
+    summary="Show another picture of a scene",
+    responses=refusals(410),
+)
 async def choose(scene_id: ItemId, body: Choice, world: World, owner: Owner) -> Response:
     """One that a job of this scene made: `GET /chapters/{id}/images?scene_number=` lists them.
 
@@ -46,7 +54,7 @@ async def choose(scene_id: ItemId, body: Choice, world: World, owner: Owner) -> 
     return json_response(scene_view(scene))
 
 
-@router.delete("/{id}", status_code=204, response_class=Response, summary="Delete a scene")
+@router.delete("/{id}", operation_id="deleteScene", status_code=204, response_class=Response, summary="Delete a scene")
 async def delete(scene_id: ItemId, world: World, owner: Owner, images: WithImages = "keep") -> Response:
     """Its jobs that have not ended are cancelled.
 

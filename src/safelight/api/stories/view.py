@@ -17,8 +17,8 @@ API = "/api/v1"
 
 class ProjectView(BaseModel):
     id: str
-    title: str
-    style: str
+    title: str = Field(examples=["The lighthouse keeper"])
+    style: str = Field(examples=["ink and watercolour"])
     created_at: datetime
     updated_at: datetime
 
@@ -27,7 +27,7 @@ class ChapterView(BaseModel):
     id: str
     project_id: str
     position: int = Field(description="In its project, from 1")
-    title: str
+    title: str = Field(examples=["The storm"])
     script: str | None
     created_at: datetime
     updated_at: datetime
@@ -39,7 +39,7 @@ class SceneView(BaseModel):
     id: str
     chapter_id: str
     scene_number: int
-    description: str
+    description: str = Field(examples=["She lights the lamp at dusk"])
     character_ids: list[str]
     image_status: Status | None = Field(description="null: nothing asked for, or what was made is deleted")
     image_url: str | None
@@ -62,8 +62,8 @@ class CharacterView(BaseModel):
 
     id: str
     project_id: str
-    name: str
-    description: str
+    name: str = Field(examples=["Ada"])
+    description: str = Field(examples=["tall, red hair, yellow oilskin"])
     image_status: Status | None = Field(description="null: nothing asked for, or what was made is deleted")
     image_url: str | None
     image_job_id: str | None
@@ -77,11 +77,11 @@ class CharacterView(BaseModel):
 class FollowUrls(BaseModel):
     """Where to go on from here."""
 
-    status: str
-    job: str
-    events: str
-    cancel: str
-    retry: str
+    status: str = Field(examples=["/api/v1/chapters/01970000-0000-7000-8000-000000000002/images/scenes/1/status"])
+    job: str = Field(examples=["/api/v1/generation-jobs/01970000-0000-7000-8000-000000000001"])
+    events: str = Field(examples=["/api/v1/generation-jobs/01970000-0000-7000-8000-000000000001/events"])
+    cancel: str = Field(examples=["/api/v1/generation-jobs/01970000-0000-7000-8000-000000000001/cancel"])
+    retry: str = Field(examples=["/api/v1/generation-jobs/01970000-0000-7000-8000-000000000001/retry"])
 
 
 class SceneImageView(BaseModel):
@@ -103,8 +103,8 @@ class SceneImageView(BaseModel):
     image: ArtifactView | None
     error_message: str | None
     error: ErrorView | None
-    provider: str
-    prompt: str
+    provider: str = Field(examples=["mock"])
+    prompt: str = Field(examples=["She lights the lamp at dusk. ink and watercolour"])
     eta: EtaView
     created_at: datetime
     started_at: datetime | None
@@ -116,10 +116,10 @@ class SceneImageView(BaseModel):
 class PortraitMetadata(BaseModel):
     """How the newest portrait is, or was, made."""
 
-    provider: str
+    provider: str = Field(examples=["mock"])
     model: str | None
     mocked: bool
-    prompt: str
+    prompt: str = Field(examples=["tall, red hair, yellow oilskin. ink and watercolour"])
     seed: int | None
     width: int | None
     height: int | None
@@ -156,8 +156,8 @@ class StoryImageView(ArtifactView):
     job_id: str
     scene_number: int | None
     image_type: str | None
-    prompt: str
-    provider: str
+    prompt: str = Field(examples=["She lights the lamp at dusk. ink and watercolour"])
+    provider: str = Field(examples=["mock"])
     created_at: datetime
 
 
