@@ -21,7 +21,6 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from io import BytesIO
 from itertools import repeat
 from typing import TypeVar, TypeVarTuple
@@ -45,6 +44,7 @@ from safelight.providers.base import (
     Update,
 )
 from safelight.providers.script import Script, read_duration, read_script
+from safelight.suggestion import did_you_mean
 
 LEDGER_VARIABLE = "SAFELIGHT_MOCK_LEDGER"
 MODELS = ("darkroom", "darkroom-fast")
@@ -87,8 +87,7 @@ class MockProvider(Provider):
         if self.plays is None:
             model = model or MODELS[0]
             if model not in MODELS:
-                near = get_close_matches(model, MODELS, n=2, cutoff=0.3)
-                meant = f" Did you mean {' or '.join(near)}?" if near else ""
+                meant = did_you_mean(model, MODELS, most=2)
                 message = f"The mock provider has no model {model!r}; it has {', '.join(MODELS)}.{meant}"
                 raise InvalidParameters(message, field="model")
         sides: dict[str, int] = {}

@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import cast
 
 from safelight.providers.base import InvalidParameters, Provider
 from safelight.providers.mock import MockProvider
+from safelight.suggestion import did_you_mean
 
 GROUP = "safelight.providers"
 MOCK = "mock"
@@ -74,8 +74,7 @@ class Registry:
         Raises `UnknownProvider` for a name nobody has, `InvalidParameters` for one that cannot be used here.
         """
         if name not in self.names():
-            near = get_close_matches(name, self.names(), n=1, cutoff=0.5)
-            meant = f" Did you mean {near[0]}?" if near else ""
+            meant = did_you_mean(name, self.names())
             message = f"There is no provider {name[:60]!r}; there are {', '.join(self.names())}.{meant}"
             raise UnknownProvider(message, field="provider")
         return name, self._provider(name), self._is_mocked(name)

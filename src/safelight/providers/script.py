@@ -3,10 +3,10 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal, cast
 
 from safelight.providers.base import InvalidParameters
+from safelight.suggestion import did_you_mean
 
 ROOT = "provider_options"
 EVERY_ATTEMPT = 1_000_000
@@ -92,8 +92,7 @@ def read_script(options: Mapping[str, Any], *, others_allowed: bool) -> Script:
 def _refuse_unknown(given: Mapping[str, Any], known: tuple[str, ...], root: str) -> None:
     for key in given:
         if key not in known:
-            near = get_close_matches(str(key), known, n=1, cutoff=0.5)
-            meant = f" Did you mean {near[0]}?" if near else ""
+            meant = did_you_mean(key, known)
             message = f"{root} has no key {str(key)[:60]!r}; it has {', '.join(known)}.{meant}"
             raise InvalidParameters(message, field=f"{root}.{str(key)[:60]}")
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import PurePath
 from typing import Any, cast
 
-from safelight.providers.comfyui.graph import Plan, Problem, is_link, needed_by
+from safelight.providers.comfyui.graph import Plan, Problem, first_of, is_link, needed_by
+from safelight.suggestion import MAX_NAMES, did_you_mean, near_names
 
 MODEL_INPUTS = {
     "checkpoints": ("CheckpointLoaderSimple", "ckpt_name"),
@@ -82,22 +82,21 @@ class Catalogue:
     def problems(self, plan: Plan) -> list[Problem]:
         """Why this server cannot run the plan; nothing if it can."""
         graph = plan.graph
-        missing = [
+        missing = first_of(
             Problem(plan.field_of(node_id), self._no_node(node_id, node["class_type"]))
             for node_id, node in graph.items()
             if node["class_type"] not in self.nodes
-        ]
+        )
         if missing:
             return missing
         ends = [node_id for node_id, node in graph.items() if self.nodes[node["class_type"]].is_output]
         if not ends:
             return [Problem(plan.root, "No node of the workflow saves anything; add one, like SaveImage.")]
         needed = needed_by(graph, ends)
-        return [problem for node_id in graph if node_id in needed for problem in self._check(plan, node_id)]
+        return first_of(problem for node_id in graph if node_id in needed for problem in self._check(plan, node_id))
 
     def _no_node(self, node_id: str, class_type: str) -> str:
-        near = get_close_matches(class_type, self.nodes, n=3, cutoff=0.6)
-        meant = f" Did you mean {' or '.join(near)}?" if near else " Is its custom node installed?"
+        meant = did_you_mean(class_type, self.nodes, most=3) or " Is its custom node installed?"
         return f"The ComfyUI server has no node type {class_type[:100]!r} (node {node_id}).{meant}"
 
     def _check(self, plan: Plan, node_id: str) -> Iterator[Problem]:
@@ -206,9 +205,10 @@ def _unknown(name: str, value: Any, choices: tuple[Any, ...], node: str) -> str:
     if not choices:
         return f"The ComfyUI server has {what} {str(value)[:100]!r}; it has none at all."
     # People leave the folder and the ending of a file out.
-    known = {PurePath(str(choice).lower()).stem: str(choice) for choice in choices}
-    known |= {str(choice).lower(): str(choice) for choice in choices}
-    near = dict.fromkeys(known[name] for name in get_close_matches(str(value).lower(), known, n=3, cutoff=0.5))
+    names = [str(choice) for choice in choices[:MAX_NAMES]]
+    known = {PurePath(name.lower()).stem: name for name in names}
+    known |= {name.lower(): name for name in names}
+    near = dict.fromkeys(known[name] for name in near_names(str(value).lower(), known, most=3))
     if near:
         hint = f"Did you mean {' or '.join(near)}?"
     else:

@@ -6,6 +6,7 @@ A graph maps node ids to `{"class_type": ..., "inputs": {...}}`. An input is a v
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, cast
 
 from safelight.providers.base import InvalidParameters, Parameters
@@ -14,6 +15,9 @@ MAX_NODES = 5000
 MAX_SEED = 2**64 - 1
 SIDE_STEP, MIN_SIDE, MAX_SIDE, DEFAULT_SIDE = 8, 16, 8192, 512
 MAX_BATCH = 64  # a server takes more, in one piece of its memory
+MAX_PROBLEMS = 50  # that are told of one request; what is beyond is not even looked for
+MAX_NAME = 200  # letters of a node's id, its class_type and the names of its inputs
+MAX_CIRCLE = 20  # nodes of a circle that are named
 SAMPLER_PARAMS = ("steps", "cfg", "sampler", "scheduler", "denoise", "seed")
 SEED_INPUTS = ("seed", "noise_seed")
 HOW_TO_EXPORT = (
@@ -33,10 +37,16 @@ class Problem:
     message: str
 
 
-def refuse(problems: Sequence[Problem]) -> None:
-    """Raise `InvalidParameters` for the first of `problems`, with all of them in its details, if there are any."""
+def first_of(problems: Iterable[Problem]) -> list[Problem]:
+    """As many as are told. Finding a problem costs time, so give an iterator where somebody may send thousands."""
+    return list(islice(problems, MAX_PROBLEMS))
+
+
+def refuse(found: Iterable[Problem]) -> None:
+    """Raise `InvalidParameters` for the first of the problems, with the others in its details, if there are any."""
+    problems = first_of(found)
     if problems:
-        details = {"problems": [{"field": problem.field, "message": problem.message} for problem in problems[:20]]}
+        details = {"problems": [{"field": problem.field, "message": problem.message} for problem in problems]}
         raise InvalidParameters(problems[0].message, field=problems[0].field, details=details)
 
 
@@ -136,19 +146,30 @@ def check_graph(graph: Any, root: str = "workflow") -> list[Problem]:
         return [Problem(root, f"This is a whole body for POST /prompt; {root} is the object under its key `prompt`.")]
     if not 1 <= len(given) <= MAX_NODES:
         return [Problem(root, f"{root} must have 1 to {MAX_NODES} nodes, not {len(given)}.")]
-    problems = [problem for node_id, node in given.items() for problem in _check_node(node, f"{root}.{node_id}")]
+    long = next((node_id for node_id in given if len(node_id) > MAX_NAME), None)
+    if long is not None:
+        return [Problem(root, f"The id of a node has at most {MAX_NAME} characters, not {len(long)}.")]
+    problems = first_of(
+        problem for node_id, node in given.items() for problem in _check_node(node, f"{root}.{node_id}")
+    )
     if problems:
         return problems
     nodes = cast(Graph, given)
-    problems = [
-        Problem(f"{root}.{node_id}.inputs.{name}", f"Links to the node {source!r}, which is not in the workflow.")
+    problems = first_of(
+        Problem(
+            f"{root}.{node_id}.inputs.{name}",
+            f"Links to the node {source[:MAX_NAME]!r}, which is not in the workflow.",
+        )
         for node_id, node in nodes.items()
         for name, source, _ in links_of(node)
         if source not in nodes
-    ]
+    )
     circle = _circle(nodes)
     if circle:
-        way = " -> ".join(f"{node_id} ({nodes[node_id]['class_type']})" for node_id in [*circle, circle[0]])
+        shown = circle if len(circle) <= MAX_CIRCLE else circle[:MAX_CIRCLE]
+        way = " -> ".join(f"{node_id} ({nodes[node_id]['class_type']})" for node_id in shown)
+        way += " -> ..." if len(shown) < len(circle) else ""
+        way += f" -> {circle[0]} ({nodes[circle[0]]['class_type']})"
         problems.append(Problem(f"{root}.{circle[0]}", f"The workflow runs in a circle: {way}."))
     return problems
 
@@ -158,10 +179,15 @@ def _check_node(node: Any, where: str) -> Iterator[Problem]:
         yield Problem(where, 'A node must be an object like {"class_type": "KSampler", "inputs": {...}}.')
         return
     given = cast(Mapping[str, Any], node)
-    if not isinstance(given.get("class_type"), str):
+    class_type, inputs = given.get("class_type"), given.get("inputs")
+    if not isinstance(class_type, str):
         yield Problem(f"{where}.class_type", "A node must name its class_type, like KSampler. " + HOW_TO_EXPORT)
-    if not isinstance(given.get("inputs"), Mapping):
+    elif len(class_type) > MAX_NAME:
+        yield Problem(f"{where}.class_type", f"A class_type has at most {MAX_NAME} characters, not {len(class_type)}.")
+    if not isinstance(inputs, Mapping):
         yield Problem(f"{where}.inputs", "A node must have inputs: an object, which may be empty.")
+    elif any(len(name) > MAX_NAME for name in cast(Mapping[str, Any], inputs)):
+        yield Problem(f"{where}.inputs", f"The name of an input has at most {MAX_NAME} characters.")
 
 
 def _circle(graph: Graph) -> list[str]:

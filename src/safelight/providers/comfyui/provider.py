@@ -27,7 +27,6 @@ import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -73,6 +72,7 @@ from safelight.providers.comfyui.pool import Place, Pool, problems_of, refuse_ev
 from safelight.providers.comfyui.progress import Meter
 from safelight.providers.comfyui.server import Ended, Pace, Queued, Running, Server, Unreachable
 from safelight.providers.comfyui.template import InvalidTemplate, Template, builtin_templates, check_template
+from safelight.suggestion import did_you_mean, listed
 
 log = structlog.get_logger()
 
@@ -185,9 +185,8 @@ class ComfyUI(Provider):
         template = self._templates.get(name)
         if template is not None:
             return template
-        near = get_close_matches(name, self._templates, n=2, cutoff=0.4)
-        shared = f" Everybody may name {', '.join(self._templates)}, and you those that you added."
-        meant = f" Did you mean {' or '.join(near)}?" if near else shared
+        shared = f" Everybody may name {listed(self._templates)}, and you those that you added."
+        meant = did_you_mean(name, self._templates, most=2) or shared
         raise InvalidParameters(f"There is no template {name[:60]!r}.{meant}", field="template")
 
     def _plan(self, parameters: Parameters, seed: int) -> Plan:

@@ -8,18 +8,31 @@ Inputs named like a field of the request (`prompt`, `width`, `steps`, ...) take 
 import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from safelight.providers.base import Parameters
-from safelight.providers.comfyui.graph import SAMPLER_PARAMS, Plan, Problem, check_graph, is_link, refuse, title_of
+from safelight.providers.comfyui.graph import (
+    MAX_NAME,
+    MAX_PROBLEMS,
+    SAMPLER_PARAMS,
+    Plan,
+    Problem,
+    check_graph,
+    first_of,
+    is_link,
+    refuse,
+    title_of,
+)
+from safelight.suggestion import did_you_mean, listed
 
 MAX_TEXT = 20_000
+MAX_INPUTS = 1000
+MAX_FIELDS = 50  # of an object whose fields are all known
 REQUEST_FIELDS = ("prompt", "negative_prompt", "checkpoint_model", "width", "height", "batch_size", "seed")
 WORDS = {
     "string": "a text",
@@ -28,6 +41,18 @@ WORDS = {
     "boolean": "true or false",
     "choice": "a text",
 }
+
+
+def _few(most: int, what: str) -> BeforeValidator:
+    """Refuses an object that has too many fields before each of them is looked at."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, Mapping) and len(cast(Mapping[Any, Any], value)) > most:
+            raise ValueError(f"has at most {most} {what}")
+        return value
+
+    return BeforeValidator(check)
+
 
 InputType = Literal["string", "integer", "number", "boolean", "image", "choice"]
 
@@ -45,8 +70,8 @@ class TemplateInput(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    node: str
-    input: str
+    node: str = Field(max_length=MAX_NAME)
+    input: str = Field(max_length=MAX_NAME)
     type: InputType
     minimum: float | None = Field(None, allow_inf_nan=False)
     maximum: float | None = Field(None, allow_inf_nan=False)
@@ -73,9 +98,8 @@ class TemplateInput(BaseModel):
                 most = "" if self.maximum is None else f" at most {self.maximum:.15g}"
                 return f"must be{least}{' and' if least and most else ''}{most}, not {value}."
         if self.choices is not None and value not in self.choices:
-            near = get_close_matches(str(value), self.choices, n=2, cutoff=0.4)
-            meant = f" Did you mean {' or '.join(near)}?" if near else ""
-            return f"must be one of {', '.join(self.choices[:20])}, not {str(value)[:60]!r}.{meant}"
+            meant = did_you_mean(value, self.choices, most=2)
+            return f"must be one of {listed(self.choices)}, not {str(value)[:60]!r}.{meant}"
         return None
 
 
@@ -88,7 +112,10 @@ class Template(BaseModel):
     title: str = Field(min_length=1, max_length=200)
     description: str = Field("", max_length=4000)
     workflow: dict[str, Any]
-    inputs: dict[str, TemplateInput] = Field(default_factory=dict[str, TemplateInput])
+    inputs: Annotated[
+        dict[Annotated[str, Field(max_length=MAX_NAME)], Annotated[TemplateInput, _few(MAX_FIELDS, "fields")]],
+        _few(MAX_INPUTS, "inputs"),
+    ] = Field(default_factory=dict[str, TemplateInput])
 
     def as_json(self) -> dict[str, Any]:
         """As it is written, without what is left to default."""
@@ -99,9 +126,10 @@ class Template(BaseModel):
         """The names of the inputs that take pictures, in order."""
         return [name for name, spec in self.inputs.items() if spec.type == "image"]
 
-    def check(self, parameters: Parameters, default_checkpoint: str | None = None) -> list[Problem]:
-        """What is wrong with the values given for it."""
-        return [*self._strangers(parameters), *self._values(self._given(parameters, default_checkpoint), parameters)]
+    def check(self, parameters: Parameters, default_checkpoint: str | None = None) -> Iterator[Problem]:
+        """What is wrong with the values given for it, one after the other."""
+        yield from self._strangers(parameters)
+        yield from self._values(self._given(parameters, default_checkpoint), parameters)
 
     def plan(self, parameters: Parameters, seed: int, default_checkpoint: str | None = None) -> Plan:
         """The workflow with the values in their places."""
@@ -150,11 +178,10 @@ class Template(BaseModel):
     def _strangers(self, parameters: Parameters) -> Iterator[Problem]:
         """Values for which it has no input."""
         named = f"The template {self.name} has no input"
-        offered = f"it has {', '.join(self.inputs) or 'none'}"
+        offered = f"it has {listed(self.inputs) or 'none'}"
         for name in parameters.inputs:
             if name not in self.inputs:
-                near = get_close_matches(name, self.inputs, n=1, cutoff=0.5)
-                meant = f" Did you mean {near[0]}?" if near else ""
+                meant = did_you_mean(name, self.inputs)
                 yield Problem(f"inputs.{name[:60]}", f"{named} {name[:60]!r}; {offered}.{meant}")
             elif self.inputs[name].type == "image":
                 yield Problem(f"inputs.{name}", "Pictures are given in input_images, in the order of the inputs.")
@@ -200,30 +227,38 @@ def _field_of(name: str, parameters: Parameters) -> str:
     return name if name in REQUEST_FIELDS else f"inputs.{name}"
 
 
+WELL_FORMED = TypeAdapter[Template](Annotated[Template, _few(MAX_FIELDS, "fields")])
+
+
 def check_template(data: Any) -> Template:
     """A template out of parsed JSON. Raises `InvalidTemplate` with everything that is wrong."""
     try:
-        template = Template.model_validate(data)
+        template = WELL_FORMED.validate_python(data)
     except ValidationError as error:
-        problems = [Problem(".".join(map(str, found["loc"])), f"{found['msg']}.") for found in error.errors()]
+        found = error.errors(include_url=False)
+        problems = [
+            Problem(".".join(map(str, each["loc"])), f"{each['msg'].removeprefix('Value error, ')}.")
+            for each in found[:MAX_PROBLEMS]
+        ]
         raise InvalidTemplate(problems) from None
     problems = check_graph(template.workflow)
     if not problems:
-        problems = [problem for name in template.inputs for problem in _check_input(template, name)]
+        twins: dict[tuple[str, str], str] = {}
+        problems = first_of(problem for name in template.inputs for problem in _check_input(template, name, twins))
     if problems:
         raise InvalidTemplate(problems)
     return template
 
 
-def _check_input(template: Template, name: str) -> Iterator[Problem]:
+def _check_input(template: Template, name: str, twins: dict[tuple[str, str], str]) -> Iterator[Problem]:
+    """`twins` are the inputs seen so far, by what they set."""
     spec, where = template.inputs[name], f"inputs.{name}"
     node: Any = template.workflow.get(spec.node)
     if node is None:
-        known = ", ".join(f"{key} ({title_of(template.workflow, key)})" for key in list(template.workflow)[:20])
+        known = listed(f"{key} ({title_of(template.workflow, key)})" for key in template.workflow)
         yield Problem(f"{where}.node", f"The workflow has no node {spec.node!r}; it has {known}.")
     elif spec.input not in node["inputs"]:
-        values = [key for key, value in node["inputs"].items() if not is_link(value)]
-        near = ", ".join(values) or "no values"
+        near = listed(key for key, value in node["inputs"].items() if not is_link(value)) or "no values"
         yield Problem(f"{where}.input", f"The node {spec.node} has no input {spec.input!r}; it has {near}.")
     elif is_link(node["inputs"][spec.input]):
         yield Problem(f"{where}.input", "It is linked to another node; only a value can be set.")
@@ -240,15 +275,8 @@ def _check_input(template: Template, name: str) -> Iterator[Problem]:
             yield Problem(f"{where}.default", f"The default {reason}")
         elif spec.required:
             yield Problem(f"{where}.required", "An input with a default is not required; drop one of the two.")
-    twin = next(
-        (
-            other
-            for other, theirs in template.inputs.items()
-            if other < name and (theirs.node, theirs.input) == (spec.node, spec.input)
-        ),
-        None,
-    )
-    if twin is not None:
+    twin = twins.setdefault((spec.node, spec.input), name)
+    if twin != name:
         yield Problem(where, f"It sets the same input of the same node as {twin}.")
 
 

@@ -4,13 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
-from difflib import get_close_matches
 from importlib.resources import files
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from safelight.providers.base import InvalidParameters, Parameters
+from safelight.suggestion import near_names
 
 RATIO_TOLERANCE = 0.1  # a tenth
 CHARACTERS_PER_TOKEN = 4  # of English, about
@@ -165,9 +165,9 @@ def _check_sampler(name: str, model: Model, given: Mapping[str, Any], *, redraws
             continue
         if field == "scheduler" and model.schedulers:
             if value not in TABLE.schedulers:
-                known = TABLE.schedulers
-                near = get_close_matches(str(value), known, n=3, cutoff=0.3) or known
-                raise InvalidParameters(f"{name} has no scheduler {value!r}; try {' or '.join(near)}.", field=path)
+                near = near_names(value, TABLE.schedulers, most=3) or TABLE.schedulers
+                shown = str(value)[:60]
+                raise InvalidParameters(f"{name} has no scheduler {shown!r}; try {' or '.join(near)}.", field=path)
             continue
         greatest = {"steps": model.max_steps, "cfg": model.max_cfg}.get(field, 0)
         if not greatest:

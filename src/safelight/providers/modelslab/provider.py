@@ -14,7 +14,6 @@ import re
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from difflib import get_close_matches
 from functools import cached_property
 from io import BytesIO
 from typing import Any
@@ -46,6 +45,7 @@ from safelight.providers.base import (
 from safelight.providers.fetch import content_type_of, fetch, host_of, shared_tls
 from safelight.providers.modelslab.answer import KNOWN_STATUSES, Answer, failure_of, refusal_of, refuse_withheld
 from safelight.providers.modelslab.model import COMMUNITY, MAX_SIDE, MODELS, fields_of, fitted
+from safelight.suggestion import did_you_mean, listed
 
 BASE_URL = "https://modelslab.com/api"
 SUBMIT_TIMEOUT = httpx.Timeout(180, connect=10)  # it may make the picture before it answers
@@ -119,9 +119,8 @@ class ModelsLab(Provider):
         name = parameters.model or self._default
         model = self._models.get(name)
         if model is None:
-            near = get_close_matches(name, self._models, n=3, cutoff=0.3)
-            meant = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(self._models)}."
-            message = f"The model {name[:80]!r} is not known here. {meant} Others can be named in the settings."
+            meant = did_you_mean(name, self._models, most=3) or f" There are {listed(self._models)}."
+            message = f"The model {name[:80]!r} is not known here.{meant} Others can be named in the settings."
             raise InvalidParameters(message, field="model")
         return fitted(name, model, parameters)
 

@@ -9,7 +9,6 @@ import json
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, date, datetime
-from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 
@@ -37,6 +36,7 @@ from safelight.providers.base import (
 from safelight.providers.fetch import content_type_of, fetch, host_of, shared_tls
 from safelight.providers.openai_images.answer import Result, decoded, error_of, events_of, shutdown_dates_of
 from safelight.providers.openai_images.model import MODELS, OTHER, can_stream, fitted, living
+from safelight.suggestion import did_you_mean, listed
 
 BASE_URL = "https://api.openai.com/v1"
 TIMEOUT = httpx.Timeout(600, connect=10, write=60)  # nothing is heard while it draws
@@ -104,9 +104,8 @@ class OpenAIImages(Provider):
         """Fill in the model, and refuse what this interface has no field for."""
         name = parameters.model or self._default
         if self._models and name not in self._models:
-            near = get_close_matches(name, self._models, n=3, cutoff=0.3)
-            meant = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(self._models)}."
-            raise InvalidParameters(f"There is no model {name[:80]!r} here. {meant}", field="model")
+            meant = did_you_mean(name, self._models, most=3) or f" There are {listed(self._models)}."
+            raise InvalidParameters(f"There is no model {name[:80]!r} here.{meant}", field="model")
         shutdown = MODELS.get(name, OTHER).shutdown_date
         if self._is_openai and name not in self._models and shutdown is not None and self._today() > shutdown:
             message = f"OpenAI shut {name} down on {shutdown}; there are {', '.join(living(self._today()))}."
