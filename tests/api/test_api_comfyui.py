@@ -98,6 +98,17 @@ def test_what_the_servers_do_not_have_is_refused_before_anything_is_queued(
     assert wrong["pointer"] == "#/checkpoint_model" and CHECKPOINT in wrong["detail"]
     assert refusal(service, sampler_params={"sampler": "eulr"})["pointer"] == "#/sampler_params/sampler"
     assert refusal(service, template="txt2im")["pointer"] == "#/template"
+    graph = {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "missing.safetensors"}},
+        "2": {"class_type": "FancySampler", "inputs": {"model": ["1", 0]}},
+        "3": {"class_type": "FancySaver", "inputs": {"images": ["2", 0]}},
+    }
+    answer = service.http.post(JOBS, json={"prompt": "x", "provider": "comfyui", "workflow": graph})
+    assert [each["pointer"] for each in answer.json()["errors"]] == [
+        "#/workflow/2/class_type",
+        "#/workflow/3/class_type",
+        "#/workflow/1/inputs/ckpt_name",
+    ]
     exported = refusal(service, workflow={"nodes": [], "links": []})
     assert exported["pointer"] == "#/workflow" and "Export (API)" in exported["detail"]
     assert not any(server.ledger for server in servers)
@@ -139,6 +150,13 @@ def test_the_models_of_all_servers_and_of_each(
     unknown = make_service(mock_mode=False, worker=False, comfyui_urls=[server.url for server in servers])
     silent = unknown.http.get(path)
     assert (silent.status_code, silent.json()["code"]) == (503, "models_unknown")
+
+
+def test_the_checkpoint_that_was_used_stands_with_the_picture(service: Service) -> None:
+    for fields in ({}, {"checkpoint_model": None}):  # named, and the server's first
+        job = service.end_of(submit(service, **fields))
+        assert job["artifacts"][0]["details"]["checkpoints"] == [CHECKPOINT]
+        assert job["warnings"] == []
 
 
 def test_several_pictures_of_a_size(service: Service) -> None:

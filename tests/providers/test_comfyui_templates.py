@@ -46,7 +46,11 @@ def poster(**changes: Any) -> dict[str, Any]:
     ("graph", "field", "said"),
     [
         ({"nodes": [], "links": [], "version": 0.4}, "workflow", "Workflow > Export (API)"),
-        ({"prompt": workflow(), "client_id": "x"}, "workflow", "the object under its key `prompt`"),
+        ({"prompt": workflow(), "client_id": "x"}, "workflow", "workflow is the object in it under `prompt`"),
+        ({"input": {"workflow": workflow(), "images": []}}, "workflow", "the object in it under `input.workflow`"),
+        ({"input": {"prompt": workflow()}}, "workflow", "the object in it under `input.prompt`"),
+        ({"workflow": workflow(), "extra_data": {}}, "workflow", "the object in it under `workflow`"),
+        ({"input": {"workflow": {"nodes": [], "links": []}}}, "workflow", "Workflow > Export (API)"),
         ({}, "workflow", "1 to 5000 nodes"),
         ({"1": 5}, "workflow.1", "must be an object"),
         ({"1": {"inputs": {}}}, "workflow.1.class_type", "must name its class_type"),

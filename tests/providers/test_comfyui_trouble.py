@@ -244,7 +244,7 @@ async def test_who_waits_bears_a_restart_and_is_told_of_an_outage(server: ComfyS
     await until(lambda: len(comfy._pool.waiting) == 3)
     server.kill()
     lost = await asyncio.gather(*inside, return_exceptions=True)
-    assert {type(error) for error in lost} == {JobLost}
+    assert all(isinstance(error, JobLost) for error in lost)
     server.hold = None
     server.revive()
     assert all(outputs(updates) for updates in await asyncio.gather(*waiting))
@@ -253,7 +253,8 @@ async def test_who_waits_bears_a_restart_and_is_told_of_an_outage(server: ComfyS
     await until(lambda: len(server.ledger) == 7 and len(comfy._pool.waiting) == 1)
     server.kill()
     ends = await asyncio.gather(*inside, return_exceptions=True)
-    assert {type(error) for error in ends} == {JobLost, ProviderUnavailable}
+    assert all(isinstance(error, JobLost | ProviderUnavailable) for error in ends)
+    assert any(isinstance(error, ProviderUnavailable) for error in ends)
 
 
 async def test_a_job_cancelled_while_its_socket_opens_leaves_nothing_behind(provider: Make) -> None:

@@ -323,6 +323,8 @@ class ComfyStandIn(Runs):
                 self.frees += 1
                 self._cache.clear()
                 return self._answer(writer, 200, b"")
+            case "GET", ["api", "jobs"] if self._is_since(0, 6):
+                return self._list(writer, query["status"])
             case "GET", ["api", "jobs", prompt_id] if self._is_since(0, 6):
                 return self._job(writer, prompt_id)
             case "POST", ["api", "jobs", prompt_id, "cancel"] if self._is_since(0, 26):
@@ -386,7 +388,16 @@ class ComfyStandIn(Runs):
         entry = _as_history(prompt)
         status = {"success": "completed", "error": "failed", "interrupted": "cancelled"}[prompt.status]
         job = {"id": prompt_id, "status": status, "outputs": prompt.outputs, "execution_status": entry["status"]}
+        job |= {"workflow": {"prompt": prompt.graph, "extra_data": prompt.extra}}
         return self._answer(writer, 200, recorded("job_completed.json")["body"] | job)
+
+    def _list(self, writer: asyncio.StreamWriter, status: str) -> bool:
+        """Those that wait, newest first as the server tells them; others are not asked for."""
+        assert status == "pending"
+        answer = recorded("jobs_list_pending.json")["body"]
+        like = answer["jobs"][0]
+        jobs = [like | {"id": prompt.id, "priority": prompt.number} for prompt in reversed(self._pending)]
+        return self._answer(writer, 200, answer | {"jobs": jobs})
 
     def _upload(self, writer: asyncio.StreamWriter, headers: Mapping[str, str], body: bytes) -> bool:
         boundary = headers["content-type"].partition("boundary=")[2].encode()

@@ -26,12 +26,14 @@ from safelight.providers.base import (
     ContentRejected,
     Generation,
     GenerationFailed,
+    JobDropped,
     JobLost,
     NotTaken,
     Output,
     Parameters,
     Progress,
     Provider,
+    ProviderCrashed,
     ProviderError,
     ProviderTimedOut,
     ProviderUnavailable,
@@ -298,6 +300,35 @@ async def test_finding_nothing_to_follow_is_no_try_and_never_goes_on_for_ever(wo
     job = await workshop.carry_out(await workshop.submit(max_retries=2))
     assert (job.status, job.retry_count) == ("failed", 2)
     assert provider.asked == ["generate", "resume remote-1", "generate", "resume remote-3", "generate"]
+
+
+@pytest.mark.parametrize("between", [[], [ProviderUnavailable()], [JobLost()]])
+async def test_a_job_under_which_servers_die_twice_takes_no_third_one_down(
+    workshop: Workshop, between: list[ProviderError]
+) -> None:
+    provider = Scripted(ProviderCrashed("It died."), *between, ProviderCrashed("Another died."), accepts=True)
+    workshop.add("one", provider)
+    workshop.add("two", second := Scripted())
+    job = await workshop.carry_out(await workshop.submit(["one", "two"], max_retries=9))
+    error = job.error or {}
+    assert (job.status, error["code"], error["message"]) == ("failed", "provider_crashed", "Another died.")
+    assert (error["retryable"], second.asked, len(provider.asked)) == (False, [], 2 + len(between))
+
+
+async def test_one_server_that_dies_is_survived(workshop: Workshop) -> None:
+    workshop.add("one", Scripted(ProviderCrashed(), accepts=True))
+    job = await workshop.carry_out(await workshop.submit())
+    assert (job.status, job.retry_count) == ("completed", 1)
+
+
+async def test_who_waited_at_a_server_that_dies_loses_no_retry(workshop: Workshop) -> None:
+    provider = Scripted(*[JobDropped()] * 5, accepts=True)
+    workshop.add("one", provider)
+    job = await workshop.carry_out(await workshop.submit(max_retries=0))
+    assert (job.status, job.retry_count, job.attempt) == ("completed", 0, 6)
+    workshop.add("ever", Scripted(*[JobDropped()] * 99, accepts=True))
+    job = await workshop.carry_out(await workshop.submit("ever", max_retries=0))
+    assert (job.status, job.attempt) == ("failed", 20)  # but not for ever
 
 
 async def test_the_next_of_a_route_never_follows_a_foreign_job(workshop: Workshop) -> None:

@@ -374,8 +374,15 @@ def attempt_limits(provider: Provider, timeout_seconds: float | None, settings: 
 
 def _invalid(*refusals: InvalidParameters) -> Invalid:
     """What each provider of a route has against a request."""
-    errors = [FieldError("#/" + each.field.replace(".", "/") if each.field else "#", each.message) for each in refusals]
+    found = [problem for each in refusals for problem in _problems_of(each)]
+    errors = [FieldError("#/" + field.replace(".", "/") if field else "#", message) for field, message in found]
     return Invalid(" ".join(dict.fromkeys(each.message for each in refusals)), errors=errors)
+
+
+def _problems_of(refusal: InvalidParameters) -> list[tuple[str, str]]:
+    """Fields and messages: all that a provider found, where it tells more than the first."""
+    problems = refusal.details.get("problems")
+    return [(each["field"], each["message"]) for each in problems] if problems else [(refusal.field, refusal.message)]
 
 
 def _parameters(

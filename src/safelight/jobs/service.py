@@ -364,6 +364,8 @@ class Jobs:
 
     def _try_again(self, tx: Tx, job: Job, again: TryAgain) -> Job | None:
         error = again.error
+        if again.is_last_if_again and _has_ended_with(tx, job, error["code"]):
+            return self._fail(tx, job, {**error, "retryable": False})
         if not again.counts or job.retries_here < job.max_retries:
             message = f"Trying again in {again.after_seconds:.0f} s: {error.get('message', '')}"
             return self._give_back(
@@ -544,6 +546,12 @@ def is_unstarted() -> ColumnElement[bool]:
 def _deferrals(tx: Tx, job: Job) -> int:
     deferred = select(func.count()).where(attempts.c.job_id == job.id, attempts.c.outcome == "deferred")
     return tx.execute(deferred).scalar_one()
+
+
+def _has_ended_with(tx: Tx, job: Job, code: str) -> bool:
+    """Whether an earlier attempt ended with an error of this code."""
+    errors = tx.execute(select(attempts.c.error).where(attempts.c.job_id == job.id)).scalars()
+    return any(error is not None and error["code"] == code for error in errors)
 
 
 def _ours(job_id: str, attempt: int) -> dict[str, Any]:

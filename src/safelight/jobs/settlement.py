@@ -33,7 +33,8 @@ class TryAgain:
 
     It adopts the provider's job if that may be well (`keeps_provider_job`): what failed was the way to it, or was on
     our side. Without retries left it goes to the next provider of its route, if it `may_move`, or else it has failed.
-    One that only found that there is nothing to adopt is not counted as a try (`counts`).
+    One that only found that there is nothing to adopt is not counted as a try (`counts`). `is_last_if_again`: it has
+    failed if an earlier attempt ended with the same code.
     """
 
     error: Mapping[str, Any]
@@ -41,6 +42,7 @@ class TryAgain:
     keeps_provider_job: bool = False
     may_move: bool = False
     counts: bool = True
+    is_last_if_again: bool = False
 
 
 @dataclass(frozen=True, slots=True)

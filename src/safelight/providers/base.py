@@ -152,6 +152,8 @@ Update = Submitting | Reserved | Accepted | Progress | Preview | Output
 #   │   └── NotTaken        later, anew        it was told under which id, and never had it
 #   ├── ProviderTimedOut    later              as unavailable
 #   ├── JobLost             later, anew        the provider forgot a job it had accepted
+#   │   ├── JobDropped      later, anew        before it began with it; counts as no retry
+#   │   └── ProviderCrashed once more          its server died over it
 #   ├── GenerationFailed    later, anew        the provider took it and failed at it
 #   ├── BadOutput           later, anew        empty, corrupt or not what was asked
 #   │   └── ResultMissing   later              not where the provider says: ask it again, make nothing again
@@ -227,6 +229,16 @@ class JobLost(ProviderError):
 
     code = "provider_job_lost"
     retryable = True
+
+
+class ProviderCrashed(JobLost):
+    """The provider's server died while it worked on the job. The second time the job fails: it may be the reason."""
+
+    code = "provider_crashed"
+
+
+class JobDropped(JobLost):
+    """The provider's server died before it began with the job, which is sent again and loses no retry."""
 
 
 class GenerationFailed(ProviderError):

@@ -42,6 +42,7 @@ from safelight.providers.base import (
     BadOutput,
     ContentRejected,
     Generation,
+    JobDropped,
     JobLost,
     Lora,
     NotTaken,
@@ -49,6 +50,7 @@ from safelight.providers.base import (
     Parameters,
     Preview,
     Progress,
+    ProviderCrashed,
     ProviderError,
     ProviderTimedOut,
     ProviderUnavailable,
@@ -73,6 +75,8 @@ OUTAGE_SECONDS = 1.0  # before the database is asked again
 
 FOLLOWABLE = (ProviderUnavailable, ProviderTimedOut, ResultMissing)  # say nothing of a job that was accepted before
 MOVABLE = (ProviderUnavailable, ProviderTimedOut, JobLost)  # another provider of the route may do better
+
+FREE_ATTEMPTS = 20  # after so many, one that was dropped counts as well
 
 MAX_SEED = 2**63 - 1  # what a row can hold
 
@@ -433,6 +437,10 @@ class Runner:
                 attempt.verdict = "worked"
             case ProviderUnavailable() | ProviderTimedOut():
                 attempt.verdict = "failed"
+            case ProviderCrashed():
+                return TryAgain(described, 0.0, is_last_if_again=True)
+            case JobDropped():  # somebody else's doing; but not for ever
+                return TryAgain(described, 0.0, counts=job.attempt >= FREE_ATTEMPTS)
             case JobLost() if job.provider_job_id is not None:
                 return TryAgain(described, 0.0, counts=False)  # there was nothing to adopt: it begins anew
             case _:

@@ -23,6 +23,8 @@ NOUNS = {
     "scheduler": "scheduler",
 }
 SHOWN_CHOICES = 6
+STORABLE = {"IMAGE", "VIDEO", "AUDIO"}  # what output nodes make files of that can be stored
+NOTHING_KEPT = {"SaveImageWebsocket"}  # sends its pictures to the socket, and leaves no file
 GROWING = "COMFY_"  # how the kinds of inputs begin that grow, match or depend on others
 
 
@@ -81,19 +83,37 @@ class Catalogue:
 
     def problems(self, plan: Plan) -> list[Problem]:
         """Why this server cannot run the plan; nothing if it can."""
+        return first_of(self._problems(plan))
+
+    def _problems(self, plan: Plan) -> Iterator[Problem]:
         graph = plan.graph
-        missing = first_of(
-            Problem(plan.field_of(node_id), self._no_node(node_id, node["class_type"]))
-            for node_id, node in graph.items()
-            if node["class_type"] not in self.nodes
-        )
-        if missing:
-            return missing
-        ends = [node_id for node_id, node in graph.items() if self.nodes[node["class_type"]].is_output]
-        if not ends:
-            return [Problem(plan.root, "No node of the workflow saves anything; add one, like SaveImage.")]
-        needed = needed_by(graph, ends)
-        return first_of(problem for node_id in graph if node_id in needed for problem in self._check(plan, node_id))
+        unknown = {node_id for node_id, node in graph.items() if node["class_type"] not in self.nodes}
+        for node_id in graph:
+            if node_id in unknown:
+                yield Problem(plan.field_of(node_id), self._no_node(node_id, graph[node_id]["class_type"]))
+        types = {node_id: node["class_type"] for node_id, node in graph.items() if node_id not in unknown}
+        ends = [node_id for node_id, class_type in types.items() if self.nodes[class_type].is_output]
+        if not unknown:  # or one of these may be what saves
+            if not ends:
+                yield Problem(plan.root, "No node of the workflow saves anything; add one, like SaveImage.")
+                return
+            kinds = sorted({types[node_id] for node_id in ends})
+            if not any(self._makes_files(kind) for kind in kinds):
+                named = f"{', '.join(kinds[:SHOWN_CHOICES])} saves"
+                yield Problem(plan.root, f"{named} no picture, video or sound; add a node like SaveImage.")
+                return
+        needed = needed_by(graph, [*ends, *unknown])
+        for node_id in types:
+            if node_id in needed:
+                yield from self._check(plan, node_id)
+
+    def _makes_files(self, class_type: str) -> bool:
+        """Whether an output node may leave a file that can be stored; of custom nodes nobody can tell."""
+        node = self.nodes[class_type]
+        if class_type in NOTHING_KEPT:
+            return False
+        taken = {kind for each in node.inputs.values() for kind in each.kind.split(",")}
+        return node.is_custom or bool(taken & STORABLE) or any(kind.startswith(GROWING) for kind in taken)
 
     def _no_node(self, node_id: str, class_type: str) -> str:
         meant = did_you_mean(class_type, self.nodes, most=3) or " Is its custom node installed?"
@@ -123,7 +143,10 @@ class Catalogue:
                     yield Problem(where, message)
 
     def _check_link(self, plan: Plan, link: list[Any], spec: Input) -> str | None:
-        outputs = self.nodes[plan.graph[link[0]]["class_type"]].outputs
+        source = self.nodes.get(plan.graph[link[0]]["class_type"])
+        if source is None:  # that is told of the node itself
+            return None
+        outputs = source.outputs
         slot = int(link[1])
         if not 0 <= slot < len(outputs):
             return f"links to output {slot} of the node {link[0]}, which has {len(outputs)}."

@@ -25,6 +25,9 @@ HOW_TO_EXPORT = (
     "Workflow > Export (API); older versions: switch the developer options on in the settings, then Save (API Format)."
 )
 
+# Where others put the graph: ComfyUI's POST /prompt, Comfy API v2, RunPod's worker and its kin.
+WRAPPERS = (("prompt",), ("workflow",), ("input", "workflow"), ("input", "prompt"), ("input", "workflow_json"))
+
 Node = dict[str, Any]
 Graph = dict[str, Node]
 
@@ -134,16 +137,34 @@ def title_of(graph: Graph, node_id: str) -> str:
     return title if isinstance(title, str) and title else node["class_type"]
 
 
+def checkpoints_of(graph: Any) -> tuple[str, ...]:
+    """The checkpoints that the nodes of a graph load, in order."""
+    nodes: Any = cast(Mapping[str, Any], graph).values() if isinstance(graph, Mapping) else ()
+    inputs: list[Any] = [cast(Mapping[str, Any], node).get("inputs") for node in nodes if isinstance(node, Mapping)]
+    named = (cast(Mapping[str, Any], each).get("ckpt_name") for each in inputs if isinstance(each, Mapping))
+    return tuple(dict.fromkeys(name for name in named if isinstance(name, str) and name))
+
+
 def check_graph(graph: Any, root: str = "workflow") -> list[Problem]:
     """What is wrong with the shape of a graph: not API format, links that lead nowhere, circles."""
     if not isinstance(graph, Mapping):
         return [Problem(root, f"{root} must be an object that maps node ids to nodes.")]
     given = cast(Mapping[str, Any], graph)
-    if isinstance(given.get("nodes"), list) and "links" in given:
+    if _is_saved_format(given):
         return [Problem(root, HOW_TO_EXPORT)]
-    inner = given.get("prompt")
-    if isinstance(inner, Mapping) and "class_type" not in inner:
-        return [Problem(root, f"This is a whole body for POST /prompt; {root} is the object under its key `prompt`.")]
+    for way in WRAPPERS:
+        inner: Any = given
+        for key in way:
+            inner = cast(Mapping[str, Any], inner).get(key) if isinstance(inner, Mapping) else None
+        if not isinstance(inner, Mapping) or "class_type" in inner or "class_type" in cast(Any, given[way[0]]):
+            continue
+        within = cast(Mapping[str, Any], inner)
+        if _is_saved_format(within):
+            return [Problem(root, HOW_TO_EXPORT)]
+        if any(isinstance(node, Mapping) and "class_type" in node for node in within.values()):
+            path = ".".join(way)
+            message = f"This is a whole request; {root} is the object in it under `{path}`."
+            return [Problem(root, message)]
     if not 1 <= len(given) <= MAX_NODES:
         return [Problem(root, f"{root} must have 1 to {MAX_NODES} nodes, not {len(given)}.")]
     long = next((node_id for node_id in given if len(node_id) > MAX_NAME), None)
@@ -172,6 +193,10 @@ def check_graph(graph: Any, root: str = "workflow") -> list[Problem]:
         way += f" -> {circle[0]} ({nodes[circle[0]]['class_type']})"
         problems.append(Problem(f"{root}.{circle[0]}", f"The workflow runs in a circle: {way}."))
     return problems
+
+
+def _is_saved_format(given: Mapping[str, Any]) -> bool:
+    return isinstance(given.get("nodes"), list) and "links" in given
 
 
 def _check_node(node: Any, where: str) -> Iterator[Problem]:

@@ -22,7 +22,8 @@ from websockets.exceptions import WebSocketException
 from safelight.providers.base import Preview, Progress
 from safelight.providers.comfyui.graph import Graph
 from safelight.providers.comfyui.progress import Tracker
-from safelight.providers.comfyui.server import Ended, Server, files_of, read_json
+from safelight.providers.comfyui.server import Server, read_json
+from safelight.providers.comfyui.standing import Ended, files_of
 
 FEATURES = orjson.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}).decode()
 PREVIEW, PREVIEW_WITH_METADATA = 1, 4
@@ -93,6 +94,11 @@ class Listener:
     def end(self) -> Ended | None:
         """The end by the messages alone, for a server whose history was cleared before anybody could read it."""
         return Ended(files_of(self._outputs)) if self._has_succeeded else None
+
+    @property
+    def is_executing(self) -> bool:
+        """Whether the server said that it works on the run, and not yet that it is over."""
+        return self._tracker.is_executing
 
     async def reopen(self) -> None:
         """Close the socket, so that it is opened anew."""

@@ -1,13 +1,14 @@
 """What a run came to: its files, checked to be what they are, or the error that says why there are none."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from safelight.providers.base import BadOutput, Output, ProviderError, ProviderUnavailable
-from safelight.providers.comfyui.graph import Plan, title_of
-from safelight.providers.comfyui.server import Ended, File, FileGone, Server, Unreachable
+from safelight.providers.comfyui.graph import Plan, checkpoints_of, title_of
+from safelight.providers.comfyui.server import FileGone, Server, Unreachable
+from safelight.providers.comfyui.standing import Ended, File
 from safelight.providers.fetch import HEAD_BYTES, content_type_of
 
 DOWNLOAD_TRIES = 4
@@ -47,6 +48,7 @@ class Run:
     prompt_id: str
     plan: Plan
     is_cancelled: bool = False  # on our own request
+    is_executing: bool = False  # the server was at work on it when it was last heard
     end: Ended | None = None
 
     @property
@@ -97,11 +99,16 @@ def node_error(kind: type[ProviderError], run: Run, error: Mapping[str, object])
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-async def fetch(run: Run, files: Sequence[File], folder: Path) -> list[Output] | None:
-    """The files as outputs, in order, large ones in `folder`; None if one of them is gone or stays broken."""
+async def fetch(run: Run, end: Ended, folder: Path) -> list[Output] | None:
+    """The files as outputs, in order, large ones in `folder`; None if one of them is gone or stays broken.
+
+    Their details say which checkpoints the workflow loaded, also where the server's first was taken.
+    """
     outputs: list[Output] = []
     strange: list[str] = []
-    for number, file in enumerate(files):
+    checkpoints = end.checkpoints or checkpoints_of(run.plan.graph)
+    details: dict[str, object] = {"checkpoints": list(checkpoints)} if checkpoints else {}
+    for number, file in enumerate(end.files):
         data = await _download(run.server, file, folder / f"{number}")
         if data is None:
             return None
@@ -110,7 +117,7 @@ async def fetch(run: Run, files: Sequence[File], folder: Path) -> list[Output] |
         except BadOutput:
             strange.append(file.filename)
         else:
-            outputs.append(Output(data, content_type, run.plan.seed))
+            outputs.append(Output(data, content_type, run.plan.seed, details))
     if not outputs:
         raise NothingMade(f"The workflow made no picture, video or sound, but {', '.join(strange)[:200]}.")
     return outputs

@@ -22,7 +22,6 @@ Both cost a second run and no money, and neither can overwrite a result.
 
 import asyncio
 import hashlib
-import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
@@ -49,6 +48,7 @@ from safelight.providers.base import (
     Update,
 )
 from safelight.providers.comfyui.catalogue import MODEL_INPUTS
+from safelight.providers.comfyui.follower import follow, is_there
 from safelight.providers.comfyui.graph import (
     MAX_BATCH,
     MAX_SIDE,
@@ -70,7 +70,8 @@ from safelight.providers.comfyui.outcome import (
 )
 from safelight.providers.comfyui.pool import Place, Pool, problems_of, refuse_everywhere
 from safelight.providers.comfyui.progress import Meter
-from safelight.providers.comfyui.server import Ended, Pace, Queued, Running, Server, Unreachable
+from safelight.providers.comfyui.server import Pace, Server, Unreachable
+from safelight.providers.comfyui.standing import Queued, Running
 from safelight.providers.comfyui.template import InvalidTemplate, Template, builtin_templates, check_template
 from safelight.suggestion import did_you_mean, listed
 
@@ -136,14 +137,16 @@ class ComfyUI(Provider):
 
     def check(self, parameters: Parameters) -> Parameters:
         """Check the shape of it, without any server. The default checkpoint is filled in."""
+        problems: list[Problem] = []
         if parameters.template is not None and parameters.workflow is not None:
-            refuse([Problem("workflow", "template and workflow exclude each other; give one of them.")])
-        if parameters.inputs and parameters.template is None:
-            refuse([Problem("inputs", "inputs belong to a template; name it in the field template.")])
-        for name in parameters.options:
-            if name not in OPTIONS or not isinstance(parameters.options[name], str):
+            problems.append(Problem("workflow", "template and workflow exclude each other; give one of them."))
+        if parameters.inputs and parameters.template is None and parameters.workflow is None:
+            problems.append(Problem("inputs", "inputs belong to a template; name it in the field template."))
+        for name, value in parameters.options.items():
+            if name not in OPTIONS or not isinstance(value, str):
                 message = f"ComfyUI takes {', '.join(OPTIONS)} (names) as provider_options, not {name[:60]!r}."
-                refuse([Problem(f"provider_options.{name[:60]}", message)])
+                problems.append(Problem(f"provider_options.{name[:60]}", message))
+        refuse(problems)
         if parameters.workflow is not None:
             plan_workflow(parameters)
         elif parameters.template is not None:
@@ -232,10 +235,10 @@ class ComfyUI(Provider):
             raise JobLost(f"{name or remote_id} is not among the ComfyUI servers any more.")
         plan = self._plan_of(generation)
         run = Run(server, prompt_id, plan)
-        is_there = await self._is_there(run)
-        if not is_there:
+        is_known = await is_there(run)
+        if not is_known:
             log.warning("comfyui.not_received", server=name, prompt_id=prompt_id)
-        async with aclosing(self._carry_out(generation, plan, run if is_there else None)) as updates:
+        async with aclosing(self._carry_out(generation, plan, run if is_known else None)) as updates:
             async for update in updates:
                 yield update
 
@@ -288,7 +291,7 @@ class ComfyUI(Provider):
                         run = None
                         continue
                     graph = None  # it may be large, and the wait long
-                    async with aclosing(self._follow(run, listener, looks_at_once=is_adopted)) as updates:
+                    async with aclosing(follow(run, listener, looks_at_once=is_adopted)) as updates:
                         async for update in updates:
                             yield meter.read(update) if isinstance(update, Progress) else update
                 place.release()  # fetching and storing are no work for the server
@@ -305,7 +308,7 @@ class ComfyUI(Provider):
                     continue
                 yield meter.read(Progress(98, "downloading", "Fetching the result"))
                 with TemporaryDirectory(prefix="safelight-") as folder:
-                    outputs = await fetch(run, end.files, Path(folder))
+                    outputs = await fetch(run, end, Path(folder))
                     if outputs is not None:
                         for output in outputs:
                             yield output
@@ -353,94 +356,9 @@ class ComfyUI(Provider):
                     self._move(run.server, error, avoid)
                     return False
                 log.warning("comfyui.reply_lost", server=run.server.name, prompt_id=run.prompt_id, reason=error.reason)
-            if await self._is_there(run):
+            if await is_there(run):
                 return True
         raise NotTaken(f"{run.server.name} breaks the connection off whenever a workflow is sent.")
-
-    async def _is_there(self, run: Run) -> bool:
-        """Whether the server knows the run, asked twice before it is denied. Raises `JobLost` if nobody answers."""
-        given_up = _Patience(run.server, self._pace)
-        absent = 0
-        while True:
-            try:
-                if await run.server.look(run.prompt_id) is not None:
-                    return True
-                given_up.reset()
-                absent += 1
-                if absent == 2:
-                    return False
-            except Unreachable as error:
-                given_up.wait(error)
-            await asyncio.sleep(self._pace.look)
-
-    async def _follow(self, run: Run, listener: Listener, *, looks_at_once: bool) -> AsyncGenerator[Update]:
-        """Tell what the socket tells until the server says, by HTTP, that it is over; the end is left in the run."""
-        pace = self._pace
-        given_up = _Patience(run.server, pace)
-        absent = 0
-        was_here = not looks_at_once  # while this socket was open
-        told: Progress | None = None
-        pause = 0.05  # after the end was announced, for the record to appear
-        next_look = time.monotonic() + (0 if looks_at_once else pace.silence)
-        while True:
-            await _wait(listener.news, next_look - time.monotonic())
-            listener.news.clear()
-            progress, preview = listener.take_progress(), listener.take_preview()
-            if progress is not None and progress != told:
-                told = progress
-                yield progress
-            if preview is not None:
-                yield preview
-            now = time.monotonic()
-            if not listener.take_look() and now < next_look:
-                if listener.is_connected and not listener.is_over:
-                    next_look = max(next_look, listener.heard_at + pace.silence)
-                continue
-            try:
-                standing = await run.server.look(run.prompt_id)
-            except Unreachable as error:
-                given_up.wait(error)
-                next_look = now + pace.look
-                continue
-            given_up.reset()
-            absent = absent + 1 if standing is None else 0
-            match standing:
-                case Ended():
-                    run.end = standing
-                    return
-                case None if absent == 2:
-                    run.end = self._end_of_the_unknown(run, listener, was_here=was_here)
-                    return
-                case None:
-                    next_look = now + pace.look
-                    continue
-                case Queued(ahead=ahead):
-                    behind = f" behind {ahead} others" if ahead else ""
-                    progress = Progress(1, "queued", f"In the queue of the server{behind}")
-                case Running():
-                    is_news = told is None or told.stage == "queued"
-                    progress = Progress(1, "starting", "Starting") if is_news else None
-                    if listener.is_connected and now - listener.heard_at > pace.reopen:
-                        await listener.reopen()
-            was_here = True
-            if progress is not None and progress != told:
-                told = progress
-                yield progress
-            if listener.is_over:
-                next_look = now + pause
-                pause = min(pace.look, pause * 2)
-            elif listener.is_connected:
-                next_look = now + (pace.silence if isinstance(standing, Running) else min(3.0, pace.silence))
-            else:
-                next_look = now + pace.look
-
-    def _end_of_the_unknown(self, run: Run, listener: Listener, *, was_here: bool) -> Ended:
-        """What happened to a run that was there and is nowhere: it ended and its record was deleted, or was removed."""
-        if listener.end is not None:
-            return listener.end
-        if run.is_cancelled or (was_here and not listener.was_broken):
-            return Ended(is_interrupted=True)  # the server went on all the time
-        raise JobLost(f"{run.server.name} was restarted and no longer knows the job.")
 
     async def _free(self, server: Server, *, unload_models: bool) -> None:
         try:
@@ -496,35 +414,6 @@ class ComfyUI(Provider):
     async def close(self) -> None:
         """End all connections."""
         await asyncio.gather(*(server.close() for server in self._pool.servers))
-
-
-class _Patience:
-    """How long a server that does not answer is waited for."""
-
-    def __init__(self, server: Server, pace: Pace) -> None:
-        self._server = server
-        self._pace = pace
-        self._since: float | None = None
-
-    def reset(self) -> None:
-        """It answered."""
-        self._since = None
-
-    def wait(self, error: Unreachable) -> None:
-        """Bear with one more failure, or give the server up and raise `JobLost`."""
-        now = time.monotonic()
-        self._since = self._since or now
-        if now - self._since >= (self._pace.hung if error.was_sent else self._pace.refused):
-            self._server.mark_down(error.reason)
-            raise JobLost(f"The ComfyUI server {self._server.name} was lost with the job: {error.reason}.") from None
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(max(0.0, seconds)):
-            await event.wait()
-    except TimeoutError:
-        return
 
 
 def _waiting(place: Place) -> Progress:

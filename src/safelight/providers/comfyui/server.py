@@ -10,11 +10,11 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
@@ -23,7 +23,9 @@ import structlog
 
 from safelight.providers.base import BadOutput, InvalidParameters
 from safelight.providers.comfyui.catalogue import Catalogue
-from safelight.providers.comfyui.graph import Graph, Plan, Problem, refuse, title_of
+from safelight.providers.comfyui.graph import Graph, Plan
+from safelight.providers.comfyui.refusal import reject
+from safelight.providers.comfyui.standing import Ended, File, Queued, Running, Standing, end_of
 
 log = structlog.get_logger()
 
@@ -66,39 +68,6 @@ class Unreachable(Exception):
 
 class FileGone(Exception):
     """The server names a file it no longer has."""
-
-
-@dataclass(frozen=True, slots=True)
-class Queued:
-    """It waits behind `ahead` others; None if that was not told."""
-
-    ahead: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """The server works on it."""
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """A file a run made."""
-
-    filename: str
-    subfolder: str
-    type: str
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """It is over: with `files`, with a node's `error`, or interrupted."""
-
-    files: tuple[File, ...] = ()
-    error: Mapping[str, Any] | None = None
-    is_interrupted: bool = False
-
-
-Standing = Queued | Running | Ended | None  # None: the server knows no such job
 
 
 @dataclass(slots=True)
@@ -268,13 +237,13 @@ class Server:
         answer = self._json(response)
         node_errors = answer.get("node_errors") or {}
         if response.status_code == 400 or "error" in answer:
-            _reject(plan, answer.get("error"), node_errors)
+            reject(plan, answer.get("error"), node_errors)
         if response.status_code != 200:
             raise Unreachable(f"it answers POST /prompt with HTTP {response.status_code}")
         if node_errors:  # the rest of the graph would run all the same
             with suppress(Unreachable):
                 await self.cancel(prompt_id)
-            _reject(plan, None, node_errors)
+            reject(plan, None, node_errors)
 
     async def look(self, prompt_id: str) -> Standing:
         """How a job stands, and None if it is nowhere. Raises `Unreachable`."""
@@ -284,11 +253,14 @@ class Server:
         if any(_id_of(item) == prompt_id for item in queue.get("queue_running") or ()):
             return Running()
         pending = sorted(queue.get("queue_pending") or (), key=lambda item: item[0])
-        for place, item in enumerate(pending):
+        for place, item in enumerate(pending, 1):
             if _id_of(item) == prompt_id:
-                return Queued(place + len(queue.get("queue_running") or ()))
+                return Queued(place)
         entry = (await self._get(f"/history/{prompt_id}")).get(prompt_id)
-        return None if entry is None else end_of(entry.get("outputs"), entry.get("status"))
+        if entry is None:
+            return None
+        ran: Any = entry.get("prompt")
+        return end_of(entry.get("outputs"), entry.get("status"), ran[2] if isinstance(ran, list) else None)
 
     async def _look_at_job(self, prompt_id: str) -> Standing:
         response = await self._ask("GET", f"/api/jobs/{prompt_id}")
@@ -299,13 +271,22 @@ class Server:
         job = self._json(response)
         match job.get("status"):
             case "pending":
-                return Queued(None)
+                return Queued(await self._place_of(prompt_id))
             case "in_progress":
                 return Running()
             case "cancelled":
                 return Ended(is_interrupted=True)
             case _:
-                return end_of(job.get("outputs"), job.get("execution_status"))
+                ran: Any = job.get("workflow")
+                graph = cast(Mapping[str, Any], ran).get("prompt") if isinstance(ran, Mapping) else None
+                return end_of(job.get("outputs"), job.get("execution_status"), graph)
+
+    async def _place_of(self, prompt_id: str) -> int | None:
+        """The list of jobs bears no graphs, unlike the queue; its order is not that in which they run."""
+        listed: Any = (await self._get("/api/jobs?status=pending")).get("jobs")
+        waiting = [job for job in listed if isinstance(job, dict)] if isinstance(listed, list) else []
+        ids = [job.get("id") for job in sorted(waiting, key=lambda job: job.get("priority") or 0)]
+        return ids.index(prompt_id) + 1 if prompt_id in ids else None
 
     async def cancel(self, prompt_id: str) -> None:
         """Take a job out of the queue, or interrupt it; unknown and finished ones are left alone."""
@@ -429,72 +410,3 @@ def _describe(error: httpx.RequestError) -> str:
 
 def _id_of(item: Any) -> str:
     return str(item[1]) if isinstance(item, list) and len(cast(list[Any], item)) > 1 else ""
-
-
-def end_of(outputs: Any, status: Any) -> Ended:
-    """The end as a history entry or a job record tells it."""
-    messages = (cast(Mapping[str, Any], status).get("messages") if isinstance(status, Mapping) else None) or []
-    last = {str(name): data for name, data in messages}
-    if "execution_interrupted" in last:
-        return Ended(is_interrupted=True)
-    error = last.get("execution_error")
-    if error is None and isinstance(status, Mapping) and cast(Mapping[str, Any], status).get("status_str") == "error":
-        error = {}
-    return Ended(files_of(outputs), error)
-
-
-def files_of(outputs: Any) -> tuple[File, ...]:
-    """The files in the outputs of all nodes, in the order of their ids; temporary ones only if there are no others."""
-    if not isinstance(outputs, Mapping):
-        return ()
-    given = cast(Mapping[str, Any], outputs)
-    found: list[File] = []
-    for node_id in sorted(given, key=lambda key: (not key.isdecimal(), int(key) if key.isdecimal() else 0, key)):
-        kinds: Any = given[node_id]
-        for entries in cast(Mapping[str, Any], kinds).values() if isinstance(kinds, Mapping) else ():
-            for entry in cast(Sequence[Any], entries) if isinstance(entries, list) else ():
-                if isinstance(entry, dict) and isinstance(entry.get("filename"), str):
-                    file = File(
-                        entry["filename"], str(entry.get("subfolder") or ""), str(entry.get("type") or "output")
-                    )
-                    if file not in found:
-                        found.append(file)
-    kept = [file for file in found if file.type == "output"]
-    return tuple(kept or [file for file in found if file.type == "temp"])
-
-
-# --- refusals ---------------------------------------------------------------------------------------------------------
-
-
-def _reject(plan: Plan, told: Any, node_errors: Any) -> NoReturn:
-    """Raise `InvalidParameters` with what is useful in ComfyUI's answer, which is mostly below the nodes."""
-    problems = [
-        _problem(plan, node_id, found)
-        for node_id, errors in (node_errors.items() if isinstance(node_errors, dict) else ())
-        for found in (errors.get("errors") or ())
-    ]
-    if not problems:
-        error: Mapping[str, Any] = told if isinstance(told, dict) else {"message": told}
-        extra: Mapping[str, Any] = error.get("extra_info") or {}
-        said = " ".join(str(error.get(name) or "") for name in ("message", "details")).strip()
-        if error.get("type") == "missing_node_type":
-            said = f"The ComfyUI server has no node type {extra.get('class_type')!r} (node {extra.get('node_id')})."
-        node_id = str(extra.get("node_id") or "")
-        where = plan.field_of(node_id) if node_id else plan.root
-        problems = [Problem(where, said or "The ComfyUI server refuses the workflow.")]
-    refuse(problems)
-    raise AssertionError
-
-
-def _problem(plan: Plan, node_id: str, found: Mapping[str, Any]) -> Problem:
-    extra: Mapping[str, Any] = found.get("extra_info") or {}
-    name = extra.get("input_name")
-    said = str(found.get("details") or "")
-    if found.get("type") == "exception_during_inner_validation":  # blames the node that was reached, not the culprit
-        said = f"{extra.get('exception_type')}: {extra.get('exception_message')}"
-    message = f"{title_of(plan.graph, node_id)} (node {node_id}): {found.get('message')}"
-    if said and said != name:
-        message += f": {said}"
-    elif name:
-        message += f": {name}"
-    return Problem(plan.field_of(node_id, str(name) if name else None), f"{message[:1000]}.")
