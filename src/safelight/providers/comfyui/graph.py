@@ -156,7 +156,7 @@ def check_graph(graph: Any, root: str = "workflow") -> list[Problem]:
         inner: Any = given
         for key in way:
             inner = cast(Mapping[str, Any], inner).get(key) if isinstance(inner, Mapping) else None
-        if not isinstance(inner, Mapping) or "class_type" in inner or "class_type" in cast(Any, given[way[0]]):
+        if not isinstance(inner, Mapping) or "class_type" in inner or "class_type" in given[way[0]]:
             continue
         within = cast(Mapping[str, Any], inner)
         if _is_saved_format(within):
