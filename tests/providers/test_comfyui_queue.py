@@ -77,8 +77,8 @@ async def test_a_job_in_the_queue_of_its_server_says_at_which_place(server: Comf
     server.hold = None
     for job in (first, *waiting):
         assert any(isinstance(update, Output) for update in await job.task)
-    places = [each.message.rpartition(" ")[2] for each in waiting[-1].said if each.stage == "queued"]
-    assert places == sorted(places, reverse=True)
+    places = [each.message.rpartition(", place ")[2] for each in waiting[-1].said if ", place " in each.message]
+    assert places[0] == "3" and places == sorted(places, reverse=True)
 
 
 async def test_only_the_job_it_worked_on_may_be_why_a_server_died(server: ComfyStandIn, provider: Make) -> None:
