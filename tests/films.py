@@ -49,6 +49,14 @@ def film(name: str) -> bytes:
 
 
 @cache
+def dash() -> dict[str, bytes]:
+    """A silent film in the pieces of DASH: its manifest is `dash.mpd`."""
+    with tempfile.TemporaryDirectory() as folder:
+        _run(*SILENT, "-f", "dash", str(Path(folder) / "dash.mpd"))
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+@cache
 def piped_film(name: str) -> bytes:
     """The same, written by somebody who could not go back to note its length."""
     return _run(*RECIPES[name], "-f", {"mkv": "matroska"}.get(name, name), "pipe:1")

@@ -151,6 +151,10 @@ def _own_providers(settings: Settings, workspace: Workspace) -> dict[str, Own]:
             max_bytes=settings.media_max_bytes,
             max_seconds=settings.media_max_seconds,
             idle_seconds=settings.media_idle_seconds,
+            min_bytes_per_second=settings.media_min_bytes_per_second,
+            slow_seconds=settings.media_slow_seconds,
+            memory_bytes=settings.media_memory_bytes,
+            probe_seconds=settings.media_probe_seconds,
             extractors=settings.media_extractors or EXTRACTORS,
         )
 
@@ -194,7 +198,7 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
         pause_seconds=settings.retry_seconds,
     )
     pictures = ThreadPoolExecutor(PICTURE_THREADS, thread_name_prefix="pictures")
-    artifacts = ArtifactStore(storage, pictures)
+    artifacts = ArtifactStore(storage, pictures, film_memory_bytes=settings.media_memory_bytes)
     links = open_links(settings, storage)
     retention = Retention(
         database, artifacts, retention_days_of=retention_days_of, tombstone_days=settings.tombstone_days

@@ -39,7 +39,12 @@ def importer(
     """One service for all: a test looks only at jobs of its own."""
     folder = tmp_path_factory.mktemp("importer")
     url = f"sqlite:///{shutil.copy(sqlite_template, folder / 'safelight.db')}"
-    changes = {"media_allow_private": "127.0.0.1/32", "media_max_bytes": 20_000_000, "media_keep_free_bytes": 0}
+    changes = {
+        "media_allow_private": "127.0.0.1/32",
+        "media_max_bytes": 20_000_000,
+        "media_keep_free_bytes": 0,
+        "media_probe_seconds": 100,
+    }
     running = Service(settings_for(folder, api_valkey, url, **changes), api_valkey)
     yield running
     running.close()

@@ -5,111 +5,30 @@ import base64
 import contextlib
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing
-from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from importing import LOOPBACK, Make, imported, order, programs_in, refusal
 
 from films import film
-from safelight.artifacts import find_ffmpeg
 from safelight.providers import address
 from safelight.providers.address import FetchRefused
 from safelight.providers.base import (
-    Generation,
     InvalidParameters,
-    Limits,
-    Output,
     Parameters,
-    Progress,
     ProviderError,
 )
-from safelight.providers.media_import import Description, MediaImport, Workspace
+from safelight.providers.media_import import Description
 from safelight.providers.media_import.error import TooLarge
+from safelight.providers.media_import.pace import Pace
 from safelight.providers.media_import.process import running
 from safelight.providers.media_import.proxy import Proxy
 from safelight.testing import check_provider
 from stand_ins.media_host import MediaHost
 
-pytestmark = pytest.mark.anyio
-Make = Callable[..., MediaImport]
-LOOPBACK = ip_network("127.0.0.1/32")
-
-
-@pytest.fixture(scope="module")
-def shared_host() -> Iterator[MediaHost]:
-    host = MediaHost()
-    yield host
-    host.close()
-
-
-@pytest.fixture
-def host(shared_host: MediaHost) -> MediaHost:
-    shared_host.reset()
-    return shared_host
-
-
-@pytest.fixture
-async def make(tmp_path: Path) -> AsyncIterator[Make]:
-    made: list[MediaImport] = []
-
-    def make(keep_free_bytes: int = 0, quota_bytes: int | None = None, **changes: Any) -> MediaImport:
-        workspace = Workspace(tmp_path / "imports", keep_free_bytes=keep_free_bytes, quota_bytes=quota_bytes)
-        given: dict[str, Any] = {"networks": [LOOPBACK], "ffmpeg": find_ffmpeg(), "limits": Limits(60, 70)} | changes
-        made.append(MediaImport(workspace=workspace, **given))
-        return made[-1]
-
-    yield make
-    for provider in made:
-        await provider.close()
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(tmp_path: Path) -> Iterator[None]:
-    """No partial file and no program, whatever a test did."""
-    yield
-    assert not list((tmp_path / "imports").rglob("*"))
-    assert not programs_in(tmp_path)
-
-
-def programs_in(folder: Path) -> list[int]:
-    """The processes that work below a folder."""
-    found: list[int] = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if str(folder) in str((entry / "cwd").readlink()):
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-    return found
-
-
-def order(url: str, **options: Any) -> Generation:
-    return Generation("job-1", 1, Parameters("media.import", "", options={"url": url, **options}), 60)
-
-
-async def imported(provider: MediaImport, url: str, **options: Any) -> tuple[Output, bytes, list[Progress]]:
-    """The output with its bytes, and what was told on the way."""
-    told: list[Progress] = []
-    output: tuple[Output, bytes] | None = None
-    async with aclosing(provider.generate(order(url, **options))) as updates:
-        async for update in updates:
-            if isinstance(update, Progress):
-                told.append(update)
-            elif isinstance(update, Output):
-                output = update, update.read()
-    assert output is not None
-    return *output, told
-
-
-async def refusal(provider: MediaImport, url: str, **options: Any) -> ProviderError:
-    with pytest.raises(ProviderError) as caught:
-        await imported(provider, url, **options)
-    return caught.value
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_left")]
+PACE = Pace(0, 60)
 
 
 # --- what works -------------------------------------------------------------------------------------------------------
@@ -395,7 +314,7 @@ async def asked_through(proxy: Proxy, request: bytes, *, secret: str | None = No
 
 async def test_the_proxy_is_for_its_own_import(host: MediaHost) -> None:
     request = f"GET {host.url}/words.html HTTP/1.1\r\nHost: films\r\n\r\n".encode()
-    async with Proxy([LOOPBACK], 10_000) as proxy:
+    async with Proxy([LOOPBACK], 10_000, PACE) as proxy:
         assert b"Only words." in await asked_through(proxy, request)
         assert (await asked_through(proxy, request, secret="another")).startswith(b"HTTP/1.1 407")
     assert len(host.asked) == 1
@@ -414,7 +333,7 @@ async def test_the_proxy_is_for_its_own_import(host: MediaHost) -> None:
     ],
 )
 async def test_the_proxy_refuses(request_line: str) -> None:
-    async with Proxy([LOOPBACK], 10_000) as proxy:
+    async with Proxy([LOOPBACK], 10_000, PACE) as proxy:
         answer = await asked_through(proxy, f"{request_line}\r\n\r\n".encode())
         assert answer.startswith(b"HTTP/1.1 403")
         assert isinstance(proxy.refused, FetchRefused)
@@ -424,13 +343,13 @@ async def test_the_proxy_tunnels_to_the_address_it_looked_at(host: MediaHost, mo
     named(monkeypatch, ["127.0.0.1"], ["127.0.0.2"])
     inner = b"GET /words.html HTTP/1.1\r\nHost: films\r\nConnection: close\r\n\r\n"
     connect = f"CONNECT films.example:{host.port} HTTP/1.1\r\n\r\n".encode() + inner
-    async with Proxy([LOOPBACK], 10_000) as proxy:
+    async with Proxy([LOOPBACK], 10_000, PACE) as proxy:
         assert b"Only words." in await asked_through(proxy, connect)
         assert (await asked_through(proxy, connect)).startswith(b"HTTP/1.1 403")
 
 
 async def test_the_proxy_counts_what_comes(host: MediaHost) -> None:
-    async with Proxy([LOOPBACK], 1000) as proxy:
+    async with Proxy([LOOPBACK], 1000, PACE) as proxy:
         with contextlib.suppress(ConnectionResetError):
             await asked_through(proxy, f"GET {host.url}/lighthouse.mp4 HTTP/1.1\r\n\r\n".encode())
         assert isinstance(proxy.refused, TooLarge)

@@ -1,6 +1,7 @@
 """A web server of small real films, and of every trouble that a download can meet."""
 
 import threading
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -41,6 +42,9 @@ class MediaHost:
             "/large.ts": ("video/mp2t", film("ts")),
             "/choice.m3u8": ("application/vnd.apple.mpegurl", CHOICE),
             "/inner.m3u8": ("audio/x-mpegurl", _list("http://169.254.169.254/piece.ts")),
+            "/forbidden.m3u8": ("application/vnd.apple.mpegurl", _list("/status?code=403")),
+            "/drip.html": ("text/html", _page('<video src="/drip"></video>')),
+            "/forbidden.html": ("text/html", _page('<video src="/status?code=403"></video>')),
             "/piece.ts": ("video/mp2t", film("ts")),
             "/words.html": ("text/html", _page("<p>Only words.</p>")),
         }
@@ -90,7 +94,8 @@ class MediaHost:
                 to = query["to"] if left == 0 else f"/redirect?times={left}&to={query['to']}"
                 _send(request, 302, "text/plain", b"", Location=to)
             case "/status":
-                _send(request, int(query["code"]), "text/plain", b"no")
+                after = {"Retry-After": query["after"]} if "after" in query else {}
+                _send(request, int(query["code"]), "text/plain", b"no", **after)
             case "/huge.mp4":
                 _begin(request, 200, "video/mp4", 10 * GIB)
                 request.wfile.write(whole)
@@ -108,6 +113,33 @@ class MediaHost:
                 extra = {"Accept-Ranges": "bytes", "ETag": '"one"'} if path == "/cut.mp4" else {}
                 _begin(request, 200, "video/mp4", len(whole), **extra)
                 request.wfile.write(whole[: len(whole) // 2])
+                request.close_connection = True
+            case "/encoded":  # a file of ours, or so many megabytes of a page, encoded as it says
+                of = query.get("of", "")
+                data = self.files[of][1] if of else b"<html>" + bytes(int(query["megabytes"]) * 1_000_000)
+                kind = self.files[of][0] if of else "text/html"
+                name = query["as"]
+                for _ in range(int(query.get("times", "1"))):
+                    data = _encoded(data, name)
+                header = ", ".join([name] * int(query.get("times", "1")))
+                _send(request, 200, kind, data[: int(query.get("cut", len(data)))], **{"Content-Encoding": header})
+            case "/named":
+                _send(request, 200, "video/mp4", whole, **{"Content-Disposition": query["by"]})
+            case "/typed":
+                _send(request, 200, query["type"], b"II*\0 and what else a file of this type may hold" * 9)
+            case "/drip":  # a byte at a time, for ever
+                _begin(request, 200, query.get("type", "video/mp4"), len(whole))
+                for at in range(len(whole)):
+                    request.wfile.write(whole[at : at + 1])
+                    request.wfile.flush()
+                    self.dripping.set()
+                    if self.released.wait(0.02):
+                        break
+            case "/drip-head":
+                request.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+                while not self.released.wait(0.02):
+                    request.wfile.write(b"x")
+                    request.wfile.flush()
                 request.close_connection = True
             case "/stuck":
                 self.released.wait(30)
@@ -129,6 +161,14 @@ class MediaHost:
                     _send(request, 200, content_type, data, **{"Accept-Ranges": "bytes", "ETag": '"one"'})
             case _:
                 _send(request, 404, "text/plain", b"nothing here")
+
+
+def _encoded(data: bytes, name: str) -> bytes:
+    wbits = {"gzip": 31, "x-gzip": 31, "deflate": 15, "raw": -15}.get(name)
+    if wbits is None:
+        return data
+    encoder = zlib.compressobj(9, zlib.DEFLATED, wbits)
+    return encoder.compress(data) + encoder.flush()
 
 
 def _list(piece: str) -> bytes:

@@ -25,6 +25,7 @@ from safelight.artifacts.picture import MAX_PIXELS
 from safelight.errors import SafelightError, Unavailable
 from safelight.providers.base import BadOutput
 from safelight.providers.fetch import HEAD_BYTES, content_type_of
+from safelight.providers.program import MEMORY_BYTES, bounded
 
 READ_SECONDS = 600.0  # for the whole file, from a slow disk
 FRAME_SECONDS = 60.0
@@ -89,6 +90,15 @@ class Film:
     poster: Image.Image | None = field(default=None, repr=False, compare=False)
 
 
+@dataclass(frozen=True, slots=True)
+class _File:
+    """What ffmpeg reads: as `container`, its name for the format, and with at most so much memory."""
+
+    path: Path
+    container: str
+    memory_bytes: int
+
+
 @dataclass(slots=True)
 class _Stream:
     """What the lines of `framecrc` told of one stream so far. Times are in its own unit, the fact `tb`, in seconds."""
@@ -138,14 +148,15 @@ def head_of(path: Path) -> bytes:
         return file.read(HEAD_BYTES)
 
 
-async def inspect_film(path: Path) -> Film:
+async def inspect_film(path: Path, memory_bytes: int = MEMORY_BYTES) -> Film:
     """Read a video or a sound to its end, and take a picture out of it that says something.
 
-    Raises `BadFilm` with a sentence that says why it is of no use, and `FfmpegMissing`.
+    ffmpeg may take `memory_bytes`. Raises `BadFilm` with a sentence that says why it is of no use, and `FfmpegMissing`.
     """
     head = await asyncio.to_thread(head_of, path)
     container, types = CONTAINERS[content_type_of(head)]
-    streams = await _streams_of(path, container)
+    file = _File(path, container, memory_bytes)
+    streams = await _streams_of(file)
     video, audio = streams.get(VIDEO), streams.get(AUDIO)
     kind = VIDEO if video is not None and VIDEO in types else AUDIO
     if kind not in types or (kind == AUDIO and audio is None):
@@ -161,9 +172,9 @@ async def inspect_film(path: Path) -> Film:
         details["video_codec"] = video.facts["codec_id"]
         if video.seconds > 0:
             details["frame_rate"] = round(video.packets / video.seconds, 2)
-        poster = await _poster(path, container, video, seconds)
+        poster = await _poster(file, video, seconds)
     else:
-        await _hear(path, container)
+        await _hear(file)
     if audio is not None:
         details["audio_codec"] = audio.facts["codec_id"]
         details["sample_rate"] = int(audio.facts["sample_rate"])
@@ -173,10 +184,10 @@ async def inspect_film(path: Path) -> Film:
 # --- its streams ------------------------------------------------------------------------------------------------------
 
 
-async def _streams_of(path: Path, container: str) -> dict[str, _Stream]:
+async def _streams_of(file: _File) -> dict[str, _Stream]:
     """The first video that is no cover picture, and the first sound."""
     wanted = ("-map", "0:V:0?", "-map", "0:a:0?", "-c", "copy", "-f", "framecrc", "-")
-    found, code, said = await _ffmpeg(path, container, wanted, _read_streams, READ_SECONDS)
+    found, code, said = await _ffmpeg(file, wanted, _read_streams, READ_SECONDS)
     if CUT_SHORT.search(said):
         raise BadFilm("The provider's file is cut short.")
     streams = {stream.facts["media_type"]: stream for stream in found.values()}
@@ -187,10 +198,10 @@ async def _streams_of(path: Path, container: str) -> dict[str, _Stream]:
     return streams
 
 
-async def _hear(path: Path, container: str) -> None:
+async def _hear(file: _File) -> None:
     """Decode the beginning of a sound, for what its head promises."""
     beginning = ("-map", "0:a:0", "-t", f"{HEARD_SECONDS}", "-f", "framecrc", "-")
-    heard, _, _ = await _ffmpeg(path, container, beginning, _read_streams, FRAME_SECONDS)
+    heard, _, _ = await _ffmpeg(file, beginning, _read_streams, FRAME_SECONDS)
     if not any(stream.packets for stream in heard.values()):
         raise BadFilm("Nothing of the provider's sound can be played; it may be corrupt.")
 
@@ -209,7 +220,7 @@ async def _read_streams(output: asyncio.StreamReader) -> dict[str, _Stream]:
 # --- one frame --------------------------------------------------------------------------------------------------------
 
 
-async def _poster(path: Path, container: str, video: _Stream, seconds: float) -> Image.Image:
+async def _poster(file: _File, video: _Stream, seconds: float) -> Image.Image:
     """The first frame found that is not of one colour, or the one that is it least; as it is shown."""
     width, height = (int(side) for side in video.facts["dimensions"].split("x"))
     if width * height > MAX_PIXELS:
@@ -219,7 +230,7 @@ async def _poster(path: Path, container: str, video: _Stream, seconds: float) ->
     shape = Fraction(video.facts.get("sar", "1/1").replace("0/1", "1/1"))
     best: tuple[float, Image.Image] | None = None
     for moment in MOMENTS:
-        image = await _frame(path, container, seconds * moment, SHAPES[0] <= shape <= SHAPES[1] and shape != 1)
+        image = await _frame(file, seconds * moment, SHAPES[0] <= shape <= SHAPES[1] and shape != 1)
         if image is None:
             continue
         contrast = await asyncio.to_thread(_contrast, image)
@@ -232,12 +243,12 @@ async def _poster(path: Path, container: str, video: _Stream, seconds: float) ->
     return best[1]
 
 
-async def _frame(path: Path, container: str, at_seconds: float, squares: bool) -> Image.Image | None:
+async def _frame(file: _File, at_seconds: float, squares: bool) -> Image.Image | None:
     """The frame from which a player would go on there, turned upright and its pixels made square."""
     shown = ("-vf", "scale=iw*sar:ih,setsar=1") if squares else ()
     frame = ("-map", "0:V:0", "-frames:v", "1", *shown, "-c:v", "ppm", "-f", "image2pipe", "-")
     seek = ("-noaccurate_seek", "-ss", f"{at_seconds:.3f}")
-    data, _, _ = await _ffmpeg(path, container, frame, _read_all, FRAME_SECONDS, seek)
+    data, _, _ = await _ffmpeg(file, frame, _read_all, FRAME_SECONDS, seek)
     if not data:
         return None
     try:
@@ -260,8 +271,7 @@ def _contrast(image: Image.Image) -> float:
 
 
 async def _ffmpeg(
-    path: Path,
-    container: str,
+    file: _File,
     wanted: tuple[str, ...],
     read: Callable[[asyncio.StreamReader], Awaitable[T]],
     seconds: float,
@@ -272,9 +282,12 @@ async def _ffmpeg(
     It is of a group of its own, and killed with it if it takes longer or nobody waits any more. The file is opened as
     what its bytes say and nothing else: no playlist leads to other files or to the network.
     """
-    process = await asyncio.create_subprocess_exec(
+    command = (
         *(find_ffmpeg(), "-nostdin", "-hide_banner", "-v", "error", "-threads", "2", "-timelimit", f"{seconds:.0f}"),
-        *("-protocol_whitelist", "file", "-f", container, *before, "-i", f"file:{path}", *wanted),
+        *("-protocol_whitelist", "file", "-f", file.container, *before, "-i", f"file:{file.path}", *wanted),
+    )
+    process = await asyncio.create_subprocess_exec(
+        *bounded(command, memory_bytes=file.memory_bytes),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -31,6 +31,7 @@ from safelight.artifacts.picture import (
 )
 from safelight.artifacts.upload import clean
 from safelight.db import new_id
+from safelight.providers.program import MEMORY_BYTES
 from safelight.storage import Storage
 
 ROOT = "jobs"
@@ -70,13 +71,20 @@ class _Prepared:
 class ArtifactStore:
     """Files of jobs under `jobs/{job_id}/{attempt}/`, uploads under `inputs/{artifact_id}/`.
 
-    Decoding and scaling run in `workers`, never on the loop.
+    Decoding and scaling run in `workers`, never on the loop; films are read by ffmpeg, in `film_memory_bytes`.
     """
 
-    def __init__(self, storage: Storage, workers: Executor, now: Callable[[], datetime] = utc_now) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        workers: Executor,
+        now: Callable[[], datetime] = utc_now,
+        film_memory_bytes: int = MEMORY_BYTES,
+    ) -> None:
         self._storage = storage
         self._workers = workers
         self._now = now
+        self._film_memory_bytes = film_memory_bytes
         self._films = asyncio.Semaphore(FILMS_AT_ONCE)
 
     async def store(
@@ -142,7 +150,7 @@ class ArtifactStore:
 
     async def _prepare_film(self, path: Path) -> _Prepared:
         async with self._films:
-            film = await inspect_film(path)
+            film = await inspect_film(path, self._film_memory_bytes)
         width = height = blur = None
         small: Mapping[int, Miniature] = {}
         if film.poster is not None:

@@ -10,6 +10,8 @@ import ssl
 from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any, cast
 
@@ -32,6 +34,7 @@ HEAD_BYTES = 64  # tell the type of any file
 MAX_REDIRECTS = 5
 PAUSE_SECONDS = 0.5  # before the second try; doubled for each further
 MAX_PAUSE_SECONDS = 10.0
+MAX_RETRY_AFTER_SECONDS = 600.0  # nobody may put a job off for years
 TIMEOUT = httpx.Timeout(30, connect=10)
 AGAIN = {404, 408, 425, 429}  # 404: announced, and not there yet
 REDIRECTS = {301, 302, 303, 307, 308}
@@ -100,6 +103,17 @@ def host_of(url: str | httpx.URL) -> str:
     return f"{url.host.lower()}:{url.port or (443 if url.scheme == 'https' else 80)}"
 
 
+def retry_after(header: str) -> float | None:
+    """The seconds that a `Retry-After` asks for, in either of its forms, at most `MAX_RETRY_AFTER_SECONDS`."""
+    try:
+        seconds = (
+            float(header) if header.isdecimal() else (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
+        )
+    except (ValueError, TypeError, OverflowError):  # a date without a zone
+        return None
+    return min(max(0.0, seconds), MAX_RETRY_AFTER_SECONDS)
+
+
 def content_type_of(data: bytes) -> str:
     """The type of a picture, video or sound, by its first bytes. Raises `BadOutput` if it is none."""
     if not data:
@@ -130,6 +144,10 @@ MARKS = (
 )
 RIFFS = {b"WEBP": "image/webp", b"WAVE": "audio/wav", b"AVI ": "video/x-msvideo"}
 BRANDS = {b"avif": "image/avif", b"avis": "image/avif", b"qt  ": "video/quicktime", b"M4A ": "audio/mp4"}
+KNOWN_TYPES = frozenset(
+    {content_type for _, content_type in MARKS}
+    | {*RIFFS.values(), *BRANDS.values(), "video/mp4", "video/webm", "video/x-matroska"}
+)
 
 
 # --- one try ----------------------------------------------------------------------------------------------------------
@@ -214,9 +232,8 @@ def _no_url(url: httpx.URL) -> UrlRefused:
 async def _read(response: httpx.Response, place: str, max_bytes: int) -> Fetched:
     status = response.status_code
     if status >= 500 or status == 429:
-        after = response.headers.get("retry-after", "")
         message = f"{place} cannot be fetched now (HTTP {status})."
-        raise ProviderUnavailable(message, retry_after=float(after) if after.isdecimal() else None)
+        raise ProviderUnavailable(message, retry_after=retry_after(response.headers.get("retry-after", "")))
     if status != 200:
         error = ResultMissing(f"There is no file at {place} (HTTP {status}).")
         raise _Again(error) if status in AGAIN else error

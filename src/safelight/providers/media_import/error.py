@@ -40,6 +40,12 @@ class SourceUnavailable(ProviderError):
     retryable = True
 
 
+class SourceTooSlow(ProviderError):
+    """The source is too slow to be waited for."""
+
+    code = "source_too_slow"
+
+
 class TooLarge(ProviderError):
     """The media is larger than this installation takes."""
 

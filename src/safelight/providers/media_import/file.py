@@ -3,29 +3,28 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Collection
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
-from urllib.parse import unquote
 
 import httpx
 
 from safelight.providers.address import Network, shown
 from safelight.providers.base import BadOutput, ProviderUnavailable
-from safelight.providers.fetch import HEAD_BYTES, content_type_of, opened
-from safelight.providers.media_import.error import NotMedia, SourceMissing, SourceUnavailable, TooLarge
-from safelight.providers.media_import.page import MAX_TITLE, Transfer
+from safelight.providers.fetch import HEAD_BYTES, KNOWN_TYPES, content_type_of, opened, retry_after
+from safelight.providers.media_import.encoding import Decoder
+from safelight.providers.media_import.error import NotMedia, SourceMissing, SourceRefuses, SourceUnavailable, TooLarge
+from safelight.providers.media_import.pace import Pace
+from safelight.providers.media_import.page import Transfer
+from safelight.providers.media_import.title import title_of
 
 WRITE_BYTES = 1024 * 1024
 TELL_SECONDS = 0.2
 RESUMES = 4  # in a row that brought nothing
 RESUME_SECONDS = 0.2  # before the first; doubled for each further
-MAX_RETRY_AFTER_SECONDS = 600.0  # nobody may put a job off for years
-MEDIA = ("video/", "audio/", "image/")
+REFUSALS = (401, 407, 451)  # 403 may be said to us alone: yt-dlp knows some sites
 LISTS = (b"#EXTM3U", b"<?xml", b"<MPD")  # of pieces, which go by the name of media too
-
-Opened = AbstractAsyncContextManager[tuple[httpx.Response, httpx.URL]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,29 +34,38 @@ class Answer:
     url: httpx.URL
     content_type: str | None
     total_bytes: int | None
-
-    @property
-    def title(self) -> str | None:
-        """The name of the file."""
-        return unquote(self.url.path.rpartition("/")[2]).strip()[:MAX_TITLE] or None
+    title: str | None = None
 
 
 class Files:
-    """Fetches plain files. A source that says nothing for `idle_seconds` has broken off."""
+    """Fetches plain files. A source that says nothing for `idle_seconds` has broken off; `bytes_per_second` on average
+    over `slow_seconds` are the least that is waited for."""
 
     def __init__(
-        self, client: httpx.AsyncClient, *, networks: Collection[Network], max_bytes: int, idle_seconds: float
+        self,
+        client: httpx.AsyncClient,
+        *,
+        networks: Collection[Network],
+        max_bytes: int,
+        idle_seconds: float,
+        bytes_per_second: float,
+        slow_seconds: float,
     ) -> None:
         self._client = client
         self._networks = networks
         self._max_bytes = max_bytes
         self._timeout = httpx.Timeout(idle_seconds, connect=10)
+        self._bytes_per_second = bytes_per_second
+        self._slow_seconds = slow_seconds
 
-    async def look(self, url: str) -> Answer:
+    async def look(self, url: str, pace: Pace) -> Answer:
         """What is there, by its first bytes. Raises a `ProviderError`."""
         try:
-            async with self._opened(url) as (response, found_at), aclosing(_chunks(response)) as chunks:
-                return self._judge(response, found_at, await _head(chunks))
+            async with (
+                self._opened(url, pace) as (response, found_at, decoder),
+                aclosing(_chunks(response, decoder, pace)) as chunks,
+            ):
+                return self._judge(response, found_at, await _head(chunks), decoder)
         except (httpx.HTTPError, ProviderUnavailable) as error:
             raise _down(url, error) from None
 
@@ -66,18 +74,22 @@ class Files:
 
         A transfer that breaks off goes on where it broke, if the server can do that. Raises a `ProviderError`.
         """
+        pace = Pace(self._bytes_per_second, self._slow_seconds)
         with target.open("wb", buffering=0) as file:
             try:
-                async with self._opened(url) as (response, found_at), aclosing(_chunks(response)) as chunks:
+                async with (
+                    self._opened(url, pace) as (response, found_at, decoder),
+                    aclosing(_chunks(response, decoder, pace)) as chunks,
+                ):
                     head = await _head(chunks)
-                    answer = self._judge(response, found_at, head)
+                    answer = self._judge(response, found_at, head, decoder)
                     yield answer
                     if answer.content_type is None:
                         return
                     sink = _Sink(file, self._max_bytes, answer)
                     await sink.take(head)
                     yield sink.transfer
-                    version = _version(response)
+                    version = None if decoder.is_needed else _version(response)
                     async with aclosing(sink.fill(chunks)) as transfers:
                         async for transfer in transfers:
                             yield transfer
@@ -91,8 +103,11 @@ class Files:
                 before = sink.done
                 asked = {"Range": f"bytes={sink.done}-", "If-Range": version}
                 try:
-                    async with self._opened(url, asked) as (response, _), aclosing(_chunks(response)) as chunks:
-                        if not _goes_on(response, sink.done):
+                    async with (
+                        self._opened(url, pace, asked) as (response, _, decoder),
+                        aclosing(_chunks(response, decoder, pace)) as chunks,
+                    ):
+                        if decoder.is_needed or not _goes_on(response, sink.done):
                             raise SourceUnavailable(f"{shown(found_at)} broke off after {sink.done:,} bytes.")
                         async with aclosing(sink.fill(chunks)) as transfers:
                             async for transfer in transfers:
@@ -102,33 +117,50 @@ class Files:
                 failures = 0 if sink.done > before else failures + 1
             yield sink.transfer
 
-    def _opened(self, url: str, headers: dict[str, str] | None = None) -> Opened:
-        return opened(self._client, url, headers=headers or {}, networks=self._networks, timeout=self._timeout)
+    @asynccontextmanager
+    async def _opened(
+        self, url: str, pace: Pace, headers: dict[str, str] | None = None
+    ) -> AsyncGenerator[tuple[httpx.Response, httpx.URL, Decoder]]:
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(pace.seconds):  # each line of its head may come slowly, too
+                    response, found_at = await stack.enter_async_context(
+                        opened(self._client, url, headers=headers or {}, networks=self._networks, timeout=self._timeout)
+                    )
+            except TimeoutError:
+                raise pace.too_slow(f"it has not answered within {pace.seconds:g} s") from None
+            is_whole = response.status_code in (200, 206)
+            yield response, found_at, Decoder(response.headers.get("content-encoding", "") if is_whole else "")
 
-    def _judge(self, response: httpx.Response, found_at: httpx.URL, head: bytes) -> Answer:
+    def _judge(self, response: httpx.Response, found_at: httpx.URL, head: bytes, decoder: Decoder) -> Answer:
         status, place = response.status_code, shown(found_at)
         if status in (404, 410):
             raise SourceMissing(f"There is nothing at {place} (HTTP {status}).")
+        if status in REFUSALS:
+            raise SourceRefuses(f"{place} does not give this to us (HTTP {status}).")
         if status >= 500 or status == 429:
-            after = response.headers.get("retry-after", "")
             raise SourceUnavailable(
                 f"{place} cannot be fetched now (HTTP {status}).",
-                retry_after=min(float(after), MAX_RETRY_AFTER_SECONDS) if after.isdecimal() else None,
+                retry_after=retry_after(response.headers.get("retry-after", "")),
             )
         if status != 200:
             return Answer(found_at, None, None)  # yt-dlp may know how to ask
-        length = response.headers.get("content-length", "")
+        length = "" if decoder.is_needed else response.headers.get("content-length", "")
         total = int(length) if length.isdecimal() else None
         claimed = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         try:
             content_type = content_type_of(head)
         except BadOutput as error:
-            if claimed.startswith(MEDIA) and not head.lstrip().startswith(LISTS):
-                raise NotMedia(f"{place} says that it is {claimed[:80]}, and is not. {error.message}") from None
-            return Answer(found_at, None, total)
+            if claimed in KNOWN_TYPES and not head.lstrip().startswith(LISTS):
+                raise NotMedia(f"{place} says that it is {claimed}, and is not. {error.message}") from None
+            if claimed.startswith("image/"):
+                pictures = ", ".join(sorted(name for name in KNOWN_TYPES if name.startswith("image/")))
+                raise NotMedia(f"{place} is {claimed[:80]}, which is not taken. Pictures may be {pictures}.") from None
+            return Answer(found_at, None, total)  # of a film that we do not know, yt-dlp and ffmpeg may make one
         if total is not None and total > self._max_bytes:
             raise _too_large(place, self._max_bytes, f" has {total:,} bytes")
-        return Answer(found_at, content_type, total)
+        title = title_of(found_at, response.headers.get("content-disposition", ""))
+        return Answer(found_at, content_type, total, title)
 
 
 class _Sink:
@@ -176,9 +208,17 @@ class _Sink:
         await asyncio.to_thread(self._file.write, data)
 
 
-def _chunks(response: httpx.Response) -> AsyncGenerator[bytes]:
-    """As they come: a chunk of our own size that was not yet full would be lost with the connection."""
-    return cast(AsyncGenerator[bytes], response.aiter_raw())
+async def _chunks(response: httpx.Response, decoder: Decoder, pace: Pace) -> AsyncGenerator[bytes]:
+    """As they come, decoded: a chunk of our own size that was not yet full would be lost with the connection."""
+    async with aclosing(cast(AsyncGenerator[bytes], response.aiter_raw())) as chunks:
+        began = time.monotonic()
+        async for chunk in chunks:
+            pace.add(time.monotonic() - began, len(chunk))
+            for piece in decoder.feed(chunk):
+                yield piece
+            began = time.monotonic()
+    if not decoder.is_whole and response.status_code == 200:
+        raise httpx.ReadError("the encoded content has no end")
 
 
 async def _head(chunks: AsyncGenerator[bytes]) -> bytes:

@@ -30,6 +30,14 @@ SOUNDS = {"aac": "m4a", "alac": "m4a", "mp3": "mp3", "opus": "ogg", "vorbis": "o
 
 
 @dataclass(frozen=True, slots=True)
+class Ffmpeg:
+    """The program, or None where there is none, and the memory that it may take."""
+
+    path: str | None
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Sketch:
     """A film as its head describes it. `audio_codec` is None without a sound."""
 
@@ -40,7 +48,7 @@ class Sketch:
 
 
 async def sketch(
-    ffmpeg: str | None, source: Path | str, content_type: str, folder: Path, proxy: Proxy | None = None
+    ffmpeg: Ffmpeg, source: Path | str, content_type: str, folder: Path, proxy: Proxy | None = None
 ) -> Sketch:
     """Describe a film in a file, or at a URL (through `proxy`). Raises `NotMedia`, `ToolMissing`."""
     protocols = NEAR if proxy is None else FAR
@@ -48,6 +56,8 @@ async def sketch(
     silence = () if proxy is None else ("-rw_timeout", str(SILENT_MICROSECONDS))
     options = ("-protocol_whitelist", protocols, *silence, "-f", DEMUXERS[content_type], "-i", place)
     _, said = await _ffmpeg(ffmpeg, options, folder, {} if proxy is None else proxy.environment)
+    if proxy is not None and proxy.refused is not None:
+        raise proxy.refused
     if "Input #0" not in said:
         raise NotMedia("The file is no video or sound that can be played; it may be corrupt.")
     length = re.search(r"Duration: (\d+):(\d\d):(\d\d(?:\.\d+)?)", said)
@@ -63,7 +73,7 @@ async def sketch(
     return Sketch(seconds, height, has_picture, audio_codec)
 
 
-async def sound_of(ffmpeg: str | None, film: Path, audio_codec: str, folder: Path) -> Path:
+async def sound_of(ffmpeg: Ffmpeg, film: Path, audio_codec: str, folder: Path) -> Path:
     """The sound of a film in a file of its own, as it is. Raises `NotMedia`, `ToolMissing`."""
     target = folder / f"sound.{SOUNDS.get(audio_codec, 'mka')}"
     options = ("-protocol_whitelist", NEAR, "-i", f"file:{film}", "-map", "0:a:0", "-c", "copy", "-y", f"file:{target}")
@@ -73,10 +83,9 @@ async def sound_of(ffmpeg: str | None, film: Path, audio_codec: str, folder: Pat
     return target
 
 
-async def _ffmpeg(
-    ffmpeg: str | None, options: Sequence[str], folder: Path, environment: dict[str, str]
-) -> tuple[int, str]:
-    if ffmpeg is None:
+async def _ffmpeg(ffmpeg: Ffmpeg, options: Sequence[str], folder: Path, environment: dict[str, str]) -> tuple[int, str]:
+    if ffmpeg.path is None:
         raise ToolMissing("Videos and sounds need ffmpeg: install it, or Safelight with its extra `video`.")
-    async with running([ffmpeg, "-nostdin", "-hide_banner", *options], folder, environment) as program:
+    command = [ffmpeg.path, "-nostdin", "-hide_banner", "-threads", "2", *options]
+    async with running(command, folder, environment, memory_bytes=ffmpeg.memory_bytes) as program:
         return await program.end(), program.said

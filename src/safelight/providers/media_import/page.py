@@ -23,6 +23,7 @@ from safelight.providers.media_import.error import (
 )
 from safelight.providers.media_import.process import running
 from safelight.providers.media_import.proxy import Proxy
+from safelight.providers.media_import.title import plain
 
 FIELDS = "id,title,duration,filesize,filesize_approx,extractor,webpage_url,is_live,width,height"
 FORMATS = "formats.:.{height,vcodec,acodec}"
@@ -31,13 +32,20 @@ TRANSFER = "progress.{status,downloaded_bytes,total_bytes,total_bytes_estimate,s
 PROTOCOLS = "[protocol~='^(https?|m3u8|m3u8_native|http_dash_segments)(\\+|$)']"
 KEPT = ("mp4", "webm", "mkv", "mov", "avi", "mp3", "m4a", "ogg", "opus", "flac", "wav")
 CONTAINERS = "/".join([*(f"{name}>{name}" for name in KEPT), "mkv"])  # every other one becomes the last
-MAX_TITLE = 300
+LOOK_BYTES = 16 * 1024 * 1024  # of any file that is written while only looking
 
 FAILURES: Sequence[tuple[str, type[ProviderError], str]] = (
     (r"Unsupported URL|No video formats found|no media|no video", NoMedia, "There is no media at this URL."),
     (r"No suitable extractor", SiteNotAllowed, "This installation imports nothing from this site."),
     (r"Requested format is not available", NoMedia, "The media comes in no form that can be fetched here."),
+    (
+        r"MemoryError|Cannot allocate memory",
+        TooLarge,
+        "What the source sent takes more memory than there is for it.",
+    ),
+    (r"File too large", TooLarge, "The media is larger than this installation takes."),
     (r"HTTP Error (404|410)", SourceMissing, "There is nothing at this URL any more."),
+    (r"HTTP Error (401|403|407|451)", SourceRefuses, ""),
     (
         r"HTTP Error (429|5\d\d)|timed out|[Cc]onnection|Unable to download|[Pp]roxy|reset by peer",
         SourceUnavailable,
@@ -61,11 +69,10 @@ class Found:
     @classmethod
     def of(cls, info: dict[str, Any], forms: Any = None) -> "Found":
         """From the fields that yt-dlp printed, of it and of the forms in which it can be had."""
-        title = re.sub(r"[\x00-\x1f\x7f]+", " ", str(info.get("title") or "")).strip()[:MAX_TITLE]
         duration, size = info.get("duration"), info.get("filesize") or info.get("filesize_approx")
         known = cast(list[dict[str, Any]], forms) if isinstance(forms, list) else []
         return cls(
-            title=title or None,
+            title=plain(str(info.get("title") or "")),
             extractor=str(info.get("extractor") or "generic")[:80],
             duration_seconds=float(duration) if isinstance(duration, int | float) else None,
             size_bytes=int(size) if isinstance(size, int | float) else None,
@@ -94,9 +101,10 @@ class Wish:
 class YtDlp:
     """Runs yt-dlp. `extractors` are the names that `--use-extractors` takes."""
 
-    def __init__(self, *, extractors: Sequence[str], ffmpeg: str | None) -> None:
+    def __init__(self, *, extractors: Sequence[str], ffmpeg: str | None, memory_bytes: int) -> None:
         self._extractors = ",".join(extractors)
         self._ffmpeg = ffmpeg
+        self._memory_bytes = memory_bytes
 
     @property
     def is_installed(self) -> bool:
@@ -105,11 +113,12 @@ class YtDlp:
     async def look(self, url: str, folder: Path, proxy: Proxy) -> Found:
         """What is there, without fetching it. Raises a `ProviderError`."""
         options = ["--print", f"%(.{{{FIELDS}}})j", "--print", f"%({FORMATS})j"]
-        async with running(self._command(url, options), folder, proxy.environment) as program:
+        bounds = {"memory_bytes": self._memory_bytes, "file_bytes": LOOK_BYTES}
+        async with running(self._command(url, options), folder, proxy.environment, **bounds) as program:
             lines = [_json(line) async for line in program.lines()]
             code = await program.end()
             if code != 0 or not lines:
-                raise proxy.refused or _why(program.said)
+                raise proxy.refused or _why(program.said, proxy.retry_after)
         return Found.of(lines[0], lines[1] if len(lines) > 1 else None)
 
     async def fetch(
@@ -126,12 +135,13 @@ class YtDlp:
             *("--print", "after_move:FILE %(filepath)j"),
             *("--format", _format(wish), "--max-filesize", str(max_bytes)),
             *(("--format-sort", f"res:{wish.max_height}") if wish.max_height else ()),
-            *("--output", str(folder / "media"), "--no-mtime"),
+            *("--output", str(folder / "media.%(ext)s"), "--no-mtime"),
             *(("--remux-video", CONTAINERS) if self._ffmpeg else ()),
             *("--retries", "3", "--fragment-retries", "3", "--abort-on-unavailable-fragments"),
             *("--downloader-args", "ffmpeg_i:-protocol_whitelist http,https,httpproxy,tcp,tls,crypto"),
         ]
-        async with running(self._command(url, options), folder, proxy.environment) as program:
+        bounds = {"memory_bytes": self._memory_bytes, "file_bytes": max_bytes}
+        async with running(self._command(url, options), folder, proxy.environment, **bounds) as program:
             async with aclosing(program.lines()) as lines:
                 async for line in lines:
                     word, _, rest = line.partition(" ")
@@ -150,7 +160,7 @@ class YtDlp:
             if proxy.refused is not None and (code != 0 or file is None):
                 raise proxy.refused
             if code != 0:
-                raise _why(program.said)
+                raise _why(program.said, proxy.retry_after)
             if file is None or not file.is_file() or folder not in file.parents:
                 raise TooLarge(f"The media is larger than {max_bytes:,} bytes, which is the most taken.")
         yield file
@@ -209,11 +219,15 @@ class _Parts:
         return Transfer(self._before + done, int(total) if total else None, told.get("speed"))
 
 
-def _why(said: str) -> ProviderError:
-    """The failure that yt-dlp's words mean."""
+def _why(said: str, retry_after: float | None) -> ProviderError:
+    """The failure that yt-dlp's words mean. A source that is busy says when to come again."""
     words = next((line for line in reversed(said.splitlines()) if line.startswith("ERROR:")), said[-300:])
     words = words.removeprefix("ERROR: ").partition("; please report")[0].partition(" (caused by")[0][:300].strip()
     for pattern, kind, sentence in FAILURES:
         if re.search(pattern, words):
-            return kind(sentence or f"{kind.__doc__} yt-dlp says: {words}", details={"tool": words})
+            return kind(
+                sentence or f"{kind.__doc__} yt-dlp says: {words}",
+                details={"tool": words},
+                retry_after=retry_after if kind.retryable else None,
+            )
     return SourceRefuses(f"yt-dlp cannot import this: {words or 'it says nothing'}", details={"tool": words})

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
 
+from safelight.providers.program import MEMORY_BYTES, bounded
+
 KEEPER = Path(__file__).with_name("keeper.py")
 LINE_BYTES = 4 * 1024 * 1024
 SAID_BYTES = 8000
@@ -49,16 +51,22 @@ class Program:
 
 @asynccontextmanager
 async def running(
-    command: Sequence[str], folder: Path, environment: dict[str, str] | None = None
+    command: Sequence[str],
+    folder: Path,
+    environment: dict[str, str] | None = None,
+    *,
+    memory_bytes: int = MEMORY_BYTES,
+    file_bytes: int | None = None,
 ) -> AsyncGenerator[Program]:
-    """Run a program in `folder`, which is its home too. The lifeline is closed at the end of the block, or by the
-    kernel with this process."""
+    """Run a program in `folder`, which is its home too, within these limits (`bounded`). The lifeline is closed at the
+    end of the block, or by the kernel with this process."""
     reading, writing = os.pipe()
     process: asyncio.subprocess.Process | None = None
     program: Program | None = None
     try:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", str(KEEPER), str(folder), *command),
+            *(sys.executable, "-I", "-S", str(KEEPER), str(folder)),
+            *bounded(command, memory_bytes=memory_bytes, file_bytes=file_bytes),
             stdin=reading,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

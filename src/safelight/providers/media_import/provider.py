@@ -37,10 +37,12 @@ from safelight.providers.media_import.error import (
     TooLong,
 )
 from safelight.providers.media_import.file import Answer, Files
-from safelight.providers.media_import.film import sketch, sound_of
+from safelight.providers.media_import.film import Ffmpeg, sketch, sound_of
+from safelight.providers.media_import.pace import Pace
 from safelight.providers.media_import.page import Found, Transfer, Wish, YtDlp
 from safelight.providers.media_import.proxy import Proxy
 from safelight.providers.media_import.workspace import Workspace
+from safelight.providers.program import MEMORY_BYTES
 
 KIND = "media.import"
 MAX_URL = 2000
@@ -48,7 +50,6 @@ MAX_HEIGHT = 8192
 OVERHEAD = 1.2  # of what comes over the wire beside the file: pages, lists of pieces, what was sent twice
 OVERHEAD_BYTES = 32 * 1024 * 1024
 PROBE_BYTES = 32 * 1024 * 1024
-PROBE_SECONDS = 20.0
 CHECK_BYTES = 16 * 1024 * 1024  # how much may come before the disk is looked at again
 UNUSED = ("negative_prompt", "model", "checkpoint_model", "width", "height", "template", "workflow")
 OPTIONS = {"url", "max_height", "audio_only"}
@@ -73,8 +74,9 @@ log = structlog.get_logger()
 class MediaImport(Provider):
     """Imports from anywhere that is public, and from `networks`.
 
-    At most `max_bytes` of at most `max_seconds` are taken. `ffmpeg` is the program; None where there is none.
-    `extractors` are the names that yt-dlp's `--use-extractors` takes.
+    At most `max_bytes` of at most `max_seconds` are taken, from a source that brings `min_bytes_per_second` on average
+    over `slow_seconds`. `ffmpeg` is the program; None where there is none. It and yt-dlp may take `memory_bytes` each,
+    and a look `probe_seconds`. `extractors` are the names that yt-dlp's `--use-extractors` takes.
     """
 
     def __init__(
@@ -87,17 +89,31 @@ class MediaImport(Provider):
         max_bytes: int = 4 * 1024**3,
         max_seconds: float = 4 * 3600,
         idle_seconds: float = 30,
+        min_bytes_per_second: float = 1000,
+        slow_seconds: float = 60,
+        memory_bytes: int = MEMORY_BYTES,
+        probe_seconds: float = 20,
         extractors: Sequence[str] = EXTRACTORS,
     ) -> None:
         self._workspace = workspace
-        self._ffmpeg = ffmpeg
+        self._ffmpeg = Ffmpeg(ffmpeg, memory_bytes)
         self._limits = limits
         self._networks = tuple(networks)
         self._max_bytes = max_bytes
         self._max_seconds = max_seconds
         self._client = httpx.AsyncClient(verify=shared_tls(), trust_env=False)
-        self._files = Files(self._client, networks=self._networks, max_bytes=max_bytes, idle_seconds=idle_seconds)
-        self._pages = YtDlp(extractors=extractors, ffmpeg=ffmpeg)
+        self._min_bytes_per_second = min_bytes_per_second
+        self._slow_seconds = slow_seconds
+        self._probe_seconds = probe_seconds
+        self._files = Files(
+            self._client,
+            networks=self._networks,
+            max_bytes=max_bytes,
+            idle_seconds=idle_seconds,
+            bytes_per_second=min_bytes_per_second,
+            slow_seconds=slow_seconds,
+        )
+        self._pages = YtDlp(extractors=extractors, ffmpeg=ffmpeg, memory_bytes=memory_bytes)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -155,17 +171,18 @@ class MediaImport(Provider):
             yield await self._inspected(source, source.file, folder, wish)
 
     async def probe(self, url: str) -> Description:
-        """What is there, within `PROBE_SECONDS`, without fetching it. Raises a `ProviderError`."""
+        """What is there, within `probe_seconds`, without fetching it. Raises a `ProviderError`."""
         checked_url(url, self._networks)
+        pace = Pace(self._min_bytes_per_second, min(self._slow_seconds, self._probe_seconds / 2))
         try:
-            async with asyncio.timeout(PROBE_SECONDS):
-                async with self._workspace.folder() as folder, Proxy(self._networks, PROBE_BYTES) as proxy:
-                    return await self._described(url, folder, proxy)
+            async with asyncio.timeout(self._probe_seconds):
+                async with self._workspace.folder() as folder, Proxy(self._networks, PROBE_BYTES, pace) as proxy:
+                    return await self._described(url, folder, proxy, pace)
         except TimeoutError:
-            raise SourceUnavailable(f"The source did not say within {PROBE_SECONDS:g} s what it has.") from None
+            raise SourceUnavailable(f"The source did not say within {self._probe_seconds:g} s what it has.") from None
 
     async def health(self) -> str | None:
-        if self._ffmpeg is None:
+        if self._ffmpeg.path is None:
             return "There is no ffmpeg: only pictures can be imported. Install it, or the extra `video`."
         if not self._pages.is_installed:
             return "There is no yt-dlp: only plain files can be imported. Install the extra `video`."
@@ -194,7 +211,7 @@ class MediaImport(Provider):
         await asyncio.to_thread(file.unlink)
         yield Progress(0, "extracting", "Looking for media on the page")
         async with (
-            Proxy(self._networks, int(self._max_bytes * OVERHEAD) + OVERHEAD_BYTES) as proxy,
+            self._proxy() as proxy,
             aclosing(self._pages.fetch(url, folder, proxy, wish, self._max_bytes)) as steps,
         ):
             async for step in steps:
@@ -209,6 +226,10 @@ class MediaImport(Provider):
                         yield _progress(step)
                     case Path():
                         source.file = step
+
+    def _proxy(self) -> Proxy:
+        max_bytes = int(self._max_bytes * OVERHEAD) + OVERHEAD_BYTES
+        return Proxy(self._networks, max_bytes, Pace(self._min_bytes_per_second, self._slow_seconds))
 
     def _judge(self, found: Found) -> None:
         if found.is_live:
@@ -244,8 +265,8 @@ class MediaImport(Provider):
             content_type = await asyncio.to_thread(_type_of, file)
         return Output(file, content_type, details=details)
 
-    async def _described(self, url: str, folder: Path, proxy: Proxy) -> Description:
-        answer = await self._files.look(url)
+    async def _described(self, url: str, folder: Path, proxy: Proxy, pace: Pace) -> Description:
+        answer = await self._files.look(url, pace)
         if answer.content_type is None:
             found = await self._pages.look(url, folder, proxy)
             self._judge(found)
