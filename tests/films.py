@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from patience import PATIENCE_SECONDS
 from safelight.artifacts import FfmpegMissing, find_ffmpeg
 
 SECONDS = 2
@@ -78,4 +79,4 @@ def _run(*arguments: str) -> bytes:
     except FfmpegMissing as reason:
         pytest.skip(reason.detail)
     command = [ffmpeg, "-v", "error", "-nostdin", "-y", *arguments]
-    return subprocess.run(command, check=True, timeout=60, stdout=subprocess.PIPE).stdout
+    return subprocess.run(command, check=True, timeout=PATIENCE_SECONDS, stdout=subprocess.PIPE).stdout

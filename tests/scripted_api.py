@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from patience import PATIENCE_SECONDS
+
 JOB_ID = "0199f1c2-7d2e-7a55-b5d4-6f1f7f0c2b11"
 JOB_PATH = f"/api/v1/generation-jobs/{JOB_ID}"
 PNG = b"\x89PNG\r\n\x1a\npicture"
@@ -94,7 +96,7 @@ class ScriptedApi:
         handler.wfile.write(answer.body)
         handler.wfile.flush()
         if answer.waits_for is not None:
-            answer.waits_for.wait(10)
+            answer.waits_for.wait(PATIENCE_SECONDS)
 
 
 def document(body: Mapping[str, Any], status: int = 200, **headers: str) -> Answer:

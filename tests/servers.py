@@ -25,8 +25,9 @@ import hiredis
 import psycopg
 from psycopg import sql
 
-START_SECONDS = 20.0
-STOP_SECONDS = 20.0
+from patience import PATIENCE_SECONDS
+
+START_SECONDS = STOP_SECONDS = PATIENCE_SECONDS
 
 
 class ServerMissing(Exception):
@@ -240,7 +241,7 @@ class ValkeyServer(Server):
         """Run one command over a connection of its own and return the reply; an error reply is raised."""
         client = socket.socket(socket.AF_INET if self.tcp else socket.AF_UNIX)
         with client:
-            client.settimeout(5)
+            client.settimeout(PATIENCE_SECONDS)
             client.connect(("127.0.0.1", self.port) if self.tcp else str(self.socket_path))
             reader = hiredis.Reader(notEnoughData=Server)
             if self.password:

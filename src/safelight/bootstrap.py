@@ -73,6 +73,9 @@ class _Announcements:
             status=event.status,
             version=event.version,
             error_code=event.error["code"] if event.error else None,
+            chapter_id=event.chapter_id,
+            scene_number=event.scene_number,
+            batch_id=event.batch_id,
         )
 
     def hint(self, job: Job) -> None:

@@ -11,6 +11,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
+from patience import PATIENCE_SECONDS
+
 ISSUER = "https://login.example"
 AUDIENCE = "authenticated"
 SECRET = "a shared secret of more than thirty-two bytes"
@@ -79,7 +81,7 @@ class IdentityProvider:
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join(5)
+        self._thread.join(PATIENCE_SECONDS)
 
     def add(self, key_id: str, algorithm: str = "ES256") -> None:
         self.keys[key_id] = (algorithm, make_key(algorithm))

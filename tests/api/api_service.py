@@ -25,6 +25,7 @@ import redis
 import uvicorn
 from pydantic import BaseModel, SecretStr, TypeAdapter
 
+from patience import PATIENCE_SECONDS
 from safelight.api.app import create_app
 from safelight.api.batches.view import BatchList, BatchView
 from safelight.api.job_view import ArtifactView, AttemptList, JobList, JobView
@@ -52,7 +53,6 @@ from servers import ValkeyServer
 JOBS = "/api/v1/generation-jobs"
 BATCHES = "/api/v1/batches"
 QUEUES = (IMAGE_GENERATION, DEFAULT, LOCAL, ISOLATED)
-PATIENCE_SECONDS = 15.0
 T = TypeVar("T")
 _numbers = itertools.count()
 Json = dict[str, Any]
@@ -78,8 +78,8 @@ def settings_for(folder: Path, valkey: ValkeyServer, database_url: str, **change
         "database_url": database_url,
         "redis_url": SecretStr(valkey.url),
         "redis_ns": f"api-{os.getpid()}-{next(_numbers)}",
-        "beat_seconds": 0.2,
-        "lease_seconds": 2,
+        "beat_seconds": 1,  # a process that had to wait for its turn is not to be taken for dead
+        "lease_seconds": 10,
         "rehint_seconds": 0.5,
         "retry_seconds": 0.05,
         "breaker_failures": 0,  # scripted failures of one test are not to hold up the next
@@ -120,7 +120,7 @@ class Api:
 
     def close(self) -> None:
         self._server.should_exit = True
-        self._thread.join(15)
+        self._thread.join(PATIENCE_SECONDS)
         assert not self._thread.is_alive(), "the API did not stop"
         self._socket.close()
 
@@ -140,7 +140,7 @@ class Worker:
 
     def close(self) -> None:
         self._leaving.set()
-        self._thread.join(10)
+        self._thread.join(PATIENCE_SECONDS)
         self._engine.stop()
         self._redis.close()
 
@@ -302,7 +302,7 @@ def order(*, seconds: float = 0.0, mock: Json | None = None, **fields: Any) -> J
 
 def open_client(api: Api) -> httpx.Client:
     """A client that fails the test at an answer of the wrong shape."""
-    return httpx.Client(base_url=api.url, timeout=20, event_hooks={"response": [check_answer]})
+    return httpx.Client(base_url=api.url, timeout=PATIENCE_SECONDS, event_hooks={"response": [check_answer]})
 
 
 def check_answer(response: httpx.Response) -> None:
@@ -412,7 +412,7 @@ class Events:
         self.retry: int | None = None
         self.comments: list[str] = []
         self._stack = contextlib.ExitStack()
-        client = self._stack.enter_context(httpx.Client(timeout=20))
+        client = self._stack.enter_context(httpx.Client(timeout=PATIENCE_SECONDS))
         self.response = self._stack.enter_context(client.stream("GET", url, params=query, headers=headers))
 
     def __enter__(self) -> Self:

@@ -107,10 +107,10 @@ def adas(guarded: Any) -> dict[str, str]:
         "character": made(f"projects/{project}/characters", name="Eve", description="tall"),
     }
     wanted = order(chapter_id=chapter, scene_number=1)
-    done = guarded.ada.post("/api/v1/generation-jobs", json=wanted, headers={"Prefer": "wait=20"}).json()
+    done = guarded.ada.post("/api/v1/generation-jobs", json=wanted, headers={"Prefer": "wait=60"}).json()
     assert done["status"] == "completed", done
     batch = guarded.ada.post("/api/v1/batches", json={"jobs": [order()]}).json()
-    guarded.ada.get(f"/api/v1/generation-jobs/{batch['job_ids'][0]}", params={"wait": 20})
+    guarded.ada.get(f"/api/v1/generation-jobs/{batch['job_ids'][0]}", params={"wait": 60})
     return story | {
         "job": done["id"],
         "artifact": done["artifacts"][0]["id"],

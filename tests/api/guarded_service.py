@@ -10,6 +10,7 @@ import httpx
 from api_service import Service, order, settings_for
 
 from accounts.identity_provider import AUDIENCE, ISSUER, SECRET
+from patience import PATIENCE_SECONDS
 from safelight.accounts import (
     SHOWN,
     Key,
@@ -98,7 +99,7 @@ class Guarded:
     def client(self, credential: str | None = None, **headers: str) -> httpx.Client:
         if credential is not None:
             headers["Authorization"] = f"Bearer {credential}"
-        client = httpx.Client(base_url=self.service.api.url, headers=headers, timeout=20)
+        client = httpx.Client(base_url=self.service.api.url, headers=headers, timeout=PATIENCE_SECONDS)
         return self._stack.enter_context(client)
 
     def operations(self) -> list[tuple[str, str]]:

@@ -57,10 +57,10 @@ def test_forty_jobs_on_two_servers_one_of_which_dies(service: Service, servers: 
     for server in servers:
         server.hold = "KSampler"  # so that neither is through with everything before the other was asked
     ids = [submit(service, seed=number) for number in range(40)]
-    eventually(lambda: servers[1].ledger, "the second server has work", 60)
+    eventually(lambda: servers[1].ledger, "the second server has work")
     servers[1].kill()
     servers[0].hold = None
-    jobs = [service.end_of(job_id, 60) for job_id in ids]
+    jobs = [service.end_of(job_id) for job_id in ids]
     assert [job["error"] for job in jobs if job["status"] != "completed"] == []
     assert all(servers[0].submits(job_id) <= 1 for job_id in ids)
     assert all(job["artifacts"][0]["width"] == 64 for job in jobs)

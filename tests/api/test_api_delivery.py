@@ -10,6 +10,7 @@ from api_service import Json, Service
 from pydantic import SecretStr
 
 from object_stores import Place, Rclone, server
+from patience import PATIENCE_SECONDS
 
 
 def with_storage(place: Place) -> dict[str, object]:
@@ -23,7 +24,7 @@ def with_storage(place: Place) -> dict[str, object]:
 @pytest.fixture
 def stranger() -> Iterator[httpx.Client]:
     """Somebody without any credentials, who follows no redirect."""
-    with httpx.Client(timeout=10) as client:
+    with httpx.Client(timeout=PATIENCE_SECONDS) as client:
         yield client
 
 

@@ -16,6 +16,7 @@ import pytest
 import redis
 from api_service import JOBS, Event, Json, Service, eventually
 
+from patience import PATIENCE_SECONDS
 from safelight.api import events as api_events
 from safelight.jobs import JobEvent
 from safelight.stream import Message
@@ -92,7 +93,7 @@ def test_a_cancel_is_an_event(service: Service, processing: bool) -> None:
 
 def test_cut_at_any_event_a_stream_resumes_without_loss_or_double(service: Service) -> None:
     job_id = service.hold(seconds=0.9, mock={"transient_errors": 1})
-    all_watch = threading.Barrier(14, action=lambda: service.let_go(job_id), timeout=15)
+    all_watch = threading.Barrier(14, action=lambda: service.let_go(job_id), timeout=PATIENCE_SECONDS)
     expected = [("job.started", 2), ("job.pending", 3), ("job.started", 4), ("job.completed", 5)]
 
     def watch(cut: int) -> tuple[list[Event], list[Event], int]:
@@ -213,7 +214,7 @@ def test_two_hundred_watchers_of_one_job(service: Service) -> None:
 
     async def watch_all() -> list[list[str]]:
         limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(base_url=service.api.url, timeout=20, limits=limits) as client:
+        async with httpx.AsyncClient(base_url=service.api.url, timeout=PATIENCE_SECONDS, limits=limits) as client:
             return await asyncio.gather(*(watch(client) for _ in range(200)))
 
     for lines in asyncio.run(watch_all()):
@@ -358,7 +359,7 @@ def test_the_channel_of_a_task_tells_the_same(service: Service) -> None:
         channel.subscribe(f"task_updates:{job_id}")
         service.let_go(job_id)
         told: list[Json] = []
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not (told and told[-1]["is_terminal"]) and time.monotonic() < deadline:
             message: Any = channel.get_message(timeout=0.2)
             if message is not None:

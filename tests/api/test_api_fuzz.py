@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from patience import PATIENCE_SECONDS
 from servers import ValkeyServer
 
 LONG = int(os.environ.get("SAFELIGHT_TEST_FUZZ", "0"))
@@ -42,7 +43,7 @@ def sender(fuzzed: Guarded) -> Iterator[httpx.Client]:
         base_url=fuzzed.service.api.url,
         headers={"Authorization": f"Bearer {fuzzed.key('ada', 'admin')}"},
         event_hooks={"response": [check_answer]},
-        timeout=20,
+        timeout=PATIENCE_SECONDS,
     ) as client:
         yield client
 
@@ -50,13 +51,13 @@ def sender(fuzzed: Guarded) -> Iterator[httpx.Client]:
 @pytest.fixture(scope="module")
 def document(fuzzed: Guarded) -> Document:
     """The document, with real things in every state to fill its paths with."""
-    done = fuzzed.ada.post(JOBS, json=order(), headers={"Prefer": "wait=20"}).json()
-    deleted = fuzzed.ada.post(JOBS, json=order(), headers={"Prefer": "wait=20"}).json()
+    done = fuzzed.ada.post(JOBS, json=order(), headers={"Prefer": "wait=60"}).json()
+    deleted = fuzzed.ada.post(JOBS, json=order(), headers={"Prefer": "wait=60"}).json()
     assert fuzzed.ada.delete(f"{JOBS}/{deleted['id']}").status_code == 204
-    failed = fuzzed.ada.post(JOBS, json=order(mock={"refuse": "no"}), headers={"Prefer": "wait=20"}).json()
+    failed = fuzzed.ada.post(JOBS, json=order(mock={"refuse": "no"}), headers={"Prefer": "wait=60"}).json()
     assert failed["status"] == "failed"
     ended = fuzzed.ada.post(BATCHES, json={"jobs": [order(mock={"refuse": "no"})]}).json()
-    fuzzed.ada.get(f"{JOBS}/{ended['job_ids'][0]}", params={"wait": 20})
+    fuzzed.ada.get(f"{JOBS}/{ended['job_ids'][0]}", params={"wait": 60})
     waiting = fuzzed.ada.post(BATCHES, json={"jobs": [order(seconds=60)]}).json()
     picture = BytesIO()
     Image.new("RGB", (8, 8)).save(picture, "PNG")
@@ -126,7 +127,7 @@ def answer_to(sender: httpx.Client, made: Made) -> int:
     return response.status_code
 
 
-@pytest.mark.timeout(0 if LONG else 60)
+@pytest.mark.timeout(0 if LONG else 300)
 def test_every_operation_answers_as_the_document_tells(document: Document, sender: httpx.Client) -> None:
     assert len(document.operations) >= 15
     wrong: list[str] = []

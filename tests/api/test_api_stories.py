@@ -549,7 +549,7 @@ def test_what_is_anothers_does_not_exist(guarded: Any, adas: dict[str, str]) -> 
     assert (wrong.status_code, wrong.json()["code"]) == (422, "not_its_picture")
     # A job of his that bears the ids of her chapter is his alone.
     job = bob.post(JOBS, json=order(chapter_id=adas["chapter"], scene_number=1)).json()["id"]
-    assert bob.get(f"{JOBS}/{job}", params={"wait": 20}).json()["status"] == "completed"
+    assert bob.get(f"{JOBS}/{job}", params={"wait": 60}).json()["status"] == "completed"
     assert guarded.ada.get(f"{API}/scenes/{adas['scene']}").json()["image_job_id"] == adas["job"]
     # An id of his own that is no story of anybody's is his.
     assert bob.post(f"{API}/chapters/mine/images/scenes/1", json=order()).status_code == 202

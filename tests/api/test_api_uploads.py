@@ -12,6 +12,8 @@ import pytest
 from api_service import Service
 from PIL import ExifTags, Image
 
+from patience import PATIENCE_SECONDS
+
 UPLOADS = "/api/v1/artifacts"
 
 
@@ -131,15 +133,13 @@ def test_too_much_is_refused_with_a_length_and_without(make_service: Callable[..
 
 
 def test_ten_gigabytes_are_refused_before_they_are_sent(service: Service) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", service.api.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", service.api.port, timeout=PATIENCE_SECONDS)
     connection.putrequest("POST", UPLOADS)
     connection.putheader("Content-Type", "image/png")
     connection.putheader("Content-Length", str(10 * 1024**3))
     connection.endheaders()
-    began = time.monotonic()
-    response = connection.getresponse()
+    response = connection.getresponse()  # comes, or times out: nothing of the body was sent
     assert (response.status, b"upload_too_large" in response.read()) == (413, True)
-    assert time.monotonic() - began < 2
     connection.close()
 
 

@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from object_stores import Moto, Place, Rclone, server
+from patience import PATIENCE_SECONDS
 from safelight.artifacts import Artifact, ArtifactStore, insert
 from safelight.artifacts.service import UPLOADS
 from safelight.cli.main import group
@@ -246,11 +247,11 @@ def test_a_move_that_is_cut_off_goes_on_where_it_stopped(how: signal.Signals, ol
     new = server(Moto).place()
     variables = new.environment | {"SAFELIGHT_STORAGE_URL": old.url}
     with command("migrate", "current", new.url, folder=tmp_path, **variables) as process:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not 20 < len(wait(lambda: keys_of(new.open()))) < count and time.monotonic() < deadline:
             assert process.poll() is None
         process.send_signal(how)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
     if how == signal.SIGINT:
         assert "Interrupted. Files: " in err

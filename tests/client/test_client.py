@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from patience import PATIENCE_SECONDS
 from safelight_client import ApiError, Client, Unreachable
 from scripted_api import JOB_ID, JOB_PATH, PNG, Answer, ScriptedApi, document, event, job, problem, stream
 
@@ -22,7 +23,7 @@ def api() -> Iterator[ScriptedApi]:
 
 @pytest.fixture
 def client(api: ScriptedApi) -> Iterator[Client]:
-    with Client(api.url, timeout=5, retry_seconds=0.01) as client:
+    with Client(api.url, timeout=PATIENCE_SECONDS, retry_seconds=0.01) as client:
         yield client
 
 

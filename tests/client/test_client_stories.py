@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from patience import PATIENCE_SECONDS
 from safelight_client import Client, Unreachable
 from scripted_api import Answer, ScriptedApi, document
 
@@ -20,7 +21,7 @@ def api() -> Iterator[ScriptedApi]:
 
 @pytest.fixture
 def client(api: ScriptedApi) -> Iterator[Client]:
-    with Client(api.url, timeout=5, retry_seconds=0.01) as client:
+    with Client(api.url, timeout=PATIENCE_SECONDS, retry_seconds=0.01) as client:
         yield client
 
 

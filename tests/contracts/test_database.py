@@ -17,6 +17,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from things import add, add_last, count_commits, held, make_things, numbers, opened, outcomes, things
 
+from patience import PATIENCE_SECONDS
 from safelight import db as db_module
 from safelight.db import Database, DatabaseUnavailable, Tx, db_now, new_id
 
@@ -168,7 +169,7 @@ async def test_a_read_sees_only_what_is_committed_and_cannot_write(database: Dat
     def slow(tx: Tx) -> None:
         add(tx, 1)
         running.set()
-        go_on.wait(10)
+        go_on.wait(PATIENCE_SECONDS)
 
     write = asyncio.ensure_future(database.write(slow))
     assert await asyncio.to_thread(running.wait, 10)

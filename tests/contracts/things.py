@@ -19,6 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import event as sa_event
 
+from patience import PATIENCE_SECONDS
 from safelight.db import Database, Instant, Json, Prepared, RowId, Tx
 
 things = Table(
@@ -79,7 +80,7 @@ async def held(database: Database) -> AsyncGenerator[None]:
     def hold(tx: Tx) -> None:
         tx.execute(select(1))
         running.set()
-        go_on.wait(10)
+        go_on.wait(PATIENCE_SECONDS)
 
     holding = asyncio.ensure_future(database.write(hold))
     assert await asyncio.to_thread(running.wait, 10)

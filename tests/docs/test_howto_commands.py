@@ -18,6 +18,7 @@ from shell_blocks import ROOT, Typed, blocks, names_in, typed
 from accounts.identity_provider import AUDIENCE, SECRET, shared_token
 from e2e.running_stack import Stack
 from object_stores import ACCESS_KEY, SECRET_KEY, Rclone, server
+from patience import PATIENCE_SECONDS
 from safelight.config import Settings
 
 pytestmark = pytest.mark.skipif(not (shutil.which("bash") and shutil.which("curl")), reason="needs bash and curl")
@@ -39,7 +40,12 @@ class Reader:
         """Standard output. The command must succeed; what it exports or sets is there for the next one."""
         script = f"set -a\n{command}\nstatus=$?\nenv -0 > .environment\nexit $status\n"
         done = subprocess.run(
-            ["bash", "-c", script], cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=60
+            ["bash", "-c", script],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         found = (self.folder / ".environment").read_text().split("\0")

@@ -5,13 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
+from patience import PATIENCE_SECONDS, await_true
 from safelight.supervisor.warden import living
 
-START_SECONDS = 30.0  # under load; the promise of 10 s is measured on an idle machine
+START_SECONDS = 2 * PATIENCE_SECONDS  # the promise of 10 s is measured on an idle machine
 SHORT = {"SAFELIGHT_BEAT_SECONDS": "0.5", "SAFELIGHT_LEASE_SECONDS": "2"}  # leases short enough for a test
 
 
@@ -30,16 +30,8 @@ def command(data_dir: Path, *arguments: str, **environment: str) -> subprocess.P
 def run(data_dir: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
     """Such a process, to its end: exit code, standard output, standard error."""
     process = command(data_dir, *arguments, **environment)
-    output, words = process.communicate(timeout=60)
+    output, words = process.communicate(timeout=PATIENCE_SECONDS)
     return process.returncode, output, words
-
-
-def await_true(holds: Callable[[], object], seconds: float) -> None:
-    """Look until it is so."""
-    give_up = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < give_up, "waited in vain"
-        time.sleep(0.05)
 
 
 def read_until(process: subprocess.Popen[str], words: str) -> str:
@@ -66,10 +58,15 @@ class Stack:
             stderr=log,
         )
         log.close()
-        await_true(lambda: (data_dir / "stack.json").exists() or self.process.poll() is not None, START_SECONDS)
-        assert self.process.poll() is None, data_dir.with_suffix(".out").read_text()
-        self.url = str(json.loads((data_dir / "stack.json").read_text())["url"])
-        self.mark, self.groups = noted(data_dir)
+        try:
+            await_true(lambda: (data_dir / "stack.json").exists() or self.process.poll() is not None, START_SECONDS)
+            assert self.process.poll() is None, data_dir.with_suffix(".out").read_text()
+            self.url = str(json.loads((data_dir / "stack.json").read_text())["url"])
+            self.mark, self.groups = noted(data_dir)
+        except BaseException:
+            self.process.kill()  # what it started ends with it
+            self.process.wait()
+            raise
 
     def child(self, name: str) -> int:
         """The process id of one of its children."""
@@ -78,13 +75,15 @@ class Stack:
     def stop(self) -> None:
         """In order."""
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(30) in (0, 128 + signal.SIGTERM), self.data_dir.with_suffix(".out").read_text()
+        assert self.process.wait(PATIENCE_SECONDS) in (0, 128 + signal.SIGTERM), self.data_dir.with_suffix(
+            ".out"
+        ).read_text()
 
     def close(self) -> None:
         """At once, whatever it does."""
         self.process.kill()
         self.process.wait()
-        await_true(lambda: not living(self.groups, self.mark), 8)
+        await_true(lambda: not living(self.groups, self.mark))
 
 
 def noted(data_dir: Path) -> tuple[str, set[int]]:

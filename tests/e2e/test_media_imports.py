@@ -9,10 +9,11 @@ from typing import Any
 
 import httpx
 import pytest
-from running_stack import Stack, await_true, run
+from running_stack import Stack, run
 
 from films import film
 from object_stores import Place, Rclone, server
+from patience import PATIENCE_SECONDS, await_true
 from safelight_client import Client
 from servers import Postgres
 from stand_ins.media_host import MediaHost
@@ -70,7 +71,7 @@ def programs_of(stack: Stack) -> list[int]:
 
 
 def ended(client: Client, job: dict[str, Any]) -> dict[str, Any]:
-    await_true(lambda: client.get(job["id"], wait=5)["is_terminal"], 60)
+    await_true(lambda: client.get(job["id"], wait=5)["is_terminal"])
     return client.get(job["id"])
 
 
@@ -103,22 +104,22 @@ def test_a_film_for_a_scene(stack: Stack, client: Client, host: MediaHost, tmp_p
 
 def test_cancelled_halfway_it_leaves_nothing(stack: Stack, client: Client, host: MediaHost) -> None:
     job = client.media.store(f"{host.url}/slow.html")
-    assert host.dripping.wait(30)
+    assert host.dripping.wait(PATIENCE_SECONDS)
     assert programs_of(stack)
     client.cancel(job["id"])
     assert ended(client, job)["status"] == "cancelled"
-    await_true(lambda: not unfinished(stack) and not programs_of(stack), 5)
+    await_true(lambda: not unfinished(stack) and not programs_of(stack))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("path", ["/slow.mp4", "/slow.html"])
 def test_a_killed_worker_starts_it_again(stack: Stack, client: Client, host: MediaHost, path: str) -> None:
     job = client.media.store(host.url + path)
-    assert host.dripping.wait(30)
+    assert host.dripping.wait(PATIENCE_SECONDS)
     [attempt] = json.loads(client.download(job["urls"]["attempts"]))["items"]
     os.kill(int(attempt["worker"].rpartition(".")[2]), signal.SIGKILL)
     if path == "/slow.html":
-        await_true(lambda: not programs_of(stack), 5)  # long before anybody knows that the worker died
+        await_true(lambda: not programs_of(stack))  # long before anybody knows that the worker died
     host.released.set()
     done = ended(client, job)
     assert (done["status"], done["attempt"]) == ("completed", 2), done["error"]

@@ -12,9 +12,10 @@ from urllib.error import HTTPError
 import httpx
 import pytest
 from click.testing import CliRunner
-from running_stack import Stack, await_true, run
+from running_stack import Stack, run
 
 from object_stores import Place, Rclone, server
+from patience import PATIENCE_SECONDS, await_true
 from safelight.cli.main import group
 from safelight_client.event import EventReader
 from servers import Postgres
@@ -36,7 +37,7 @@ def make_key(environment: dict[str, str], data_dir: Path, owner: str, *options: 
 
 
 def client_of(stack: Stack, secret: str) -> httpx.Client:
-    return httpx.Client(base_url=stack.url, headers={"Authorization": f"Bearer {secret}"}, timeout=30)
+    return httpx.Client(base_url=stack.url, headers={"Authorization": f"Bearer {secret}"}, timeout=PATIENCE_SECONDS)
 
 
 def items_of(client: httpx.Client, **query: Any) -> list[Json]:
@@ -54,7 +55,7 @@ def items_of(client: httpx.Client, **query: Any) -> list[Json]:
 def status_of(url: str) -> int:
     """Of a GET by somebody without any credentials."""
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310
+        with urllib.request.urlopen(url, timeout=PATIENCE_SECONDS) as answer:  # noqa: S310
             return answer.status
     except HTTPError as error:
         return error.code
@@ -91,13 +92,13 @@ def test_neither_of_two_users_meets_what_is_the_others(installation: Installatio
         installation.client("ada", "--scope", "admin", "--tier", "pro") as ada,
         installation.client("bob", "--scope", "admin", "--tier", "pro") as bob,
     ):
-        done = ada.post(JOBS, json=order(), headers={"Prefer": "wait=30"}).json()
+        done = ada.post(JOBS, json=order(), headers={"Prefer": "wait=60"}).json()
         assert done["status"] == "completed", done
         artifact = done["artifacts"][0]
         key = ada.post(KEYS, json={"name": "another"}).json()
         slow = ada.post(JOBS, json=order(60)).json()
-        await_true(lambda: ada.get(f"{JOBS}/{slow['id']}").json()["status"] == "processing", 15)
-        bobs = bob.post(JOBS, json=order(), headers={"Prefer": "wait=30"}).json()
+        await_true(lambda: ada.get(f"{JOBS}/{slow['id']}").json()["status"] == "processing")
+        bobs = bob.post(JOBS, json=order(), headers={"Prefer": "wait=60"}).json()
         hers = {done["id"], slow["id"], artifact["id"], key["id"]}
 
         with ada.stream("GET", f"{JOBS}/{slow['id']}/events") as stream:
@@ -150,10 +151,10 @@ def test_two_run_and_eight_wait_for_a_free_key(installation: Installation) -> No
             assert sum(job["status"] == "processing" for job in jobs) <= 2
             return sorted(((job["status"], job["blocked_reason"]) for job in jobs), key=str)
 
-        await_true(lambda: standing() == [("pending", "owner_limit")] * 8 + [("processing", None)] * 2, 10)
+        await_true(lambda: standing() == [("pending", "owner_limit")] * 8 + [("processing", None)] * 2)
         waiting = next(job for job in items_of(carol) if job["blocked_reason"])
         assert "owner" in waiting["blocked_reason"] and waiting["message"]
-        await_true(lambda: {status for status, _ in standing()} == {"completed"}, 40)
+        await_true(lambda: {status for status, _ in standing()} == {"completed"})
 
 
 @pytest.mark.long
@@ -166,7 +167,7 @@ def test_an_installation_moves_to_postgresql_and_s3(postgres_url: str, tmp_path:
         with client_of(first, secret) as ada:
             for number in range(100):
                 assert ada.post(JOBS, json=order(metadata={"n": str(number)})).status_code == 202
-            await_true(lambda: not items_of(ada, status=["pending", "processing"]), 40)
+            await_true(lambda: not items_of(ada, status=["pending", "processing"]))
             picture = ada.get(items_of(ada)[0]["artifacts"][0]["url"]).content
             upload = ada.post(UPLOADS, content=picture, headers={"Content-Type": "image/png"}).json()
             later = (datetime.now(UTC) + timedelta(seconds=8)).isoformat()
@@ -182,7 +183,7 @@ def test_an_installation_moves_to_postgresql_and_s3(postgres_url: str, tmp_path:
     second = Stack(data_dir, accounts | {"SAFELIGHT_DATABASE_URL": postgres_url, **place.environment})
     try:
         with client_of(second, secret) as ada:
-            await_true(lambda: ada.get(f"{JOBS}/{unfinished['id']}").json()["is_terminal"], 30)
+            await_true(lambda: ada.get(f"{JOBS}/{unfinished['id']}").json()["is_terminal"])
             after = standing(ada)
             assert after["keys"] == before["keys"]
             for kind in ("jobs", "attempts", "hashes"):
@@ -232,7 +233,7 @@ def move(data_dir: Path, database_url: str, place: Place) -> None:
     """With the commands that the documents name, the service being stopped."""
     sqlite = f"sqlite:///{data_dir / 'safelight.db'}"
     # A worker that had to be killed at the stop, on a busy machine, is believed alive for half a minute.
-    await_true(lambda: run(data_dir, "db", "copy", sqlite, database_url)[0] == 0, 45)
+    await_true(lambda: run(data_dir, "db", "copy", sqlite, database_url)[0] == 0)
     keys = {name: value for name, value in place.environment.items() if name.endswith("_KEY")}
     code, _, words = run(data_dir, "storage", "migrate", "current", place.url, **keys)
     assert code == 0, words

@@ -7,9 +7,10 @@ from typing import Any
 
 import httpx
 import pytest
-from running_stack import Stack, await_true
+from running_stack import Stack
 
 from object_stores import Place, Rclone, server
+from patience import PATIENCE_SECONDS, await_true
 from safelight_client.event import EventReader
 from servers import Postgres
 
@@ -32,7 +33,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def http(stack: Stack) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=stack.url, timeout=30) as client:
+    with httpx.Client(base_url=stack.url, timeout=PATIENCE_SECONDS) as client:
         yield client
 
 
@@ -102,7 +103,7 @@ def test_six_portraits_at_once_of_which_one_fails(http: httpx.Client) -> None:
     cast = [make(http, f"projects/{project}/characters", name=name, description="tall") for name in names]
     unlucky = cast[-1]
     first = http.post(f"{API}/characters/{unlucky}/image", json=drawing(0.0)).json()
-    http.get(first["urls"]["job"], params={"wait": 30})
+    http.get(first["urls"]["job"], params={"wait": 60})
     old = http.get(f"{API}/characters/{unlucky}").json()
     assert old["image_status"] == "completed"
 
@@ -114,7 +115,7 @@ def test_six_portraits_at_once_of_which_one_fails(http: httpx.Client) -> None:
     def rows() -> list[Json]:
         return http.get(f"{API}/projects/{project}/characters").json()["items"]
 
-    await_true(lambda: all(row["image_status"] in ("completed", "failed") for row in rows()), 30)
+    await_true(lambda: all(row["image_status"] in ("completed", "failed") for row in rows()))
     *lucky, last = rows()
     assert [row["image_status"] for row in lucky] == ["completed"] * 5
     for row in lucky:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running_stack import Stack, await_true, command, noted, read_until, run
+from running_stack import Stack, command, noted, read_until, run
 
+from patience import PATIENCE_SECONDS, await_true
 from safelight.supervisor.warden import living
 from safelight_client import Client
 
@@ -71,9 +72,9 @@ def test_two_interrupts_cancel_the_job(stack: Stack, client: Client) -> None:
     process.send_signal(signal.SIGINT)
     job_id = read_until(process, "again within").split(" watch ")[1].split()[0]
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 130
-    assert client.get(job_id, wait=5)["status"] == "cancelled"
+    assert client.get(job_id, wait=60)["status"] == "cancelled"
 
 
 def test_events_go_on_over_a_killed_api(stack: Stack, client: Client) -> None:
@@ -92,9 +93,9 @@ def test_events_go_on_over_a_killed_api(stack: Stack, client: Client) -> None:
 
 def test_a_job_survives_its_killed_worker(stack: Stack, client: Client) -> None:
     job = client.submit(prompt="x", provider_options={"duration_seconds": 2}, width=64, height=64)
-    await_true(lambda: client.get(job["id"])["status"] == "processing", 10)
+    await_true(lambda: client.get(job["id"])["status"] == "processing")
     os.kill(stack.child("io-1"), signal.SIGKILL)
-    await_true(lambda: client.get(job["id"], wait=2)["is_terminal"], 40)
+    await_true(lambda: client.get(job["id"], wait=2)["is_terminal"])
     ended = client.get(job["id"])
     assert ended["status"] == "completed"
     assert ended["attempt"] >= 2
@@ -113,10 +114,10 @@ def test_a_killed_stack_leaves_nothing_and_starts_again(tmp_path: Path) -> None:
     assert len(living(killed.groups, killed.mark)) >= 4
     with Client(killed.url) as client:
         job = client.submit(prompt="x", provider_options={"duration_seconds": 3}, width=64, height=64)
-        await_true(lambda: client.get(job["id"])["status"] == "processing", 10)
+        await_true(lambda: client.get(job["id"])["status"] == "processing")
     killed.process.kill()
     killed.process.wait()
-    await_true(lambda: not living(killed.groups, killed.mark), 6)
+    await_true(lambda: not living(killed.groups, killed.mark))
 
     # Its job is finished by the next one; here by one that lives for this command only.
     code, _, words = run(tmp_path / "data", "watch", job["id"], "-o", str(tmp_path / "x.png"))
@@ -132,7 +133,7 @@ def test_a_stack_for_one_picture(tmp_path: Path) -> None:
     read_until(process, "processing")
     mark, groups = noted(data_dir)
     process.send_signal(signal.SIGINT)
-    _, words = process.communicate(timeout=20)
+    _, words = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 6
     assert not living(groups, mark)
     assert not (data_dir / "stack.json").exists()

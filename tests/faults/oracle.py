@@ -250,7 +250,7 @@ def examine_leftovers(stack: Stack, findings: Findings) -> None:
         for key in missing:
             findings.add("foreign_artifacts", f"the file {key} is recorded and is not there")
     try:
-        until(lambda: not stack.survivors(), seconds=10, what="the end of orphaned processes")
+        until(lambda: not stack.survivors(), what="the end of orphaned processes")
     except AssertionError:
         for pid in stack.survivors():
             findings.add("leftovers", f"process {pid} outlived its parent")

@@ -6,6 +6,8 @@ import socket
 import threading
 from pathlib import Path
 
+from patience import PATIENCE_SECONDS
+
 
 class FreezingProxy:
     """Forwards a unix socket to another in a thread of its own.
@@ -44,7 +46,7 @@ class FreezingProxy:
 
     def close(self) -> None:
         self._over = True
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=PATIENCE_SECONDS)
         for connection in [self._listener, *self._pairs]:
             connection.close()
 

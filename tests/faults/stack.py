@@ -18,6 +18,7 @@ import httpx
 
 from faults.launch import WATCH_VARIABLE
 from faults.rows import Rows
+from patience import PATIENCE_SECONDS
 from servers import ValkeyServer, descendants
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -28,7 +29,10 @@ T = TypeVar("T")
 
 
 def until(
-    condition: Callable[[], T | None], *, seconds: float = 30.0, what: str | Callable[[], str] = "the condition"
+    condition: Callable[[], T | None],
+    *,
+    seconds: float = PATIENCE_SECONDS,
+    what: str | Callable[[], str] = "the condition",
 ) -> T:
     """Wait for a condition to hold and return what it gave."""
     deadline = time.monotonic() + seconds
@@ -105,13 +109,13 @@ class Process:
         """SIGKILL to the process and all its children."""
         self.signal_all(signal.SIGKILL)
         self.signal_all(signal.SIGKILL)  # whoever was born while we looked
-        self._popen.wait(timeout=10)
+        self._popen.wait(timeout=PATIENCE_SECONDS)
 
     def kill_main(self) -> None:
         """SIGKILL to the process alone: its children must notice."""
         self.children()
         self.signal(signal.SIGKILL)
-        self._popen.wait(timeout=10)
+        self._popen.wait(timeout=PATIENCE_SECONDS)
 
     def freeze(self) -> None:
         self.signal_all(signal.SIGSTOP)
@@ -119,7 +123,7 @@ class Process:
     def thaw(self) -> None:
         self.signal_all(signal.SIGCONT)
 
-    def stop(self, seconds: float = 20.0) -> int:
+    def stop(self, seconds: float = PATIENCE_SECONDS) -> int:
         """SIGTERM, and the exit code."""
         self.children()
         self.signal(signal.SIGTERM)
@@ -178,7 +182,7 @@ class Stack:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.http = httpx.Client(base_url=f"{self.url}/api/v1", timeout=20)
+        self.http = httpx.Client(base_url=f"{self.url}/api/v1", timeout=PATIENCE_SECONDS)
         self.environment = {
             **os.environ,
             "PYTHONPATH": f"{TESTS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",

@@ -11,12 +11,12 @@ import httpx
 from faults.oracle import Findings, Promise, examine, examine_batch, examine_leftovers
 from faults.stack import Process, Stack, until
 from faults.watcher import BatchWatcher, Watcher
+from patience import PATIENCE_SECONDS
 
 TINY = {"width": 64, "height": 64}
 COMPLETED = frozenset({"completed"})
 FAILED = frozenset({"failed"})
 CANCELLED = frozenset({"cancelled"})
-PATIENCE_SECONDS = 60.0
 
 
 class Skipped(Exception):
@@ -241,7 +241,7 @@ class Trial:
         outcome, stack = self.outcome, self.stack
         self.wait_ended()
         for watcher in (*self.watchers, *self.batch_watchers):
-            watcher.join(timeout=15)
+            watcher.join(timeout=PATIENCE_SECONDS)
             watcher.stop()
         until(stack.rows.is_idle, what="idle workers")
         examine(stack, self.project, self.promises, self.watchers, self.findings)

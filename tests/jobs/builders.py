@@ -8,6 +8,7 @@ from typing import Any, TypeVar, TypeVarTuple
 
 from sqlalchemy import select, update
 
+from patience import PATIENCE_SECONDS
 from safelight.artifacts import Artifact, Thumbnail
 from safelight.artifacts import of_jobs as artifacts_of_jobs
 from safelight.db import Database, Tx, db_now, new_id
@@ -238,7 +239,7 @@ class Desk:
         return [(event.version, event.type) for event in self.tape.of(job_id)]
 
 
-async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
     """Wait for a condition that nothing else can tell of."""
     began = time.monotonic()
     while not condition():

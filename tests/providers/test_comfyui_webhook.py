@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from patience import PATIENCE_SECONDS
+
 FILE = Path(__file__).parents[2] / "integrations/comfyui_safelight_webhook/__init__.py"
 
 
@@ -96,7 +98,7 @@ def test_our_prompts_are_told_and_no_others(monkeypatch: pytest.MonkeyPatch, saf
     running.task_done(1, {}, status=None)
     running.task_done(2, {}, status=None, process_item=None)
     assert running.history == ["theirs", "ours"]
-    assert safelight.arrived.wait(5)
+    assert safelight.arrived.wait(PATIENCE_SECONDS)
     assert safelight.told == [("/webhooks/comfyui/secret", {"prompt_id": "ours"})]
 
 

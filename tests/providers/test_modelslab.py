@@ -13,6 +13,7 @@ import structlog
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from structlog.testing import LogCapture
 
+from patience import PATIENCE_SECONDS
 from safelight.providers import fetch as fetch_module
 from safelight.providers.address import AddressRefused, UrlRefused
 from safelight.providers.base import (
@@ -281,7 +282,7 @@ async def test_a_webhook_before_the_answer_to_the_submit_counts(
         job.ready_at = 0
         told = threading.Event()
         loop.call_soon_threadsafe(lambda: (generation.woken.set(), told.set()))
-        told.wait(5)
+        told.wait(PATIENCE_SECONDS)
         return service.processing(job, base, eta=30)
 
     service.on_submit = [answer]

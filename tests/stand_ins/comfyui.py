@@ -22,6 +22,7 @@ from websockets.frames import Opcode
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
+from patience import PATIENCE_SECONDS
 from stand_ins.comfyui_runs import Prompt, Runs
 
 RECORDED = Path(__file__).parent / "comfyui"
@@ -152,7 +153,7 @@ class ComfyStandIn(Runs):
     ) -> None:
         self._call(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
+        self._thread.join(PATIENCE_SECONDS)
         self._loop.close()
 
     def kill(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from films import film
+from patience import PATIENCE_SECONDS
 
 CHOICE = b"""#EXTM3U
 #EXT-X-STREAM-INF:BANDWIDTH=3000000,RESOLUTION=1280x720
@@ -142,7 +143,7 @@ class MediaHost:
                     request.wfile.flush()
                 request.close_connection = True
             case "/stuck":
-                self.released.wait(30)
+                self.released.wait(PATIENCE_SECONDS)
                 _send(request, 404, "text/plain", b"nothing after all")
             case "/slow.mp4":
                 _begin(request, 200, "video/mp4", len(whole))
@@ -151,7 +152,7 @@ class MediaHost:
                     request.wfile.flush()
                     if at >= 2 * PIECE:
                         self.dripping.set()
-                        self.released.wait(30)
+                        self.released.wait(PATIENCE_SECONDS)
             case _ if path in self.files:
                 content_type, data = self.files[path]
                 start = _start(request)

@@ -11,6 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from patience import PATIENCE_SECONDS
+
 
 class Served:
     """Listens from the moment it is made; `url` has no slash at its end."""
@@ -30,7 +32,7 @@ class Served:
 
     def close(self) -> None:
         self._server.should_exit = self._server.force_exit = True
-        self._thread.join(5)
+        self._thread.join(PATIENCE_SECONDS)
         self._socket.close()
 
 

@@ -1,7 +1,8 @@
 """A stack whose children only pretend, so that starting, killing and stopping it takes a second.
 
 `fake_stack.py up DATA_DIR` runs the real supervisor (and the real Valkey); the other roles are its children.
-`FAKE_WORKER` chooses how a worker behaves: `steady`, `stubborn` (ignores SIGTERM) or `broken` (dies at once).
+`FAKE_WORKER` chooses how a worker behaves: `steady`, `stubborn` (ignores SIGTERM) or `broken` (dies at once);
+`FAKE_GRACE` is how many seconds it is given to stop.
 """
 
 import asyncio
@@ -27,6 +28,7 @@ JOB = {"id": "1", "status": "completed", "is_terminal": True}
 def up(data_dir: str) -> int:
     stack.ChildHost = partial(ChildHost, restarts=Restarts(first_delay=0.05))  # pyright: ignore
     stack.python = lambda *arguments: (sys.executable, __file__, *arguments)
+    stack.WORKER_GRACE = float(os.environ.get("FAKE_GRACE", stack.WORKER_GRACE))  # pyright: ignore
     supervisor = Supervisor(load_settings(data_dir=Path(data_dir), port=0), io_workers=1, quiet=False)
     try:
         return asyncio.run(supervisor.run_until_stopped())

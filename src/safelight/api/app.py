@@ -31,6 +31,7 @@ from safelight.jobs import missed
 
 VERSION = "0.1.0"
 LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
+JOB_PATH = re.compile(r"/api/v1/generation-jobs/([0-9a-f-]{36})(?:/|$)")
 DESCRIPTION = """Submit a picture, watch it develop, keep it. Every accepted job ends exactly once.
 
 Errors are problem details (RFC 9457) with a stable `code`. Times are RFC 3339 in UTC, durations seconds."""
@@ -143,7 +144,9 @@ class Entrance:
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
-        with bound_contextvars(request_id=request_id):
+        about = JOB_PATH.match(scope["path"])
+        job_ids = {} if about is None else {"job_id": about[1], "task_id": about[1]}
+        with bound_contextvars(request_id=request_id, **job_ids):
             takes_files = artifacts.takes_file(scope["path"])  # and reads its body itself
             most = self._larger.get(scope["path"], self._max_body_bytes)
             refused = self._refuse(headers, request_id, None if takes_files else most)

@@ -331,7 +331,16 @@ async def accept(
         raise outcome
     job, artifacts = outcome.job, ()
     if not outcome.replayed:
-        log.info("job.received", job_id=job.id, task_id=job.celery_task_id, kind=job.kind, provider=job.provider)
+        log.info(
+            "job.received",
+            job_id=job.id,
+            task_id=job.celery_task_id,
+            kind=job.kind,
+            provider=job.provider,
+            tier=asker.tier,
+            chapter_id=job.chapter_id,
+            scene_number=job.scene_number,
+        )
     if wait is not None:
         await _wait_for_end(world, job.id, job.owner_id, wait)
     if wait is not None or outcome.replayed:

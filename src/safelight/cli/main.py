@@ -24,6 +24,7 @@ COMMANDS = {
         "keys": ("safelight.cli.keys", "Make, list and revoke API keys."),
         "providers": ("safelight.cli.providers", "See how the providers are."),
         "templates": ("safelight.cli.templates", "Check ComfyUI workflow templates, and keep your own."),
+        "celery": ("safelight.cli.monitor", "Ask the workers in Celery's own words: inspect, control, events."),
         "db": ("safelight.cli.database", "Move everything to another database."),
         "cleanup": ("safelight.cli.database", "Delete what was kept long enough, now."),
     },

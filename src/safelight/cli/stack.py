@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from safelight.supervisor import Supervisor
 
 DEFAULT_DATA_DIR = Path(".safelight")  # as in config.py, which a client command has no need to load
-BUSY_SECONDS = 20.0  # how long to wait for a stack that is starting or being cleared away
+BUSY_SECONDS = 90.0  # how long to wait for a stack that is starting or being cleared away
 PATIENCE = 60.0  # seconds a server may be away while we watch; less where we could start one ourselves
 LOCAL_PATIENCE = 8.0
 

@@ -122,7 +122,7 @@ class Retention:
         if isinstance(gone, SafelightError):
             raise gone
         await self._remove_now(gone)
-        log.info("job.deleted", job_id=job_id, artifacts=len(gone))
+        log.info("job.deleted", job_id=job_id, task_id=job_id, artifacts=len(gone))
 
     async def delete_jobs(self, job_ids: Sequence[str]) -> None:
         """Delete these ended jobs and their pictures, in bites. `discard` them first: then nothing stays for ever."""

@@ -2,7 +2,7 @@
 
 The lock is a file lock whose descriptor every process of the stack inherits: it is free again only when the last of
 them has ended, however the first one ended. Beside it stand two small files: `children.json` (who belongs to it, for
-people) and `stack.json` (the address, once it is ready, for the command line).
+people) and `stack.json` (the address and the queue, once it is ready, for the command line).
 """
 
 import fcntl
@@ -54,9 +54,10 @@ class StackLock:
         lock._note_children()
         return lock
 
-    def publish(self, url: str) -> None:
-        """Let the command line find the stack, now that it is ready."""
-        write_json(self._stack_file, {"url": url, "pid": os.getpid()})
+    def publish(self, url: str, own_redis_url: str | None = None) -> None:
+        """Let the command line find the stack, now that it is ready, and the queue if the stack started one."""
+        queue = {} if own_redis_url is None else {"redis_url": own_redis_url}
+        write_json(self._stack_file, {"url": url, "pid": os.getpid(), **queue})
 
     def withdraw(self) -> None:
         """The stack is not ready (any more)."""

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 API = "/api/v1"
-PROBE_SECONDS = 20.0
+PROBE_SECONDS = 60.0
 PROBE_JOB = {
     "prompt": "safelight probe",
     "provider": "mock",
@@ -57,7 +57,7 @@ async def request(
 
     def call() -> tuple[int, dict[str, Any]]:
         target = urlsplit(url)
-        connection = http.client.HTTPConnection(target.hostname or "", target.port, timeout=10)
+        connection = http.client.HTTPConnection(target.hostname or "", target.port, timeout=30)
         headers = {"Content-Type": "application/json"} | ({"Prefer": f"wait={wait}"} if wait else {})
         headers |= {"Authorization": f"Bearer {api_key}"} if api_key else {}
         try:

@@ -37,7 +37,7 @@ from safelight.supervisor.warden_process import WardenProcess
 # Stopping takes at most 5 s in all, and graces nest: a worker drains for less than it is given.
 DRAIN_SECONDS = 1.5
 WORKER_GRACE, API_GRACE, VALKEY_GRACE = 2.5, 1.5, 0.7
-START_SECONDS = 30.0  # for each thing waited for; a healthy start needs a tenth
+START_SECONDS = 90.0  # for each thing waited for; a start on an idle machine needs a thirtieth
 LINE_WIDTH = 240  # of a child's last words inside a message; its file has them whole
 
 
@@ -119,7 +119,7 @@ class Supervisor:
             child.start()
         await self._unless_lost(until(lambda: is_live(self.url), "The API did not answer"), self._api)
         await self._unless_lost(self._probe(), self._api)
-        self._lock.publish(self.url)
+        self._lock.publish(self.url, None if redis_url else embedded_url)
         self._is_ready = True
         self._say(f"Ready in {time.monotonic() - begun:.1f} s at {self.url}")
         return self.url

@@ -16,6 +16,8 @@ from safelight.worker import tasks
 from safelight.worker.engine import Engine
 from safelight.worker.pool import LoopPool
 
+HEARTBEAT_SECONDS = 5  # for monitors alone: what says that a worker lives is its row
+
 WorkerKind = Literal["io", "local"]
 PoolKind = Literal["loop", "threads", "prefork"]
 
@@ -65,7 +67,7 @@ def run_worker(
                 f"--hostname={name}@%h",
                 "--without-mingle",
                 "--without-gossip",
-                "--without-heartbeat",
+                f"--heartbeat-interval={HEARTBEAT_SECONDS}",
                 f"--loglevel={'WARNING' if settings.log_level == 'info' else settings.log_level.upper()}",
             ]
         )

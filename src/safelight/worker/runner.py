@@ -32,6 +32,7 @@ from safelight.jobs import (
     Settlement,
     TryAgain,
     Verdict,
+    describe_artifact,
     is_held,
     job_error,
     time_limit_error,
@@ -177,7 +178,7 @@ class Runner:
             if job is None:
                 log.debug("hint.outdated", queue=queue)
                 return
-            with bound_contextvars(attempt=job.attempt, request_id=job.request_id):
+            with bound_contextvars(**log_fields(job)):
                 attempt = Attempt(job, asked + self._lease_seconds)
                 self.attempts[job.id] = attempt
                 try:
@@ -398,7 +399,14 @@ class Runner:
         if job is None:
             log.warning("attempt.refused", outcome=type(settlement).__name__, seconds=attempt.seconds)
         else:
-            log.info("attempt.settled", status=job.status, seconds=attempt.seconds, retry_count=job.retry_count)
+            made = settlement.artifacts if isinstance(settlement, Completed) else ()
+            log.info(
+                "attempt.settled",
+                status=job.status,
+                seconds=attempt.seconds,
+                retry_count=job.retry_count,
+                urls=[describe_artifact(artifact)["url"] for artifact in made],
+            )
 
     async def _stopped(self, body: asyncio.Task[Settlement], seconds: float) -> None:
         """Keep the slot until the cancelled code has ended, or for `seconds` if it never does."""
@@ -516,6 +524,18 @@ class Runner:
         payload = event.as_json()
         result = event.as_celery_result()
         self._stream.publish(event.job_id, event.task_id, event.as_message(payload), payload, result, event.batch_id)
+
+
+def log_fields(job: Job) -> dict[str, Any]:
+    """What stands on every line of an attempt, beside the job's ids: whose it is, and what it is about."""
+    return {
+        "attempt": job.attempt,
+        "request_id": job.request_id,
+        "owner_id": job.owner_id,
+        "batch_id": job.batch_id,
+        "chapter_id": job.chapter_id,
+        "scene_number": job.scene_number,
+    }
 
 
 def parameters_of(job: Job) -> Parameters:

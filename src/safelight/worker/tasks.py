@@ -1,12 +1,18 @@
-"""Celery's view of the workers: the app, its one task, and what happens when a process starts and ends."""
+"""Celery's view of the workers: the app, its one task, and what happens when a process starts and ends.
+
+`celery -A safelight.worker.tasks` finds the workers too: the app takes its settings from the environment, as they do.
+"""
 
 import os
 import ssl
+import sys
 import threading
 from typing import Any
 from urllib.parse import parse_qs
 
 from celery import Celery, signals
+from celery.events import EventDispatcher
+from celery.exceptions import ImproperlyConfigured
 from kombu.entity import Queue
 from kombu.transport import TRANSPORT_ALIASES
 
@@ -21,14 +27,24 @@ TASKS_PER_CHILD = 100
 TRANSPORT_ALIAS = "safelight"
 TRANSPORT_ALIASES[TRANSPORT_ALIAS] = "safelight.worker.transport:Transport"
 
+
+class Events(EventDispatcher):
+    """Task events leave in Celery's own thread alone: jobs end on the engine's loop, which must not wait for Redis."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options, buffer_limit=sys.maxsize)
+
+
 app = Celery("safelight")
 app.amqp.Connection = PatientConnection
+app.events.dispatcher_cls = Events
 
 
 class _Process:
-    """The engine of this process. Celery makes pools and child processes itself, so it must be found from here."""
+    """What this process is. Celery makes pools and child processes itself, so it must be found from here."""
 
     engine: Engine | None = None
+    settings: Settings | None = None  # of a worker; other processes look into their environment
 
 
 def use_engine(engine: Engine) -> None:
@@ -45,13 +61,22 @@ def run(job_id: str, queue: str) -> None:
 
 
 def configure(settings: Settings) -> None:
+    """Make this process a worker with these settings."""
+    _Process.settings = settings
+    app.conf.update(_configuration(settings))
+
+
+def _configuration(settings: Settings) -> dict[str, Any]:
     """Celery delivers, routes, isolates and shows; everything else is ours, so everything else is off."""
-    secure = settings.redis_url.get_secret_value().startswith(("rediss://", "valkeys://"))
-    app.conf.update(
-        broker_url=celery_url(settings),
-        broker_use_ssl={"ssl_cert_reqs": ssl.CERT_REQUIRED} if secure else None,
-        broker_transport=TRANSPORT_ALIAS,
-        broker_transport_options={
+    url = settings.redis_url.get_secret_value()
+    if not url:
+        raise ImproperlyConfigured("SAFELIGHT_REDIS_URL is not set: it names the queue of the workers to look at.")
+    secure = url.startswith(("rediss://", "valkeys://"))
+    return {
+        "broker_url": celery_url(settings),
+        "broker_use_ssl": {"ssl_cert_reqs": ssl.CERT_REQUIRED} if secure else None,
+        "broker_transport": TRANSPORT_ALIAS,
+        "broker_transport_options": {
             "priority_steps": [0],  # dispatch orders; else each BRPOP names four keys for each queue
             "global_keyprefix": f"{settings.redis_ns}:",
             "socket_timeout": 5,
@@ -59,23 +84,26 @@ def configure(settings: Settings) -> None:
             "socket_keepalive": True,
             "health_check_interval": 10,  # how soon a connection that went dead without a word is noticed
         },
-        broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,
-        accept_content=["json"],
-        task_serializer="json",
-        task_ignore_result=True,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "accept_content": ["json"],
+        "task_serializer": "json",
+        "task_ignore_result": True,
         # With the hint transport a late acknowledgement costs nothing and lets the prefetch count bound what runs.
-        task_acks_late=True,
-        task_reject_on_worker_lost=False,
-        worker_cancel_long_running_tasks_on_connection_loss=False,
-        worker_prefetch_multiplier=1,
-        worker_max_tasks_per_child=TASKS_PER_CHILD,
-        worker_hijack_root_logger=False,
-        worker_redirect_stdouts=False,
-        task_queues=[Queue(name, routing_key=name) for name in (IMAGE_GENERATION, DEFAULT, LOCAL, ISOLATED)],
-        task_default_queue=DEFAULT,
-        worker_proc_alive_timeout=30,
-    )
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": False,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_prefetch_multiplier": 1,
+        "worker_max_tasks_per_child": TASKS_PER_CHILD,
+        "worker_hijack_root_logger": False,
+        "worker_redirect_stdouts": False,
+        "task_queues": [Queue(name, routing_key=name) for name in (IMAGE_GENERATION, DEFAULT, LOCAL, ISOLATED)],
+        "task_default_queue": DEFAULT,
+        "worker_proc_alive_timeout": 120,
+    }
+
+
+app.add_defaults(lambda: _configuration(_Process.settings or Settings.model_validate({})))
 
 
 def celery_url(settings: Settings) -> str:

@@ -8,6 +8,7 @@ import httpx
 from faults.lab import faulty
 from faults.stack import keep_running
 from faults.trial import Experiment, Trial
+from patience import PATIENCE_SECONDS
 
 CRASHES = ("worker_lost",)
 
@@ -40,7 +41,7 @@ def _cancel(trial: Trial, batch_id: str) -> None:
         for job_id in watcher.told if watcher.job_id == batch_id else ():
             trial.may_end(job_id, "cancelled")
     trial.fault("cancel a batch")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         try:
             answer = trial.stack.http.post(f"/batches/{batch_id}/cancel")

@@ -36,7 +36,7 @@ def killed_halfway(trial: Trial) -> None:
             # What a dead process left is swept by the next import, if those above began before it was dead.
             trial.import_media(f"{host.url}/sea.mp3")
             trial.wait_ended()
-            until(lambda: not list(stack.imports.glob("*")), seconds=5, what="the end of unfinished files")
+            until(lambda: not list(stack.imports.glob("*")), what="the end of unfinished files")
 
 
 def frozen_halfway(trial: Trial) -> None:
@@ -56,7 +56,7 @@ def frozen_halfway(trial: Trial) -> None:
             victim.thaw()
             host.released.set()
             trial.wait_ended()
-            until(lambda: not list(stack.imports.glob("*")), seconds=10, what="the end of unfinished files")
+            until(lambda: not list(stack.imports.glob("*")), what="the end of unfinished files")
 
 
 IMPORTS = (

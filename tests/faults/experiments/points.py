@@ -37,7 +37,7 @@ def _submit_until_dead(trial: Trial, victims: list[Process], name: str) -> None:
             )
         return not any(victim.is_alive for victim in victims)
 
-    until(all_dead, seconds=60, what=f"death at the point {name}")
+    until(all_dead, what=f"death at the point {name}")
     del fault  # its time is that of the first submit: what is measured from it would be too long
     trial.faults[-1].victims = ()
 
@@ -93,7 +93,7 @@ def before_hint(trial: Trial) -> None:
             return answer is None or not dying.is_alive
 
         until(dead, what="the API's death")
-        until(lambda dying=dying: not dying.is_alive, seconds=5, what="the API's death")
+        until(lambda dying=dying: not dying.is_alive, what="the API's death")
         stack.hire("api")
         stack.wait_for_api()
         trial.submit_again()

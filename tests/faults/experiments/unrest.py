@@ -10,6 +10,7 @@ from faults.lab import faulty
 from faults.proxy import FreezingProxy
 from faults.stack import LEASE_SECONDS, Process, until
 from faults.trial import Experiment, Trial
+from patience import PATIENCE_SECONDS
 from safelight.jobs.dispatch import LEASE_SECONDS as DISPATCH_SECONDS
 
 CRASHES = ("worker_lost",)
@@ -102,12 +103,12 @@ def rolling_restarts(trial: Trial) -> None:
             trial.fault(f"SIGTERM {name}")
             leaving.signal(signal.SIGTERM)
             if random.random() < 0.5 or name == "api":
-                code = leaving.wait(30)
+                code = leaving.wait(PATIENCE_SECONDS)
                 stack.hire(name)
             else:  # the next one is there before this one has gone
                 del stack.crew_members[name]
                 stack.hire(name)
-                code = leaving.wait(30)
+                code = leaving.wait(PATIENCE_SECONDS)
             # uvicorn ends by the signal itself once it has shut down in order.
             trial.expect(code == (-signal.SIGTERM if name == "api" else 0), f"{name} left with {code}")
             stack.wait_for_api()

@@ -248,7 +248,13 @@ async def accept_batch(
     if outcome.replayed:
         headers["Idempotency-Replayed"] = "true"
     else:
-        log.info("batch.received", batch_id=batch.id, jobs=batch.total, origin_batch_id=batch.origin_batch_id)
+        log.info(
+            "batch.received",
+            batch_id=batch.id,
+            jobs=batch.total,
+            origin_batch_id=batch.origin_batch_id,
+            tier=asker.tier,
+        )
     return await _answer(request, world, batch, standing, outcome.job_ids, status=202, headers=headers)
 
 

@@ -98,6 +98,7 @@ class SceneImageView(BaseModel):
     stage: str | None
     message: str | None
     progress: int | None
+    blocked_reason: str | None = Field(description="Why a pending job cannot run, e.g. `no_worker`")
     retry_count: int
     image_url: str | None
     image: ArtifactView | None
@@ -142,6 +143,7 @@ class PortraitView(BaseModel):
     stage: str | None
     message: str | None
     progress: int | None
+    blocked_reason: str | None = Field(description="Why a pending portrait cannot be made, e.g. `no_worker`")
     retry_count: int
     eta: EtaView
     created_at: datetime | None
@@ -272,6 +274,7 @@ def scene_image_view(job: Job, made: Sequence[Artifact], chapter_id: str, eta: E
         "stage": job.stage,
         "message": message_of(job),
         "progress": job.progress,
+        "blocked_reason": job.blocked_reason,
         "retry_count": job.retry_count,
         "image_url": None if shown is None else shown["url"],
         "image": shown,
@@ -305,6 +308,7 @@ def portrait_view(character: Character, job: Job | None, eta: EtaView) -> dict[s
         "stage": None if job is None else job.stage,
         "message": None if job is None else message_of(job),
         "progress": None if job is None else job.progress,
+        "blocked_reason": None if job is None else job.blocked_reason,
         "retry_count": 0 if job is None else job.retry_count,
         "eta": {"wait_seconds": eta.wait_seconds, "run_seconds": eta.run_seconds},
         "created_at": None if job is None else job.created_at,
