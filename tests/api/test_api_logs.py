@@ -73,6 +73,26 @@ def test_the_story_of_a_job_is_in_the_log(lines: list[str], make_service: Callab
     assert all("attempt" in line for line in story if line["event"] != "job.received" and line["level"] != "debug")
 
 
+def test_lines_tell_whose_a_job_is_what_it_is_about_and_where_its_pictures_are(
+    lines: list[str], service: Service
+) -> None:
+    made = service.http.post("/api/v1/chapters/seven/images/scenes/3", json=order(batch_size=2)).json()
+    job = service.end_of(made["job_id"])
+    story = [line for line in map(json.loads, lines) if line.get("job_id") == job["id"] and line["level"] != "debug"]
+    assert {(line["chapter_id"], line["scene_number"]) for line in story} == {("seven", 3)}
+    assert all("tier" in line for line in story if line["event"] == "job.received")
+    of_the_worker = [line for line in story if line["event"].startswith(("job.started", "artifact.", "attempt."))]
+    assert len(of_the_worker) == 4 and {line["owner_id"] for line in of_the_worker} == {"local"}
+    assert of_the_worker[-1]["urls"] == [artifact["url"] for artifact in job["artifacts"]]
+
+
+def test_what_is_asked_of_a_job_is_told_with_its_ids(lines: list[str], service: Service) -> None:
+    job = service.make()
+    service.http.post(f"{JOBS}/{job['id']}/cancel", headers={"X-Request-Id": "request-9"})
+    told = [line for line in map(json.loads, lines) if line.get("request_id") == "request-9"]
+    assert told and {(line["job_id"], line["task_id"]) for line in told} == {(job["id"], job["id"])}
+
+
 def test_every_line_of_a_job_bears_the_request_that_made_it(lines: list[str], service: Service) -> None:
     job = service.http.post(JOBS, json=order(), headers={"X-Request-Id": "request-2"}).json()
     service.end_of(job["id"])

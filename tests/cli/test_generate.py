@@ -231,3 +231,11 @@ def test_every_command_teaches_by_example(name: str, tmp_path: Path) -> None:
     code, output, _ = run(name, "--help", cwd=tmp_path)
     assert code == 0
     assert "Example" in output
+
+
+def test_examples_name_the_command_as_it_was_called(tmp_path: Path) -> None:
+    for called in ("./run", "safelight"):
+        for arguments in (("keys", "create"), ("up",), ()):
+            _, output, _ = run(*arguments, "--help", cwd=tmp_path, SAFELIGHT_COMMAND=called)
+            other = {"./run": "safelight", "safelight": "./run"}[called]
+            assert f"  {called} " in output and f"  {other} " not in output

@@ -86,8 +86,8 @@ def test_put_it_on_a_network(tmp_path: Path) -> None:
             command = one.command
             if command.startswith("SAFELIGHT_"):
                 continue  # settings: see below
-            if command.startswith("safelight up"):
-                assert command == "safelight up --host 0.0.0.0"
+            if command.startswith("./run up"):
+                assert command == "./run up --host 0.0.0.0"
                 reader.environment["SAFELIGHT_HOST"] = "0.0.0.0"  # noqa: S104 - what the page is about
                 running_one = stack.enter_context(running(reader))
                 continue

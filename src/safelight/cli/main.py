@@ -6,6 +6,7 @@ Each is imported when it is called, so that `--help` is quick and a client comma
 import importlib
 import keyword
 import os
+import re
 
 import click
 
@@ -29,6 +30,8 @@ COMMANDS = {
         "cleanup": ("safelight.cli.database", "Delete what was kept long enough, now."),
     },
 }
+
+WORDS = [name for commands in COMMANDS.values() for name in commands]
 
 HELP = """Generation jobs that nothing can lose.
 
@@ -54,7 +57,7 @@ class LazyGroup(click.Group):
         for commands in COMMANDS.values():
             if cmd_name in commands:
                 name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
-                return getattr(importlib.import_module(commands[cmd_name][0]), name)
+                return as_typed(getattr(importlib.import_module(commands[cmd_name][0]), name))
         return None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -70,8 +73,19 @@ def group() -> None:
     """The root of every command."""
 
 
+def as_typed(command: click.Command) -> click.Command:
+    """The command with examples that can be pasted: in a clone it is `./run`, not `safelight`."""
+    if command.help is not None and program() != "safelight":
+        command.help = re.sub(rf"\bsafelight (?={'|'.join(WORDS)})", f"{program()} ", command.help)
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            as_typed(inner)
+    return command
+
+
 def main() -> None:
     """Run the command of this process."""
+    as_typed(group)
     group(prog_name=program())
 
 
