@@ -64,9 +64,10 @@ def test_every_operation_with_bad_credentials(guarded: Guarded, adas: dict[str, 
         "token_wrong_issuer": shared_token(iss="another"),
         "token_invalid": "not.a.token",
     }
+    everywhere = ("key_revoked", "token_expired")  # one of each kind; the others are told apart at the same door
     for code, credential in bad.items():
         client = guarded.client(credential)
-        for method, path in guarded.operations():
+        for method, path in guarded.operations()[:: 1 if code in everywhere else 9]:
             if path not in OPEN:
                 where = filled(path, adas)
                 response = send(client, method, where)

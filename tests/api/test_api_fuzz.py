@@ -127,7 +127,7 @@ def answer_to(sender: httpx.Client, made: Made) -> int:
     return response.status_code
 
 
-@pytest.mark.timeout(0 if LONG else 300)
+@pytest.mark.timeout(0 if LONG else 600)
 def test_every_operation_answers_as_the_document_tells(document: Document, sender: httpx.Client) -> None:
     assert len(document.operations) >= 15
     wrong: list[str] = []

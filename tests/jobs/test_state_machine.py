@@ -380,13 +380,13 @@ def connection(sqlite_url: str) -> Iterator[Connection]:
     database.close()
 
 
-@pytest.mark.timeout(3600 if EXAMPLES else 120)
+@pytest.mark.timeout(3600 if EXAMPLES else 600)
 def test_every_life_of_a_job_is_sound(connection: Connection) -> None:
     Lives.connection = connection
     run_state_machine_as_test(
         Lives,
         settings=settings(
-            max_examples=EXAMPLES or 60,
+            max_examples=EXAMPLES or 45,
             stateful_step_count=60 if EXAMPLES else 40,
             derandomize=not EXAMPLES,
             database=None,

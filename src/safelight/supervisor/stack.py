@@ -37,7 +37,7 @@ from safelight.supervisor.warden_process import WardenProcess
 # Stopping takes at most 5 s in all, and graces nest: a worker drains for less than it is given.
 DRAIN_SECONDS = 1.5
 WORKER_GRACE, API_GRACE, VALKEY_GRACE = 2.5, 1.5, 0.7
-START_SECONDS = 90.0  # for each thing waited for; a start on an idle machine needs a thirtieth
+START_SECONDS = 120.0  # for each thing waited for; on an idle machine all of them need 3
 LINE_WIDTH = 240  # of a child's last words inside a message; its file has them whole
 
 
