@@ -5,6 +5,7 @@ every value can be set on its own. `AI_MOCK_MODE` is read without the prefix.
 """
 
 import json
+import re
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -17,6 +18,9 @@ Environment = Literal["dev", "demo", "test", "production"]
 OPENAI_URL = "https://api.openai.com/v1"
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 MIN_JWT_SECRET_BYTES = 32  # less can be guessed from any one token, offline
+PREFIX_PATTERN = r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,99}){1,10}"  # the path of an installation below a host
+OUR_PATHS = ("/api/v1", "/health", "/webhooks")
+ORIGIN_PATTERN = r"https?://([a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?"  # as browsers write it
 REDIS_DATABASES: dict[Environment, int] = {"dev": 4, "demo": 2, "test": 3, "production": 0}
 
 
@@ -77,6 +81,12 @@ class Settings(BaseSettings):
     max_batch_bytes: int = Field(8 * 1024 * 1024, ge=1)  # of a batch of jobs, which is read whole
     max_upload_bytes: int = Field(25 * 1024 * 1024, ge=1)
     allowed_hosts: list[str] = []  # names this service is called by, beside loopback's; "*" with accounts only
+    root_path: str = ""  # that a proxy serves this below, as in /safelight
+    trusted_proxies: Annotated[list[IPv4Network | IPv6Network], NoDecode] = [  # whose X-Forwarded-* are believed
+        IPv4Network("127.0.0.0/8"),
+        IPv6Network("::1/128"),
+    ]
+    cors_origins: Annotated[list[str], NoDecode] = []  # whose pages may use the API from a browser
 
     auth: Literal["local", "required"] = "local"  # local: no accounts, reachable from this machine only
     jwt_secret: SecretStr = SecretStr("")  # of the identity provider, for HS256
@@ -147,7 +157,9 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
 
-    @field_validator("comfyui_urls", "media_allow_private", "media_extractors", mode="before")
+    @field_validator(
+        "comfyui_urls", "media_allow_private", "media_extractors", "trusted_proxies", "cors_origins", mode="before"
+    )
     @classmethod
     def split(cls, value: Any) -> Any:
         """Comma-separated as people write it, or JSON, as a parent process does."""
@@ -190,6 +202,7 @@ class Settings(BaseSettings):
         if self.lease_seconds < 3 * self.beat_seconds:
             raise ValueError("lease_seconds must be at least three times beat_seconds")
         self._check_accounts()
+        self._check_addresses()
         for name, providers in self.routes.items():
             if not providers or len(set(providers)) < len(providers):
                 raise ValueError(f"routes: {name} must name one or more providers, each once")
@@ -217,6 +230,21 @@ class Settings(BaseSettings):
             is_near = url.hostname in LOOPBACK or self.env != "production"
             if url.scheme != "https" and not (url.scheme == "http" and is_near):
                 raise ValueError("jwt_jwks_url must begin with https://, so that nobody can slip in other keys")
+
+    def _check_addresses(self) -> None:
+        self.root_path = self.root_path.rstrip("/")
+        if self.root_path and not re.fullmatch(PREFIX_PATTERN, self.root_path):
+            raise ValueError(f"root_path must be a path such as /safelight, not {self.root_path!r}")
+        if self.root_path.startswith(OUR_PATHS):
+            raise ValueError(f"root_path may not begin as the API's own paths do ({', '.join(OUR_PATHS)})")
+        for origin in self.cors_origins:
+            if not re.fullmatch(ORIGIN_PATTERN, origin):
+                raise ValueError(
+                    f"cors_origins: {origin!r} is no origin; name each one exactly, in lower case, as scheme, host and "
+                    "perhaps port, without a path, as in https://app.example.com or http://localhost:3000"
+                )
+            if origin.endswith(":443" if origin.startswith("https:") else ":80"):
+                raise ValueError(f"cors_origins: browsers leave the usual port out: {origin.rpartition(':')[0]}")
 
     @property
     def redis_database(self) -> int:

@@ -108,6 +108,7 @@ class Api:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,
                 ws="none",
                 loop="uvloop",
                 timeout_graceful_shutdown=1,

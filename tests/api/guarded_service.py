@@ -117,9 +117,9 @@ class Guarded:
 
 
 @contextlib.contextmanager
-def served(folder: Path, valkey: ValkeyServer, database_url: str) -> Generator[Guarded]:
+def served(folder: Path, valkey: ValkeyServer, database_url: str, **changes: Any) -> Generator[Guarded]:
     """Such a service, running."""
-    service = AccountsService(settings_for(folder, valkey, database_url, **ACCOUNTS), valkey)
+    service = AccountsService(settings_for(folder, valkey, database_url, **ACCOUNTS, **changes), valkey)
     guarded = Guarded(service)
     yield guarded
     guarded.close()

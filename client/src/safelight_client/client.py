@@ -306,7 +306,12 @@ class Client:
             self._sleep(failures, None)
 
     def _address(self, path: str) -> str:
-        return path if path.startswith(("http://", "https://")) else self.base_url + path
+        """A path of the API's, or one that the server has told: then the path that it stands below is in it already."""
+        if path.startswith(("http://", "https://")):
+            return path
+        below = httpx.URL(self.base_url).path.rstrip("/")
+        is_told = below and path.startswith(f"{below}{API}/")
+        return (self.base_url.removesuffix(below) if is_told else self.base_url) + path
 
     def _headers_for(self, address: str) -> dict[str, str]:
         """The key, if the address is one of this Safelight's: signed addresses elsewhere must not learn it."""

@@ -1,9 +1,10 @@
 """Who asks: found out before any route, so that no route can forget to.
 
-Every path needs an identity, also one that does not exist, except those that are open: health, the API's description,
-and signed links and webhooks, whose address is a key itself. It comes from a key or token in the `Authorization` header
-or, in browsers, from the session cookie; then whatever changes something needs the CSRF header too. Reading needs the
-scope `read`, changing something `write`; a route may ask for more.
+Every path needs an identity, also one that does not exist, except those that are open: health, the pages that say what
+this is, and signed links and webhooks, whose address is a key itself. It comes from a key or token in the
+`Authorization` header or, in browsers, from the session cookie; then whatever changes something needs the CSRF header
+too. Reading needs the scope `read`, changing something `write`; a route may ask for more. Without accounts everybody is
+the one user there is, but for probes that call us by a name which is not ours.
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
 from safelight.accounts import LOCAL, Doorkeeper, Identity, Unauthenticated, check_csrf
+from safelight.api.origin import SAFE_METHODS
 from safelight.api.problems import problem_of
 from safelight.bootstrap import Safelight
 from safelight.errors import SafelightError
@@ -23,10 +25,10 @@ SESSION_PATH = "/api/v1/session"
 SESSION_COOKIE = "safelight_session"
 CSRF_COOKIE = "safelight_csrf"
 CSRF_HEADER = "x-csrf-token"
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 HEALTH = frozenset(f"{prefix}/health/{name}" for prefix in ("", "/api/v1") for name in ("live", "ready"))
-OPEN = HEALTH | {"/api/v1/docs", "/api/v1/openapi.json"}
+OPEN = HEALTH | {"/", "/front.css", "/api/v1/docs", "/api/v1/openapi.json"}
+DOCS = "/api/v1/docs/"
 SIGNED_LINKS = "/api/v1/files/"
 WEBHOOKS = "/webhooks/"  # their secret stands in the address
 
@@ -44,7 +46,7 @@ class Authentication:
             return
         state: dict[str, Any] = scope.setdefault("state", {})
         if not self._has_accounts:
-            state["identity"] = LOCAL
+            state["identity"] = None if state.get("is_stranger") else LOCAL
             await self._app(scope, receive, send)
             return
         try:
@@ -97,7 +99,7 @@ async def may_stay(request: Request) -> bool:
 
 def is_open(path: str) -> bool:
     """Whether nobody has to say who they are there."""
-    return path in OPEN or path.startswith((SIGNED_LINKS, WEBHOOKS))
+    return path in OPEN or path.startswith((SIGNED_LINKS, WEBHOOKS, DOCS))
 
 
 async def by_header(doorkeeper: Doorkeeper, value: str) -> Identity:

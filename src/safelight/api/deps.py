@@ -6,11 +6,11 @@ import uuid
 import zlib
 from typing import Annotated, Any
 
-import orjson
 from fastapi import Depends, Header, Path, Query, Request
 from starlette.responses import Response
 
 from safelight.accounts import Identity, Unauthenticated
+from safelight.api.prefix import encode
 from safelight.bootstrap import Safelight
 from safelight.errors import SafelightError
 
@@ -107,7 +107,7 @@ IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key")]
 
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """JSON from plain values and datetimes (RFC 3339, UTC)."""
-    return Response(orjson.dumps(content, option=orjson.OPT_UTC_Z), status, headers, "application/json")
+    return Response(encode(content), status, headers, "application/json")
 
 
 def polled_response(
@@ -120,7 +120,7 @@ def polled_response(
     if_none_match: str | None = None,
 ) -> Response:
     """JSON that is asked for until it is final: its entity tag, which begins with `mark`, and when to ask again."""
-    body = orjson.dumps(content, option=orjson.OPT_UTC_Z)
+    body = encode(content)
     etag = f'W/"{mark}{zlib.crc32(body):08x}"'
     headers = {"ETag": etag, "Cache-Control": "no-cache", **(headers or {})}
     if not is_final:

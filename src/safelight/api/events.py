@@ -16,6 +16,7 @@ from safelight.api.authentication import may_stay
 from safelight.api.deps import HeaderInvalid, ItemId, Owner, World
 from safelight.api.document import reference
 from safelight.api.job_view import PREFIX
+from safelight.api.prefix import current_prefix, frames_below
 from safelight.api.problems import refusals
 from safelight.bootstrap import Safelight
 from safelight.db import Tx
@@ -105,8 +106,10 @@ async def follow(
 class Wire:
     """A client's connection, as the server sends to it. One writes at a time."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, prefix: str = "") -> None:
+        """`prefix` is put before the paths that events tell."""
         self._send = send
+        self._prefix = prefix
         self._rest: Awaitable[None] | None = None  # of a write that waits until the client has read
         self._failure: Exception | None = None
         self._now = asyncio.get_running_loop().time
@@ -120,12 +123,14 @@ class Wire:
         if self._failure is not None:
             raise self._failure
         if data:
+            data = frames_below(self._prefix, data)
             await self._send({"type": "http.response.body", "body": data, "more_body": True})
             self.wrote_at = self._now()
 
     def pass_on(self, data: bytes) -> bool:
         """Write without a task's help; whether the connection takes more. If not, `write` waits until it does."""
         self.wrote_at = self._now()
+        data = frames_below(self._prefix, data)
         writing = self._send({"type": "http.response.body", "body": data, "more_body": True}).__await__()
         try:
             waits_for = next(writing)
@@ -161,7 +166,7 @@ class EventStream(StreamingResponse):
         self._tell = tell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._wire = Wire(scope["state"]["server_send"])
+        self._wire = Wire(scope["state"]["server_send"], current_prefix())
         await super().__call__(scope, receive, send)
 
     async def stream_response(self, send: Send) -> None:

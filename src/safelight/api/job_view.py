@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from safelight.artifacts import Artifact
+from safelight.artifacts import ApiPath, Artifact
 from safelight.db import Database
 from safelight.errors import Unavailable
 from safelight.jobs import Attempt, Dispatcher, Job, Status, describe_artifact, message_of, run_seconds
@@ -324,11 +324,11 @@ def view_of(job: Job, artifacts: Sequence[Artifact], eta: EtaView) -> dict[str, 
         "updated_at": job.updated_at,
         "version": job.version,
         "urls": {
-            "self": url,
-            "events": f"{url}/events",
-            "cancel": f"{url}/cancel",
-            "retry": f"{url}/retry",
-            "attempts": f"{url}/attempts",
+            "self": ApiPath(url),
+            "events": ApiPath(f"{url}/events"),
+            "cancel": ApiPath(f"{url}/cancel"),
+            "retry": ApiPath(f"{url}/retry"),
+            "attempts": ApiPath(f"{url}/attempts"),
         },
     }
 

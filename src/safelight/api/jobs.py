@@ -32,6 +32,7 @@ from safelight.api.deps import (
 from safelight.api.events import with_latest
 from safelight.api.job_request import GenerationRequest, new_job, request_of, verified
 from safelight.api.job_view import PREFIX, AttemptList, Estimator, JobList, JobView, attempt_view_of, view_of
+from safelight.api.media.files import SANDBOX
 from safelight.api.media.import_request import IMPORT, MediaRequest, import_of, new_import, submit_import
 from safelight.api.problems import invalid_body, problem, refusals
 from safelight.api.service.templates import template_of
@@ -93,7 +94,6 @@ JobKey = Annotated[
     responses=refusals(429),
     summary="Submit a job",
 )
-@router.post("/", status_code=202, response_model=JobView, include_in_schema=False)
 async def submit(
     body: GenerationRequest,
     request: Request,
@@ -111,7 +111,6 @@ async def submit(
 
 
 @router.get("", operation_id="listJobs", response_model=JobList, summary="List jobs, newest first")
-@router.get("/", response_model=JobList, include_in_schema=False)
 async def list_jobs(
     request: Request,
     world: World,
@@ -289,7 +288,8 @@ async def get_preview(job_id: ItemId, name: str, world: World, owner: Owner) -> 
     if found is None:
         raise PreviewGone
     data, content_type = found
-    return Response(data, headers={"Cache-Control": "private, max-age=300"}, media_type=content_type)
+    headers = {"Cache-Control": "private, max-age=300", "Content-Security-Policy": SANDBOX}
+    return Response(data, headers=headers, media_type=content_type)
 
 
 class PreviewGone(SafelightError):

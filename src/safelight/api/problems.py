@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from safelight.api.method import allowed_methods
 from safelight.errors import ErrorKind, FieldError, Invalid, SafelightError
 
 STATUS: Mapping[ErrorKind, int] = {
@@ -139,18 +140,24 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def on_http(request: Request, error: HTTPException) -> Response:  # pyright: ignore[reportUnusedFunction]
+        headers = error.headers
+        if error.status_code == 405:
+            headers = {"Allow": ", ".join(allowed_methods(app.routes, request.scope))}
+            if request.method == "OPTIONS":
+                return Response(None, 204, headers)
         codes = {400: "malformed_json", 404: "not_found", 405: "method_not_allowed"}
+        method = "HEAD" if request.state.is_head else request.method
         details = {
             400: "The body is not JSON in UTF-8, or it is nested too deeply.",
             404: f"There is nothing at {request.url.path}.",
-            405: f"{request.method} is not possible at {request.url.path}.",
+            405: f"{method} is not possible at {request.url.path}.",
         }
         return problem(
             request.state.request_id,
             error.status_code,
             codes.get(error.status_code, "http_error"),
             details.get(error.status_code, str(error.detail)),
-            headers=error.headers,
+            headers=headers,
         )
 
 

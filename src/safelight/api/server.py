@@ -19,6 +19,7 @@ def serve(settings: Settings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # the entrance reads them
         timeout_graceful_shutdown=GRACE_SECONDS,
         backlog=4096,
     )

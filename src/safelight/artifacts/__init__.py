@@ -24,13 +24,14 @@ from safelight.artifacts.artifact import (
     unused_uploads,
 )
 from safelight.artifacts.film import BadFilm, FfmpegMissing, Film, find_ffmpeg, inspect_film
-from safelight.artifacts.link import BadLink, Link, Links, StoredFile, load_signing_key
+from safelight.artifacts.link import ApiPath, BadLink, Link, Links, StoredFile, load_signing_key
 from safelight.artifacts.picture import BadPicture, inspect
 from safelight.artifacts.service import ArtifactStore
 from safelight.artifacts.upload import UPLOAD_TYPES, BadUpload
 
 __all__ = [
     "UPLOAD_TYPES",
+    "ApiPath",
     "Artifact",
     "ArtifactStore",
     "BadFilm",

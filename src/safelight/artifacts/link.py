@@ -30,6 +30,12 @@ KEY_BYTES = 32
 PURPOSE = b"safelight file link 1\0"  # so that a signature made with this key for something else is none of ours
 
 
+class ApiPath(str):
+    """A path on this host. The API puts the path that it stands below itself before it as it answers."""
+
+    __slots__ = ()
+
+
 class BadLink(SafelightError):
     """This link is not one that was given out."""
 
@@ -84,7 +90,9 @@ class Links:
         if self._public_url:
             return Link(f"{self._public_url}/{quote(file.key)}", None)
         expires = int(self._now().timestamp()) + expires_in_seconds
-        url = await self._storage.link(file.key, expires_in_seconds) or f"{FILES_URL}/{self._token(file, expires)}"
+        url = await self._storage.link(file.key, expires_in_seconds)
+        if url is None:
+            url = ApiPath(f"{FILES_URL}/{self._token(file, expires)}")
         return Link(url, datetime.fromtimestamp(expires, UTC))
 
     def read(self, token: str) -> tuple[StoredFile, int]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import orjson
 
-from safelight.artifacts import Artifact
+from safelight.artifacts import ApiPath, Artifact
 from safelight.jobs.job import BLOCKED, TERMINAL, Attempt, Job, Status
 from safelight.stream import Message
 
@@ -125,7 +125,7 @@ def describe_artifact(artifact: Artifact) -> dict[str, Any]:
     return {
         "id": artifact.id,
         "kind": artifact.kind,
-        "url": f"{url}/content",
+        "url": ApiPath(f"{url}/content"),
         "content_type": artifact.content_type,
         "width": artifact.width,
         "height": artifact.height,
@@ -135,10 +135,10 @@ def describe_artifact(artifact: Artifact) -> dict[str, Any]:
         "thumbhash": artifact.thumbhash,
         "seed": artifact.seed,
         "thumbnails": [
-            {"width": thumbnail["width"], "url": f"{url}/thumbnails/{thumbnail['width']}"}
+            {"width": thumbnail["width"], "url": ApiPath(f"{url}/thumbnails/{thumbnail['width']}")}
             for thumbnail in artifact.thumbnails
         ],
-        "poster": f"{url}/thumbnails/{artifact.thumbnails[-1]['width']}" if artifact.kind == "video" else None,
+        "poster": ApiPath(f"{url}/thumbnails/{artifact.thumbnails[-1]['width']}") if artifact.kind == "video" else None,
         "details": artifact.details or {},
     }
 

@@ -1,6 +1,7 @@
 """Bytes by key, on obstore: a local folder, memory, S3 and what speaks like it, Google Cloud Storage, Azure."""
 
 from safelight.storage.address import Address, parse_address
+from safelight.storage.disposition import inline
 from safelight.storage.store import KEY, Storage
 from safelight.storage.trouble import BadKey, BucketMissing, FileMissing, StorageRefused, StorageUnavailable
 
@@ -13,5 +14,6 @@ __all__ = [
     "Storage",
     "StorageRefused",
     "StorageUnavailable",
+    "inline",
     "parse_address",
 ]

@@ -21,6 +21,7 @@ from obstore.exceptions import GenericError
 from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
 
 from safelight.storage.address import AnyStore, open_store, parse_address
+from safelight.storage.disposition import inline
 from safelight.storage.trouble import BadKey, FileMissing, told
 
 CHUNK_BYTES = 256 * 1024
@@ -189,7 +190,7 @@ def _attributes(key: str, content_type: str) -> "obstore.Attributes":
     name = "-".join(key.split("/")[1:]) or key
     return {
         "Content-Type": content_type,
-        "Content-Disposition": f'inline; filename="{name}"',
+        "Content-Disposition": inline(name),
         "Cache-Control": IMMUTABLE,
     }
 

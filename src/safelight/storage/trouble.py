@@ -1,13 +1,16 @@
 """What can go wrong with a place for files, in words for people.
 
 What a store says of itself is never passed on whole: its errors name URLs, which may be signed, and access keys. Only
-its error code and status are.
+its error code and status are. Nor are keys and paths of files: who asks over the network is told these words too, so
+they go to the log.
 """
 
+import os
 import re
 from collections.abc import Generator
 from contextlib import contextmanager
 
+import structlog
 from obstore.exceptions import BaseError
 
 from safelight.errors import Invalid, SafelightError, Unavailable
@@ -15,6 +18,8 @@ from safelight.errors import Invalid, SafelightError, Unavailable
 REGION_CODES = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 REFUSED_CODES = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthenticationFailed", "ExpiredToken"}
 BUCKET_CODES = {"NoSuchBucket", "ContainerNotFound"}
+log = structlog.get_logger()
+
 METADATA_SERVICES = ("169.254.169.254", "metadata.google.internal", "169.254.170.2")
 
 
@@ -41,7 +46,7 @@ class BucketMissing(StorageRefused):
 
 
 class FileMissing(SafelightError):
-    """There is no such file in the storage."""
+    """The file is no longer in the storage, or never was."""
 
     kind = "not_found"
     code = "file_missing"
@@ -61,22 +66,24 @@ def told(place: str, key: str, *, is_local: bool, writes: bool = False) -> Gener
     except (BaseError, OSError, NotImplementedError) as error:
         if is_local:
             raise _of_folder(error, key) from error
-        raise _of_bucket(error, place, key, writes) from None  # the cause may hold signed URLs
+        raise _of_bucket(error, place, writes) from None  # the cause may hold signed URLs
 
 
 def _of_folder(error: Exception, key: str) -> SafelightError:
     if isinstance(error, FileNotFoundError):
-        return FileMissing(f"There is no file {key} in the storage.")
+        return FileMissing()
     text = str(error).lower()
     if "no space left" in text or "storagefull" in text or "quota" in text:
         return StorageUnavailable("The disk that holds the files is full.")
     if "permission denied" in text or "read-only file system" in text:
         return StorageUnavailable("The storage folder may not be written or read by this process.")
-    first = (str(error).splitlines() or [""])[0]
-    return StorageUnavailable(f"The file storage cannot be used: {first}")
+    log.warning("storage.broken", storage_key=key, reason=str(error)[:500])
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    why = os.strerror(int(number[1])) if number else type(error).__name__
+    return StorageUnavailable(f"The file storage cannot be used: {why}.")
 
 
-def _of_bucket(error: Exception, place: str, key: str, writes: bool) -> SafelightError:
+def _of_bucket(error: Exception, place: str, writes: bool) -> SafelightError:
     text = str(error)
     code = match[1] if (match := re.search(r"<Code>(\w{1,60})</Code>", text)) else ""
     status = match[1] if (match := re.search(r"status code: (\d{3})", text)) else ""
@@ -86,7 +93,7 @@ def _of_bucket(error: Exception, place: str, key: str, writes: bool) -> Safeligh
     if isinstance(error, FileNotFoundError):
         if writes:
             return BucketMissing(f"Nothing can be stored at {place}: it was not found ({said}). Does the bucket exist?")
-        return FileMissing(f"There is no file {key} in the storage.")
+        return FileMissing()
     if any(service in text for service in METADATA_SERVICES):
         return StorageRefused(
             f"There are no keys for {place}. Set SAFELIGHT_STORAGE_ACCESS_KEY and SAFELIGHT_STORAGE_SECRET_KEY."

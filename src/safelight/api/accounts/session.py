@@ -1,7 +1,7 @@
 """A browser's session: a key or token is traded for a cookie that no script can read."""
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
@@ -21,6 +21,7 @@ from safelight.accounts import (
 )
 from safelight.api.authentication import CSRF_COOKIE, SESSION_COOKIE, SESSION_PATH, session_secret
 from safelight.api.deps import Asker, World, json_response
+from safelight.api.prefix import current_prefix
 
 router = APIRouter(prefix=SESSION_PATH, tags=["accounts"])
 
@@ -51,9 +52,8 @@ async def open_one(request: Request, world: World, asker: Asker) -> Response:
     opened = Identity(asker.owner_id, asker.scopes, asker.tier, "session", session.expires_at)
     response = json_response(_view(opened, secret), 201, {"Cache-Control": "no-store"})
     lifetime = max(0, int((session.expires_at - datetime.now(UTC)).total_seconds()))
-    is_https = request.url.scheme == "https"
     for name, value, is_hidden in ((SESSION_COOKIE, secret, True), (CSRF_COOKIE, csrf_token(secret), False)):
-        response.set_cookie(name, value, lifetime, path="/", secure=is_https, httponly=is_hidden, samesite="lax")
+        response.set_cookie(name, value, lifetime, httponly=is_hidden, **_attributes(request))
     return response
 
 
@@ -73,8 +73,19 @@ async def end(request: Request, world: World, asker: Asker) -> Response:
         world.doorkeeper.forget()
     response = Response(None, 204)
     for name in (SESSION_COOKIE, CSRF_COOKIE):
-        response.delete_cookie(name, path="/", secure=request.url.scheme == "https", samesite="lax")
+        response.delete_cookie(name, **_attributes(request))
     return response
+
+
+class _Attributes(TypedDict):
+    path: str
+    secure: bool
+    samesite: Literal["lax"]
+
+
+def _attributes(request: Request) -> _Attributes:
+    """Sent back to this installation alone, should others stand on the same host."""
+    return {"path": current_prefix() or "/", "secure": request.scope["scheme"] == "https", "samesite": "lax"}
 
 
 def _view(identity: Identity, secret: str | None) -> dict[str, Any]:

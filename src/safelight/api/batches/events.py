@@ -13,6 +13,7 @@ from safelight.api.batches.view import PREFIX
 from safelight.api.deps import HeaderInvalid, ItemId, Owner, World
 from safelight.api.document import reference
 from safelight.api.events import HEADERS, RECONNECT_MILLISECONDS, LastEventId, Stay
+from safelight.api.prefix import current_prefix, frames_below
 from safelight.api.problems import refusals
 from safelight.bootstrap import Safelight
 from safelight.db import Tx
@@ -78,6 +79,7 @@ async def _events(
 ) -> AsyncIterator[bytes]:
     now = asyncio.get_running_loop().time
     stay = Stay(request, batch_id=batch_id)
+    prefix = current_prefix()
     async with world.stream.watch_batch(batch_id) as watch:
         found = await world.database.read(_standing, batch_id, owner, known)
         if found is None:
@@ -85,7 +87,8 @@ async def _events(
         tally = found.tally
         await _learn_progress(tally, found.members, world.stream)
         watch.start({member.job_id: member.version for member in found.members if not member.is_terminal})
-        yield f"retry: {RECONNECT_MILLISECONDS}\n".encode() + tally.snapshot().as_frame(found.after) + found.missed
+        yield f"retry: {RECONNECT_MILLISECONDS}\n".encode() + tally.snapshot().as_frame(found.after)
+        yield frames_below(prefix, found.missed)
         told_at = spoke_at = now()
         while not tally.standing.is_terminal:
             frames = b""
@@ -103,7 +106,7 @@ async def _events(
             elif now() - spoke_at >= events.KEEPALIVE_SECONDS:
                 frames, spoke_at = b": keep-alive\n\n", now()
             if frames:
-                yield frames
+                yield frames_below(prefix, frames)
             if await stay.is_over():
                 return
         yield tally.end().as_frame(ALL_TOLD)

@@ -87,7 +87,6 @@ class BatchNotEnded(SafelightError):
     responses=refusals(429),
     summary="Submit a batch of jobs",
 )
-@router.post("/", status_code=202, response_model=BatchView, include_in_schema=False)
 async def submit(
     body: BatchRequest,
     request: Request,
@@ -117,7 +116,6 @@ async def submit(
 
 
 @router.get("", operation_id="listBatches", response_model=BatchList, summary="List batches, newest first")
-@router.get("/", response_model=BatchList, include_in_schema=False)
 async def list_batches(
     world: World,
     owner: Owner,

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from safelight.api.job_view import PREFIX as JOBS
 from safelight.api.job_view import Estimator
+from safelight.artifacts import ApiPath
 from safelight.jobs import Batch, Job, Standing, Status
 
 PREFIX = "/api/v1/batches"
@@ -114,11 +115,11 @@ def summary_of(batch: Batch, standing: Standing) -> dict[str, Any]:
         "created_at": batch.created_at,
         "finished_at": standing.finished_at,
         "urls": {
-            "self": url,
-            "events": f"{url}/events",
-            "jobs": f"{JOBS}?batch_id={batch.id}",
-            "cancel": f"{url}/cancel",
-            "retry": f"{url}/retry",
+            "self": ApiPath(url),
+            "events": ApiPath(f"{url}/events"),
+            "jobs": ApiPath(f"{JOBS}?batch_id={batch.id}"),
+            "cancel": ApiPath(f"{url}/cancel"),
+            "retry": ApiPath(f"{url}/retry"),
         },
     }
 

@@ -130,7 +130,6 @@ async def delete_artifact(artifact_id: ItemId, world: World, owner: Owner) -> Re
     return Response(status_code=204)
 
 
-@router.head("/{id}/content", include_in_schema=False)
 @router.get(
     "/{id}/content",
     operation_id="getArtifactContent",
@@ -157,7 +156,6 @@ async def get_content(
     return await deliver(request, world, file, asked=asked, if_none_match=if_none_match)
 
 
-@router.head("/{id}/thumbnails/{width}", include_in_schema=False)
 @router.get(
     "/{id}/thumbnails/{width}",
     operation_id="getArtifactThumbnail",

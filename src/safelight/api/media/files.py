@@ -4,6 +4,7 @@ import re
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
+import structlog
 from fastapi import APIRouter, Header, Request
 from starlette.responses import Response, StreamingResponse
 
@@ -11,9 +12,15 @@ from safelight.api.deps import World, is_known
 from safelight.api.problems import Problem, problem
 from safelight.artifacts import BadLink, StoredFile
 from safelight.bootstrap import Safelight
+from safelight.storage import FileMissing, inline
+
+log = structlog.get_logger()
 
 router = APIRouter(prefix="/api/v1/files", tags=["artifacts"])
 
+# A file is somebody else's work: opened as a page it may show itself, and can neither run anything nor reach us. The
+# browser's own viewers of pictures and films need the inline styles.
+SANDBOX = "sandbox; default-src 'none'; img-src 'self'; media-src 'self'; style-src 'unsafe-inline'"
 KEPT_FOR_EVER = "private, max-age=31536000, immutable"
 _BYTES: dict[str, Any] = {
     "content": {name: {"schema": {"type": "string", "format": "binary"}} for name in ("image/*", "video/*", "audio/*")}
@@ -39,7 +46,6 @@ ELSEWHERE: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.head("/{token}", include_in_schema=False)
 @router.get(
     "/{token}",
     operation_id="getFile",
@@ -73,7 +79,7 @@ async def deliver(
     A redirect may be kept for half the time that its link lives. HEAD is answered from the record: a signed URL is
     good for GET alone.
     """
-    if world.settings.storage_delivery == "proxy" or request.method == "HEAD" or is_known(if_none_match, file.etag):
+    if world.settings.storage_delivery == "proxy" or request.state.is_head or is_known(if_none_match, file.etag):
         return await serve(request, world, file, asked=asked, if_none_match=if_none_match, cached=KEPT_FOR_EVER)
     lifetime = world.settings.storage_link_seconds
     link = await world.links.make(file, lifetime)
@@ -96,8 +102,8 @@ async def serve(
         "ETag": file.etag,
         "Cache-Control": cached,
         "Accept-Ranges": "bytes",
-        "Content-Disposition": f'inline; filename="{file.name}"',
-        "X-Content-Type-Options": "nosniff",
+        "Content-Disposition": inline(file.name),
+        "Content-Security-Policy": SANDBOX,
     }
     if is_known(if_none_match, file.etag):
         return Response(None, 304, headers)
@@ -115,12 +121,23 @@ async def serve(
         status = 206
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
     headers["Content-Length"] = str(end - start)
-    if request.method == "HEAD":
+    if request.state.is_head:
+        if await world.storage.head(file.key) is None:
+            raise _missing(file)
         return Response(None, status, headers, file.content_type)
     # The first piece is fetched before the status is sent: a missing file is a problem, not a broken body.
     pieces = world.storage.stream(file.key, start, end)
-    first = await anext(pieces, b"")
+    try:
+        first = await anext(pieces, b"")
+    except FileMissing:
+        raise _missing(file) from None
     return StreamingResponse(_chain(first, pieces), status, headers, file.content_type)
+
+
+def _missing(file: StoredFile) -> FileMissing:
+    """The log is told which; whoever asks is not: a key is nobody's business."""
+    log.warning("file.missing", storage_key=file.key)
+    return FileMissing()
 
 
 async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

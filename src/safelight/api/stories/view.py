@@ -8,7 +8,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, Field
 
 from safelight.api.job_view import PREFIX, ArtifactView, ErrorView, EtaView
-from safelight.artifacts import Artifact
+from safelight.artifacts import ApiPath, Artifact
 from safelight.jobs import Job, Status, describe_artifact, message_of
 from safelight.stories import Chapter, Character, Picture, Project, Scene
 
@@ -350,9 +350,10 @@ def image_view(job: Job, artifact: Artifact) -> dict[str, Any]:
 
 def scene_status_url(chapter_id: str, scene_number: int | None) -> str:
     """Where the newest job of a scene is told of."""
-    return f"{API}/chapters/{quote(chapter_id, safe='')}/images/scenes/{scene_number}/status"
+    return ApiPath(f"{API}/chapters/{quote(chapter_id, safe='')}/images/scenes/{scene_number}/status")
 
 
 def _urls(job: Job, status: str) -> dict[str, str]:
     url = f"{PREFIX}/{job.id}"
-    return {"status": status, "job": url} | {name: f"{url}/{name}" for name in ("events", "cancel", "retry")}
+    paths = {"status": status, "job": url} | {name: f"{url}/{name}" for name in ("events", "cancel", "retry")}
+    return {name: ApiPath(path) for name, path in paths.items()}

@@ -1,0 +1,226 @@
+"""What every request passes first: it gets an id and a log line, and whoever may not come in is turned away."""
+
+import re
+import time
+from collections.abc import Mapping
+from functools import lru_cache
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bound_contextvars
+
+from safelight.api import plain
+from safelight.api.authentication import HEALTH
+from safelight.api.media import artifacts
+from safelight.api.origin import SAFE_METHODS, Origins
+from safelight.api.prefix import set_prefix
+from safelight.api.problems import problem, problem_of
+from safelight.api.proxy import Proxies
+from safelight.db import new_id
+from safelight.errors import SafelightError
+
+TOO_LARGE = b"\0too large"
+JOB_PATH = re.compile(r"/api/v1/generation-jobs/([0-9a-f-]{36})(?:/|$)")
+NOSNIFF = (b"x-content-type-options", b"nosniff")
+
+log = structlog.get_logger()
+
+
+class HostInvalid(SafelightError):
+    """A request must say in one `Host` header which host it is meant for."""
+
+    kind = "malformed"
+    code = "invalid_host"
+
+
+class WrongHost(SafelightError):
+    """This service does not answer for such a host."""
+
+    kind = "malformed"
+    code = "wrong_host"
+
+
+class Entrance:
+    """Turns away foreign hosts, pages of other sites and bodies that are too large; answers HEAD as GET.
+
+    Without accounts the loopback interface is the only lock, so a page elsewhere must not reach us under a name of its
+    own (DNS rebinding): the Host header has to be one of ours. `*` among the hosts, which accounts allow, is any.
+    Probes of health come under any name, and are told no more than a status then.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        hosts: frozenset[str],
+        proxies: Proxies,
+        origins: Origins,
+        max_body_bytes: int,
+        larger: Mapping[str, int],
+    ) -> None:
+        """`larger`: the paths that take more than `max_body_bytes`, and how much."""
+        self._app = app
+        self._hosts = hosts
+        self._proxies = proxies
+        self._origins = origins
+        self._max_body_bytes = max_body_bytes
+        self._larger = larger
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        given = headers.get(b"x-request-id")
+        request_id = new_id() if given is None else _request_id(given)
+        began = time.monotonic()
+        refused: ASGIApp | None = None
+        prefix = ""
+        host = headers.get(b"host")
+        try:
+            forwarded = self._proxies.read(scope, headers)
+            host, prefix = forwarded.host or host, forwarded.prefix
+        except SafelightError as error:
+            refused = problem_of(request_id, error)
+        path: str = scope["path"]
+        if path.endswith("/") and path != "/":
+            scope["path"] = path = path[:-1]
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        state["host"] = host.decode("latin-1") if host else ""
+        state["is_stranger"] = False
+        state["is_head"] = is_head = scope["method"] == "HEAD"
+        cors = self._origins.headers(headers.get(b"origin"))
+        status = 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                told = message["headers"] if not prefix else _moved(message["headers"], prefix)
+                message["headers"] = [*told, (b"x-request-id", request_id.encode()), NOSNIFF, *cors]
+            await send(message)
+
+        out: Send = answer
+        inner = scope
+        if is_head:
+            inner, out = scope | {"method": "GET"}, _headers_only(answer)
+        state["server_send"] = out if is_head else send  # for streams of many small parts
+        client: str | None = scope["client"][0] if scope["client"] else None
+        about = JOB_PATH.match(path)
+        job_ids = {} if about is None else {"job_id": about[1], "task_id": about[1]}
+        with bound_contextvars(request_id=request_id, client=client, **job_ids):
+            takes_files = artifacts.takes_file(path)  # and reads its body itself
+            most = self._larger.get(path, self._max_body_bytes)
+            if refused is None:
+                refused = self._refuse(scope, headers, host, None if takes_files else most)
+            body: bytes | None = None
+            if refused is None and not takes_files:
+                body = await self._read(receive, most) if scope["method"] in ("POST", "PUT", "PATCH") else None
+                if body is TOO_LARGE:
+                    refused = self._too_large(request_id, most)
+            if refused is not None:
+                await refused(inner, receive, out)
+            else:
+                set_prefix(prefix)
+                try:
+                    await self._app(inner, receive if body is None else plain.replay(body, receive), out)
+                except Exception:
+                    log.exception("request.broken")
+                    if status:
+                        raise
+                    await problem(request_id, 500, "internal_error", "Something went wrong inside Safelight.")(
+                        inner, receive, out
+                    )
+            log.debug(
+                "request.answered",
+                method=scope["method"],
+                path=re.sub(r"(/files/|/webhooks/\w+/).+", r"\1***", path),  # a link is a key
+                status=status,
+                milliseconds=round((time.monotonic() - began) * 1000, 1),
+            )
+
+    def _refuse(
+        self, scope: Scope, headers: dict[bytes, bytes], host: bytes | None, most_bytes: int | None
+    ) -> ASGIApp | None:
+        request_id: str = scope["state"]["request_id"]
+        try:
+            self._check_host(scope, headers, host)
+            if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers and b"origin" in headers:
+                return self._origins.answer_preflight(
+                    headers[b"origin"], headers.get(b"access-control-request-headers")
+                )
+            if scope["method"] not in SAFE_METHODS:
+                self._origins.refuse_foreign(headers, host)
+        except WrongHost as error:
+            return problem(request_id, 421, error.code, error.detail)
+        except SafelightError as error:
+            return problem_of(request_id, error)
+        length = headers.get(b"content-length", b"0")
+        if most_bytes is not None and length.isdigit() and int(length) > most_bytes:
+            return self._too_large(request_id, most_bytes)
+        return None
+
+    def _check_host(self, scope: Scope, headers: dict[bytes, bytes], forwarded: bytes | None) -> None:
+        if len(headers) < len(scope["headers"]) and sum(name == b"host" for name, _ in scope["headers"]) > 1:
+            raise HostInvalid
+        host = headers.get(b"host")
+        is_probe = scope["path"] in HEALTH
+        if host is None and scope["http_version"] != "1.0" and not is_probe:
+            raise HostInvalid
+        if "*" in self._hosts:
+            return
+        for name in {_name(host or b""), _name(forwarded or b"")} - self._hosts:
+            if not is_probe:
+                raise WrongHost(
+                    f"This service does not answer for the host {name[:100]!r}; its names are SAFELIGHT_ALLOWED_HOSTS."
+                )
+            scope["state"]["is_stranger"] = True
+
+    def _too_large(self, request_id: str, most_bytes: int) -> ASGIApp:
+        detail = f"The body may have at most {most_bytes} bytes."
+        return problem(request_id, 413, "body_too_large", detail, headers={"Connection": "close"})
+
+    async def _read(self, receive: Receive, most_bytes: int) -> "bytes | None":
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return b""
+            part: bytes = message.get("body", b"")
+            size += len(part)
+            if size > most_bytes:
+                return TOO_LARGE
+            parts.append(part)
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+
+def _request_id(given: bytes) -> str:
+    text = given.decode("latin-1")
+    return text if re.fullmatch(r"[\w.:-]{1,128}", text) else new_id()
+
+
+@lru_cache(maxsize=256)
+def _name(host: bytes) -> str:
+    return re.sub(r":\d*$", "", host.decode("latin-1")).lower()
+
+
+def _moved(headers: list[tuple[bytes, bytes]], prefix: str) -> list[tuple[bytes, bytes]]:
+    """Headers of ours as the client is to see them, below a path: what they lead to is a path on this host."""
+    return [
+        (name, prefix.encode() + value) if name == b"location" and value.startswith(b"/") else (name, value)
+        for name, value in headers
+    ]
+
+
+def _headers_only(send: Send) -> Send:
+    """A channel that ends the answer as soon as it has begun; the server then says that the client has left."""
+
+    async def channel(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await send(message)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    return channel
