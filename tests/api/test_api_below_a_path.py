@@ -85,12 +85,12 @@ def test_stories_lead_back(base: str) -> None:
         scenes = f"{base}/api/v1/chapters/{chapter['id']}/scenes"
         http.post(scenes, json={"description": "a lighthouse"})
         images = f"{base}/api/v1/chapters/{chapter['id']}/images/scenes/1"
-        made = http.post(images, json={})
+        made = http.post(images, json={"prompt": "a lighthouse"})
         assert made.status_code == 202, made.text
         assert made.headers["location"] == f"{images.removeprefix(base.removesuffix(BELOW))}/status"
         follow(http, base, made.json(), 5)
         character = http.post(f"{base}/api/v1/projects/{project['id']}/characters", json={"name": "Ada"}).json()
-        portrait = http.post(f"{base}/api/v1/characters/{character['id']}/image", json={})
+        portrait = http.post(f"{base}/api/v1/characters/{character['id']}/image", json={"prompt": "a keeper"})
         assert portrait.headers["location"].startswith(f"{BELOW}/api/v1/characters/")
         follow(http, base, http.get(f"{base}/api/v1/characters/{character['id']}/image/status").json(), 5)
 

@@ -9,11 +9,13 @@ from starlette.responses import Response
 
 from safelight.api.deps import is_known
 
-POLICY = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+POLICY = (
+    "default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 def page(html: str, policy: str = "") -> Response:
-    """A page that may load its own styles, and what `policy` adds."""
+    """A page that may load its own styles, show images that stand in them, and what `policy` adds."""
     headers = {
         "Content-Security-Policy": f"{POLICY}; {policy}" if policy else POLICY,
         "Referrer-Policy": "no-referrer",

@@ -14,8 +14,7 @@ from safelight.api.prefix import current_prefix
 URL = "/api/v1/docs"
 OPENAPI_URL = "/api/v1/openapi.json"
 SWAGGER_UI = Path(__file__).parent / "swagger_ui"
-# Swagger UI draws its arrows from data: URLs and sends the requests that are tried out.
-POLICY = "script-src 'self'; img-src 'self' data:; connect-src 'self'"
+POLICY = "script-src 'self'; connect-src 'self'"  # which sends the requests that are tried out
 PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
