@@ -170,7 +170,10 @@ class Entrance:
             raise HostInvalid
         if "*" in self._hosts:
             return
-        for name in {_name(host or b""), _name(forwarded or b"")} - self._hosts:
+        for called in (host,) if forwarded is host else (host, forwarded):
+            name = _name(called or b"")
+            if name in self._hosts:
+                continue
             if not is_probe:
                 raise WrongHost(
                     f"This service does not answer for the host {name[:100]!r}; its names are SAFELIGHT_ALLOWED_HOSTS."
