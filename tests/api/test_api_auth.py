@@ -45,7 +45,7 @@ def test_every_operation_as_nobody(guarded: Guarded, adas: dict[str, str]) -> No
     assert checked >= 15
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "/api/v1/nowhere", f"{JOBS}/", "/api/v1/redoc", "/"])
+@pytest.mark.parametrize("path", ["/nowhere", "/api/v1/nowhere", f"{JOBS}/", "/api/v1/redoc", "/docs"])
 def test_what_is_not_there_is_not_told_to_nobody(guarded: Guarded, path: str) -> None:
     assert problem_of(guarded.nobody.get(path), 401) == "unauthenticated"
     assert problem_of(guarded.nobody.post(path, content=b"{not json"), 401) == "unauthenticated"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ from servers import ValkeyServer
 
 APP = "http://localhost:3000"
 OTHER = "https://evil.example"
+TEST: dict[str, Any] = {"env": "test"}
 PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type,idempotency-key"}
 
 
@@ -172,9 +174,9 @@ def test_programs_and_our_own_pages_are_let_through(idle: Service, allowing: Ser
 def test_what_is_no_origin_is_told_at_the_start(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAFELIGHT_CORS_ORIGINS", wrong)
     with pytest.raises(ValidationError, match="cors_origins"):
-        Settings(env="test")
+        Settings(**TEST)
 
 
 def test_origins_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAFELIGHT_CORS_ORIGINS", f"https://app.example.com, {APP}")
-    assert Settings(env="test").cors_origins == ["https://app.example.com", APP]
+    assert Settings(**TEST).cors_origins == ["https://app.example.com", APP]

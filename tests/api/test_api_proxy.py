@@ -12,6 +12,7 @@ from safelight.api.proxy import ForwardedInvalid, Proxies, without_prefix
 from safelight.config import Settings
 from servers import ValkeyServer
 
+TEST: dict[str, Any] = {"env": "test"}
 TRUSTED = [ip_network("127.0.0.0/8"), ip_network("10.0.0.0/8"), ip_network("::1/128")]
 
 
@@ -115,11 +116,11 @@ def test_headers_from_elsewhere_change_nothing(api_valkey: ValkeyServer, tmp_pat
 def test_what_is_no_network_is_told_at_the_start(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAFELIGHT_TRUSTED_PROXIES", wrong)
     with pytest.raises(ValidationError, match=r"(?i)trusted_proxies"):
-        Settings(env="test")
+        Settings(**TEST)
 
 
 @pytest.mark.parametrize("wrong", ["safelight", "//x", "/a b", "/../x", "/api/v1", "/health", "https://x/y"])
 def test_what_is_no_path_is_told_at_the_start(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAFELIGHT_ROOT_PATH", wrong)
     with pytest.raises(ValidationError, match="root_path"):
-        Settings(env="test")
+        Settings(**TEST)

@@ -104,7 +104,7 @@ class Entrance:
         out: Send = answer
         inner = scope
         if is_head:
-            inner, out = scope | {"method": "GET"}, _headers_only(answer)
+            inner, out = {**scope, "method": "GET"}, _headers_only(answer)
         state["server_send"] = out if is_head else send  # for streams of many small parts
         client: str | None = scope["client"][0] if scope["client"] else None
         about = JOB_PATH.match(path)

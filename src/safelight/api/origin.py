@@ -27,7 +27,7 @@ class Origins:
     """The origins whose pages may use this API from a browser, as in `https://app.example.com`."""
 
     def __init__(self, allowed: Sequence[str]) -> None:
-        self._headers = {
+        self._headers: dict[bytes, list[tuple[bytes, bytes]]] = {
             origin.encode(): [
                 (b"access-control-allow-origin", origin.encode()),
                 (b"access-control-allow-credentials", b"true"),
@@ -37,7 +37,7 @@ class Origins:
             for origin in allowed
         }
         # What is kept for a page of our own must not be given to one that would need the headers.
-        self._others = [VARY] if allowed else []
+        self._others: list[tuple[bytes, bytes]] = [VARY] if allowed else []
 
     def headers(self, origin: bytes | None) -> list[tuple[bytes, bytes]]:
         """What every answer to this origin bears."""

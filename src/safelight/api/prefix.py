@@ -6,7 +6,7 @@ encoded. Events come as ready bytes, the same for all watchers: theirs are known
 
 import re
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -37,10 +37,11 @@ def encode(content: Any) -> bytes:
 def _plain(value: Any) -> Any:
     if isinstance(value, ApiPath):
         return _prefix.get() + value
-    for kind in (str, int, dict, list):
-        if isinstance(value, kind):
-            return kind(value)
-    raise TypeError
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, dict):
+        return dict(cast(dict[Any, Any], value))
+    raise TypeError(f"{type(value)} has no place in an answer")
 
 
 def frames_below(prefix: str, frames: bytes) -> bytes:
