@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import structlog
@@ -15,6 +14,7 @@ from safelight.config import Settings
 from safelight.db import Database, Tx, new_id
 from safelight.jobs import BreakerPolicy, Caps, Dispatcher, Job, JobEvent, Jobs, KeepFor, Retention, RetentionDays
 from safelight.limits import Limiter, Policy
+from safelight.pictures import PictureWorkers, libvips
 from safelight.providers.base import Limits, Provider, ProviderError
 from safelight.providers.media_import.workspace import Workspace
 from safelight.providers.registry import Own, Registry
@@ -24,7 +24,6 @@ from safelight.storage import Storage
 from safelight.stream import Stream
 from safelight.valkey import Valkey
 
-PICTURE_THREADS = 2
 LOOK_SECONDS = 3.0  # for a first look at the database
 
 __all__ = ["LOCAL_OWNER", "Safelight", "open_safelight"]
@@ -42,6 +41,7 @@ class Safelight:
     stream: Stream
     hints: HintQueue
     storage: Storage
+    pictures: PictureWorkers
     artifacts: ArtifactStore
     links: Links
     providers: Registry
@@ -181,6 +181,7 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
     Neither the database nor Redis need be there: their users find out, and go on when they come back. Each connection
     to the database looks whether the schema is ours; on another one everything is refused with what to do.
     """
+    libvips()
     database = Database(settings.database_url, admit=admit)
     stream: Stream
     valkey = Valkey(
@@ -200,7 +201,7 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
         breaker=BreakerPolicy(settings.breaker_failures, settings.breaker_seconds),
         pause_seconds=settings.retry_seconds,
     )
-    pictures = ThreadPoolExecutor(PICTURE_THREADS, thread_name_prefix="pictures")
+    pictures = open_pictures(settings)
     artifacts = ArtifactStore(storage, pictures, film_memory_bytes=settings.media_memory_bytes)
     links = open_links(settings, storage)
     retention = Retention(
@@ -252,6 +253,7 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
             stream=stream,
             hints=hints,
             storage=storage,
+            pictures=pictures,
             artifacts=artifacts,
             links=links,
             providers=providers,
@@ -266,12 +268,22 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
         await providers.close()
         await doorkeeper.close()
         await valkey.close()
-        pictures.shutdown(wait=False, cancel_futures=True)
+        pictures.close()
         database.close()
 
 
 def _rates(settings: Settings) -> dict[str, Policy]:
     return {name: Policy("provider", rate.jobs, rate.seconds) for name, rate in settings.provider_rates.items()}
+
+
+def open_pictures(settings: Settings) -> PictureWorkers:
+    """The threads that these settings allow pictures."""
+    return PictureWorkers(
+        threads=settings.picture_threads,
+        large_threads=settings.large_picture_threads,
+        large_pixels=settings.large_picture_pixels,
+        max_pixels=settings.max_picture_pixels,
+    )
 
 
 def open_storage(settings: Settings) -> Storage:
@@ -324,11 +336,11 @@ async def require_schema(settings: Settings) -> None:
 async def open_retention(settings: Settings) -> AsyncGenerator[Retention]:
     """What deletes, without the rest of the world: for a command. Raises what is wrong with the schema."""
     database = Database(settings.database_url, readers=1, admit=admit)
-    pictures = ThreadPoolExecutor(1)
+    pictures = open_pictures(settings)
     try:
         await require(database)
         store = ArtifactStore(open_storage(settings), pictures)
         yield Retention(database, store, tombstone_days=settings.tombstone_days)
     finally:
-        pictures.shutdown(wait=False)
+        pictures.close()
         database.close()

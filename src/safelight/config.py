@@ -80,6 +80,10 @@ class Settings(BaseSettings):
     max_body_bytes: int = 1024 * 1024
     max_batch_bytes: int = Field(8 * 1024 * 1024, ge=1)  # of a batch of jobs, which is read whole
     max_upload_bytes: int = Field(25 * 1024 * 1024, ge=1)
+    max_picture_pixels: int = Field(64_000_000, ge=1)  # of a picture or a video's frame, from wherever it comes
+    picture_threads: int = Field(2, ge=1)  # of a process, that decode and shrink pictures
+    large_picture_threads: int = Field(1, ge=1)  # for large ones, which small ones never wait for
+    large_picture_pixels: int = Field(8_000_000, ge=1)  # from which on a picture is large
     allowed_hosts: list[str] = []  # names this service is called by, beside loopback's; "*" with accounts only
     root_path: str = ""  # that a proxy serves this below, as in /safelight
     trusted_proxies: Annotated[list[IPv4Network | IPv6Network], NoDecode] = [  # whose X-Forwarded-* are believed

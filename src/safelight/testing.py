@@ -14,14 +14,12 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from io import BytesIO
 from itertools import count
 from pathlib import Path
 from typing import TypeVar
 from unittest.mock import patch
 
-from PIL import Image
-
+from safelight.pictures import BadPicture, decode, read_head
 from safelight.providers.base import (
     Accepted,
     BadOutput,
@@ -181,11 +179,11 @@ def _picture(data: bytes, content_type: str, what: str) -> tuple[int, int] | Non
     if not found.startswith("image/"):
         return None
     try:
-        with Image.open(BytesIO(data)) as image:
-            image.load()
-            return image.size
-    except Exception as error:
-        raise _Broken(f"{what} cannot be decoded: {error}") from None
+        picture = read_head(data)
+        decode(picture)
+    except BadPicture as error:
+        raise _Broken(f"{what} cannot be decoded: {error.detail}") from None
+    return picture.width, picture.height
 
 
 def _judge(walk: _Walk, parameters: Parameters) -> None:

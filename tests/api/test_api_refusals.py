@@ -158,11 +158,11 @@ BAD: dict[str, Callable[[Service, IdentityProvider], Refusal]] = {
         401, "token_unknown_key", "does not publish", p.token("known", header={"kid": "made-up"})
     ),
     "a cookie without its header": lambda s, p: without_csrf(s),
-    "not what it says": lambda s, p: upload(422, "upload_mismatch", "PNG", picture((8, 8)), "image/jpeg"),
+    "not what it says": lambda s, p: upload(422, "upload_mismatch", "image/png", picture((8, 8)), "image/jpeg"),
     "no picture": lambda s, p: upload(422, "upload_unreadable", "picture", b"<script>alert(1)</script>"),
     "too large": lambda s, p: upload(413, "upload_too_large", "200000 bytes", b"\0" * 200_001),
     "a decompression bomb": lambda s, p: upload(
-        422, "upload_too_many_pixels", "million pixels", picture((8_100, 8_000))
+        422, "upload_too_many_pixels", "64,000,000 pixels", picture((8_100, 8_000))
     ),
     "another type": lambda s, p: upload(415, "unsupported_media_type", "image/png", b"x", "application/zip"),
 }

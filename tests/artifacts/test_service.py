@@ -4,7 +4,6 @@ import hashlib
 import tracemalloc
 import wave
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
@@ -16,8 +15,9 @@ from PIL import Image
 
 from films import film
 from safelight import artifacts
-from safelight.artifacts import Artifact, ArtifactStore, BadFilm, BadPicture
+from safelight.artifacts import Artifact, ArtifactStore, BadFilm
 from safelight.db import Database, new_id
+from safelight.pictures import BadPicture, Mark, PictureWorkers
 from safelight.providers import darkroom
 from safelight.storage import Storage
 
@@ -31,8 +31,8 @@ def png(width: int = 640, height: int = 320) -> bytes:
 
 
 @pytest.fixture
-def workers() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(2) as pool:
+def workers() -> Iterator[PictureWorkers]:
+    with PictureWorkers() as pool:
         yield pool
 
 
@@ -42,7 +42,7 @@ def storage(tmp_path: Path) -> Storage:
 
 
 @pytest.fixture
-def store(storage: Storage, workers: ThreadPoolExecutor) -> ArtifactStore:
+def store(storage: Storage, workers: PictureWorkers) -> ArtifactStore:
     return ArtifactStore(storage, workers, now=lambda: NOW)
 
 
@@ -61,7 +61,7 @@ async def stored(
         position=position,
         owner_id="me",
         data=data,
-        text={"prompt": "Hügel"},
+        mark=Mark({"prompt": "Hügel"}),
         seed=5,
         details=details,
     )
@@ -215,7 +215,7 @@ async def test_rows_come_back_as_they_went(store: ArtifactStore, sqlite_url: str
 
 
 @pytest.mark.anyio
-async def test_old_files_that_nobody_recorded_are_collected(storage: Storage, workers: ThreadPoolExecutor) -> None:
+async def test_old_files_that_nobody_recorded_are_collected(storage: Storage, workers: PictureWorkers) -> None:
     now = datetime.now(UTC)
     young = ArtifactStore(storage, workers)
     for attempt in (1, 2):

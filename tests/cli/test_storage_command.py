@@ -9,7 +9,6 @@ import sys
 import time
 import urllib.request
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +22,7 @@ from safelight.artifacts import Artifact, ArtifactStore, insert
 from safelight.artifacts.service import UPLOADS
 from safelight.cli.main import group
 from safelight.db import Database, new_id
+from safelight.pictures import Mark, PictureWorkers
 from safelight.providers import darkroom
 from safelight.storage import Storage
 
@@ -133,17 +133,16 @@ async def fill(place: Place, database_url: str, count: int) -> list[Artifact]:
     data = BytesIO()
     darkroom.draw("hills", 1, 64, 64).save(data, "PNG")
     made: list[Artifact] = []
-    with ThreadPoolExecutor(1) as workers:
+    with PictureWorkers() as workers:
         store = ArtifactStore(storage, workers)
         for number in range(count):
-            job_id, text = new_id(), {"n": str(number)}
+            job_id, mark = new_id(), Mark({"n": str(number)})
             made += [
                 await store.store(
-                    job_id=job_id, attempt=1, position=0, owner_id="me", data=data.getvalue(), text=text, seed=1
+                    job_id=job_id, attempt=1, position=0, owner_id="me", data=data.getvalue(), mark=mark, seed=1
                 )
             ]
-        data.seek(0)
-        made.append(await store.store_upload(data, content_type="image/png", owner_id="me"))
+        made.append(await store.store_upload(data.getvalue(), content_type="image/png", owner_id="me"))
     database = Database(database_url, readers=1)
     await database.write(insert, made)
     database.close()

@@ -1,7 +1,6 @@
 """Uploads as rows: artifacts without a job, from the schema that knows none, and back to it."""
 
 import importlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
@@ -15,6 +14,7 @@ from sqlalchemy import select
 from safelight import artifacts
 from safelight.artifacts import Artifact, ArtifactStore, Thumbnail
 from safelight.db import Database, new_id
+from safelight.pictures import PictureWorkers
 from safelight.storage import Storage
 
 SMALL: Thumbnail = {"width": 256, "storage_key": "t", "size_bytes": 5, "pixel_width": 4, "pixel_height": 4}
@@ -81,9 +81,10 @@ async def test_the_schema_goes_back_and_forth_with_rows_in_it(database_url: str)
 async def test_files_of_uploads_that_were_never_recorded_are_collected(database: Database) -> None:
     storage, data = Storage.open("memory:///"), BytesIO()
     Image.new("RGB", (8, 8)).save(data, "PNG")
-    with ThreadPoolExecutor(1) as workers:
+    picture = data.getvalue()
+    with PictureWorkers() as workers:
         young = ArtifactStore(storage, workers)
-        kept, lost = [await young.store_upload(data, content_type="image/png", owner_id="me") for _ in range(2)]
+        kept, lost = [await young.store_upload(picture, content_type="image/png", owner_id="me") for _ in range(2)]
         await storage.put("inputs/somebody/0.png", b"not ours", "image/png")
         await database.write(artifacts.insert, [kept])
 

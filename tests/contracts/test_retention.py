@@ -3,7 +3,6 @@
 import asyncio
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -36,6 +35,7 @@ from safelight.jobs import (
 )
 from safelight.jobs import retention as module
 from safelight.jobs.idempotency import idempotency_keys
+from safelight.pictures import PictureWorkers
 from safelight.schema import REVISIONS, SchemaOutdated, SchemaTooNew, admit, require
 from safelight.storage import Storage, StorageUnavailable
 
@@ -49,7 +49,7 @@ def storage(tmp_path: Path) -> Storage:
 
 @pytest.fixture
 def store(storage: Storage) -> Iterator[ArtifactStore]:
-    with ThreadPoolExecutor(1) as workers:
+    with PictureWorkers() as workers:
         yield ArtifactStore(storage, workers)
 
 

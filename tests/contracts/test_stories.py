@@ -3,7 +3,6 @@
 import asyncio
 import importlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from safelight.jobs import (
     find,
     jobs_about,
 )
+from safelight.pictures import PictureWorkers
 from safelight.storage import Storage
 from safelight.stories import Character, NewScene, Scene, SceneNumberTaken
 
@@ -195,7 +195,7 @@ async def test_what_was_to_be_deleted_goes_when_it_has_ended(shelf: Shelf, tmp_p
     assert (await shelf.desk.job(running.id)).cancel_requested_at is not None
     # It was stored before its worker heard of the cancel.
     assert await shelf.desk.settle(running, completed(running)) is not None
-    with ThreadPoolExecutor(1) as workers:
+    with PictureWorkers() as workers:
         store = ArtifactStore(Storage.open((tmp_path / "files").as_uri()), workers)
         retention = Retention(shelf.desk.database, store)
         await retention.delete_jobs(ended)

@@ -9,7 +9,6 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -22,6 +21,7 @@ from safelight.artifacts import ArtifactStore
 from safelight.db import Database
 from safelight.jobs import kept_attempts
 from safelight.jobs.job import TERMINAL, Attempt, Job
+from safelight.pictures import PictureWorkers
 from safelight.storage import Storage
 
 FAILED_THERE = ("retry", "deferred", "moved")
@@ -260,13 +260,13 @@ async def _collect(stack: Stack) -> tuple[list[str], list[str]]:
     """Run the real collector with no patience, then compare what lies there with the rows."""
     database = Database(stack.database_url, readers=1)
     storage = Storage.open(stack.files.as_uri())
-    pictures = ThreadPoolExecutor(1)
+    pictures = PictureWorkers()
     try:
         store = ArtifactStore(storage, pictures)
         await store.collect_orphans(lambda ids: database.read(kept_attempts, ids), older_than=timedelta(0))
         await storage.sweep(0.0)
     finally:
-        pictures.shutdown()
+        pictures.close()
         database.close()
     files = {str(path.relative_to(stack.files)) for path in stack.files.rglob("*") if path.is_file()}
     recorded: set[str] = set()

@@ -24,7 +24,10 @@ WITHOUT_END = ("no_worker", "owner_limit", "provider_limit", "rate_limited")  # 
 
 
 class ThumbnailView(BaseModel):
-    width: int
+    """A WebP file. Its URL ends in the width that it was made for; a small or very tall picture's is narrower."""
+
+    width: int = Field(description="Pixels that it has")
+    height: int
     url: str = Field(examples=["/api/v1/artifacts/01970000-0000-7000-8000-000000000001/thumbnails/512"])
 
 
@@ -44,6 +47,11 @@ class ArtifactView(BaseModel):
     seed: int | None
     thumbnails: list[ThumbnailView]
     poster: str | None = Field(description="The URL of a WebP frame of a video, 1280 pixels wide if the video is")
+    thumbnail_error: str | None = Field(description="Why there are no thumbnails, if some should be")
+    content_credentials: Literal["present", "none"] | None = Field(
+        description="Whether the file carries a signed statement (C2PA) of where it comes from, and so was stored "
+        "untouched; null if it was stored before this was looked at"
+    )
     details: dict[str, Any] = Field(
         description="What else is known: codecs and frame rate, and what its provider told of it (`title`, ...)",
         examples=[{"container": "mp4", "video_codec": "h264", "frame_rate": 25.0, "audio_codec": "aac"}],

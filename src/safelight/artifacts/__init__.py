@@ -25,19 +25,14 @@ from safelight.artifacts.artifact import (
 )
 from safelight.artifacts.film import BadFilm, FfmpegMissing, Film, find_ffmpeg, inspect_film
 from safelight.artifacts.link import ApiPath, BadLink, Link, Links, StoredFile, load_signing_key
-from safelight.artifacts.picture import BadPicture, inspect
 from safelight.artifacts.service import ArtifactStore
-from safelight.artifacts.upload import UPLOAD_TYPES, BadUpload
 
 __all__ = [
-    "UPLOAD_TYPES",
     "ApiPath",
     "Artifact",
     "ArtifactStore",
     "BadFilm",
     "BadLink",
-    "BadPicture",
-    "BadUpload",
     "FfmpegMissing",
     "Film",
     "Link",
@@ -56,7 +51,6 @@ __all__ = [
     "give_inputs",
     "insert",
     "insertion_for",
-    "inspect",
     "inspect_film",
     "known_files",
     "leftovers",

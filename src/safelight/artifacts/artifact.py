@@ -29,6 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from safelight.db import Instant, Json, Prepared, RowId, Tx, db_now, metadata
+from safelight.pictures import Credentials
 
 artifacts = Table(
     "artifacts",
@@ -53,6 +54,8 @@ artifacts = Table(
     Column("keep_until", Instant),
     Column("duration_seconds", Float, nullable=True),
     Column("details", Json, nullable=True),
+    Column("content_credentials", String(10), nullable=True),
+    Column("thumbnail_error", Text, nullable=True),
 )
 _leftover = text("deleted_at IS NOT NULL AND storage_key <> ''")
 Index("ix_artifacts_leftover", artifacts.c.deleted_at, sqlite_where=_leftover, postgresql_where=_leftover)
@@ -114,6 +117,8 @@ class Artifact:
     keep_until: datetime | None = None
     duration_seconds: float | None = None
     details: Mapping[str, Any] | None = None
+    content_credentials: Credentials | None = None  # None: stored before anybody looked
+    thumbnail_error: str | None = None  # why there are no thumbnails, if some should be
 
 
 DAY_SECONDS = 86_400.0
@@ -248,7 +253,9 @@ def bury(tx: Tx, wanted: ColumnElement[bool]) -> list[Artifact]:
     gone = (
         update(artifacts)
         .where(wanted, artifacts.c.deleted_at.is_(None))
-        .values(deleted_at=db_now(), thumbhash="", sha256="", seed=None, keep_until=None, details=None)
+        .values(
+            deleted_at=db_now(), thumbhash="", sha256="", seed=None, keep_until=None, details=None, thumbnail_error=None
+        )
         .returning(*artifacts.c)
     )
     return [_from_row(row) for row in tx.execute(gone)]

@@ -15,14 +15,11 @@ import signal
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
-from PIL import Image, ImageStat
-
-from safelight.artifacts.picture import MAX_PIXELS
 from safelight.errors import SafelightError, Unavailable
+from safelight.pictures import MAX_PIXELS, Frame, head_of, read_frame
 from safelight.providers.base import BadOutput
 from safelight.providers.fetch import HEAD_BYTES, content_type_of
 from safelight.providers.program import MEMORY_BYTES, bounded
@@ -87,7 +84,7 @@ class Film:
     extension: str
     duration_seconds: float
     details: Mapping[str, Any]
-    poster: Image.Image | None = field(default=None, repr=False, compare=False)
+    poster: Frame | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +139,7 @@ def is_film(head: bytes) -> bool:
         return False
 
 
-def head_of(path: Path) -> bytes:
-    """The first bytes of a file, as many as tell its type."""
-    with path.open("rb") as file:
-        return file.read(HEAD_BYTES)
-
-
-async def inspect_film(path: Path, memory_bytes: int = MEMORY_BYTES) -> Film:
+async def inspect_film(path: Path, memory_bytes: int = MEMORY_BYTES, max_pixels: int = MAX_PIXELS) -> Film:
     """Read a video or a sound to its end, and take a picture out of it that says something.
 
     ffmpeg may take `memory_bytes`. Raises `BadFilm` with a sentence that says why it is of no use, and `FfmpegMissing`.
@@ -172,7 +163,7 @@ async def inspect_film(path: Path, memory_bytes: int = MEMORY_BYTES) -> Film:
         details["video_codec"] = video.facts["codec_id"]
         if video.seconds > 0:
             details["frame_rate"] = round(video.packets / video.seconds, 2)
-        poster = await _poster(file, video, seconds)
+        poster = await _poster(file, video, seconds, max_pixels)
     else:
         await _hear(file)
     if audio is not None:
@@ -220,51 +211,37 @@ async def _read_streams(output: asyncio.StreamReader) -> dict[str, _Stream]:
 # --- one frame --------------------------------------------------------------------------------------------------------
 
 
-async def _poster(file: _File, video: _Stream, seconds: float) -> Image.Image:
+async def _poster(file: _File, video: _Stream, seconds: float, max_pixels: int) -> Frame:
     """The first frame found that is not of one colour, or the one that is it least; as it is shown."""
     width, height = (int(side) for side in video.facts["dimensions"].split("x"))
-    if width * height > MAX_PIXELS:
-        raise BadFilm(
-            f"The provider's video of {width}x{height} has more than {MAX_PIXELS // 1_000_000} million pixels."
-        )
+    if width * height > max_pixels:
+        raise BadFilm(f"The provider's video of {width}x{height} has more than {max_pixels:,} pixels.")
     shape = Fraction(video.facts.get("sar", "1/1").replace("0/1", "1/1"))
-    best: tuple[float, Image.Image] | None = None
+    best: Frame | None = None
     for moment in MOMENTS:
-        image = await _frame(file, seconds * moment, SHAPES[0] <= shape <= SHAPES[1] and shape != 1)
-        if image is None:
+        frame = await _frame(file, seconds * moment, SHAPES[0] <= shape <= SHAPES[1] and shape != 1)
+        if frame is None:
             continue
-        contrast = await asyncio.to_thread(_contrast, image)
-        if best is None or contrast > best[0]:
-            best = contrast, image
-        if contrast >= LIVELY:
+        if best is None or frame.contrast > best.contrast:
+            best = frame
+        if frame.contrast >= LIVELY:
             break
     if best is None:
         raise BadFilm("No picture of the provider's video can be shown; it may be corrupt.")
-    return best[1]
+    return best
 
 
-async def _frame(file: _File, at_seconds: float, squares: bool) -> Image.Image | None:
+async def _frame(file: _File, at_seconds: float, squares: bool) -> Frame | None:
     """The frame from which a player would go on there, turned upright and its pixels made square."""
     shown = ("-vf", "scale=iw*sar:ih,setsar=1") if squares else ()
-    frame = ("-map", "0:V:0", "-frames:v", "1", *shown, "-c:v", "ppm", "-f", "image2pipe", "-")
+    frame = ("-map", "0:V:0", "-frames:v", "1", *shown, "-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "-")
     seek = ("-noaccurate_seek", "-ss", f"{at_seconds:.3f}")
     data, _, _ = await _ffmpeg(file, frame, _read_all, FRAME_SECONDS, seek)
-    if not data:
-        return None
-    try:
-        image = Image.open(BytesIO(data), formats=["PPM"])
-        await asyncio.to_thread(image.load)
-    except (OSError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return None
-    return image
+    return await asyncio.to_thread(read_frame, data)
 
 
 async def _read_all(output: asyncio.StreamReader) -> bytes:
     return await output.read()
-
-
-def _contrast(image: Image.Image) -> float:
-    return ImageStat.Stat(image.resize((64, 64)).convert("L")).stddev[0]
 
 
 # --- the process ------------------------------------------------------------------------------------------------------

@@ -6,31 +6,33 @@ import asyncio
 import hashlib
 import re
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, TypeVar
-
-from PIL import Image
+from typing import IO, Any
 
 from safelight.artifacts.artifact import Artifact, Thumbnail
-from safelight.artifacts.film import BadFilm, head_of, inspect_film, is_film
-from safelight.artifacts.picture import (
-    POSTER_WIDTH,
-    THUMBNAIL_WIDTHS,
-    BadPicture,
-    Miniature,
-    Picture,
-    inspect,
-    thumbhash,
-    thumbnails,
-    with_png_text,
-)
-from safelight.artifacts.upload import clean
+from safelight.artifacts.film import BadFilm, inspect_film, is_film
 from safelight.db import new_id
+from safelight.pictures import (
+    BadPicture,
+    Credentials,
+    Look,
+    Mark,
+    Picture,
+    PictureWorkers,
+    clean,
+    credentials_of,
+    head_of,
+    look_at,
+    look_at_frame,
+    marked,
+    read_head,
+    read_upload,
+    type_of,
+)
 from safelight.providers.program import MEMORY_BYTES
 from safelight.storage import Storage
 
@@ -43,7 +45,6 @@ MAX_PICTURE_BYTES = 512 * 1024 * 1024
 READ_BYTES = 1024 * 1024
 FILMS_AT_ONCE = 4  # that ffmpeg looks at, in a process
 Attempt = tuple[str, int]  # job id, attempt
-T = TypeVar("T")
 
 
 def utc_now() -> datetime:
@@ -53,15 +54,15 @@ def utc_now() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A checked file. A picture has its bytes here, and their SHA-256; a video or sound is where it lies."""
+    """A checked file: its bytes and their SHA-256, or where it lies."""
 
     data: bytes | Path
     content_type: str
     extension: str
     width: int | None
     height: int | None
-    thumbhash: str | None
-    thumbnails: Mapping[int, Miniature]
+    look: Look
+    credentials: Credentials
     sha256: str = ""
     kind: str = "image"
     duration_seconds: float | None = None
@@ -71,18 +72,18 @@ class _Prepared:
 class ArtifactStore:
     """Files of jobs under `jobs/{job_id}/{attempt}/`, uploads under `inputs/{artifact_id}/`.
 
-    Decoding and scaling run in `workers`, never on the loop; films are read by ffmpeg, in `film_memory_bytes`.
+    Decoding and scaling are done by `pictures`, never on the loop; films are read by ffmpeg, in `film_memory_bytes`.
     """
 
     def __init__(
         self,
         storage: Storage,
-        workers: Executor,
+        pictures: PictureWorkers,
         now: Callable[[], datetime] = utc_now,
         film_memory_bytes: int = MEMORY_BYTES,
     ) -> None:
         self._storage = storage
-        self._workers = workers
+        self._pictures = pictures
         self._now = now
         self._film_memory_bytes = film_memory_bytes
         self._films = asyncio.Semaphore(FILMS_AT_ONCE)
@@ -95,15 +96,17 @@ class ArtifactStore:
         position: int,
         owner_id: str,
         data: bytes | Path,
-        text: Mapping[str, str],
+        mark: Mark | None,
         seed: int | None,
         details: Mapping[str, Any] | None = None,
     ) -> Artifact:
         """Check a result, store it with its thumbnails, and return its record, which is not yet a row.
 
         What it is, its content says: a picture, a video or a sound. `data` may be the path of a file, which stays where
-        it is; a video or sound is never whole in memory then. `text` goes into a PNG as text chunks, `details` into
-        the record. Raises `BadPicture` or `BadFilm` before anything is stored, `FfmpegMissing`, `StorageUnavailable`.
+        it is; a video or sound is never whole in memory then. A picture is given its `mark`, unless it carries content
+        credentials, which that would break; without one it is kept as it is, and a file is not whole in memory either.
+        `details` go into the record. Raises `BadPicture` or `BadFilm` before anything is stored, `FfmpegMissing`,
+        `StorageUnavailable`.
         """
         keep = partial(
             self._keep,
@@ -116,22 +119,23 @@ class ArtifactStore:
             seed=seed,
             details=details or {},
         )
-        if isinstance(data, bytes):
-            if not is_film(data):
-                return await keep(await self._compute(_prepare, data, dict(text)))
-            with tempfile.NamedTemporaryFile(prefix="safelight-", buffering=0) as file:
-                await asyncio.to_thread(file.write, data)
-                return await keep(await self._prepare_film(Path(file.name)))
-        if is_film(await self._compute(_head_of, data)):
-            return await keep(await self._prepare_film(data))
-        return await keep(await self._compute(_prepare_file, data, dict(text)))
+        head = await self._pictures.run(_head_of, data)
+        if type_of(head) is not None or not is_film(head):
+            picture = await self._pictures.run(_read_result, data, self._pictures.max_pixels)
+            return await keep(await self._pictures.run(_prepare, picture, mark, pixels=picture.pixels))
+        if isinstance(data, Path):
+            return await keep(await self._prepare_film(data, mark))
+        with tempfile.NamedTemporaryFile(prefix="safelight-", buffering=0) as file:
+            await asyncio.to_thread(file.write, data)
+            return await keep(await self._prepare_film(Path(file.name), mark))
 
-    async def store_upload(self, file: IO[bytes], *, content_type: str, owner_id: str) -> Artifact:
+    async def store_upload(self, file: bytes | Path, *, content_type: str, owner_id: str) -> Artifact:
         """Check an uploaded picture, store it without its metadata, and return its record, which is not yet a row.
 
         Raises `BadUpload` before anything is stored, and `StorageUnavailable`.
         """
-        ready = await self._compute(_prepare_upload, file, content_type)
+        picture = await self._pictures.run(read_upload, file, content_type, self._pictures.max_pixels)
+        ready = await self._pictures.run(_prepare_upload, picture, pixels=picture.pixels)
         artifact_id = new_id()
         return await self._keep(
             f"{UPLOADS}/{artifact_id}",
@@ -145,25 +149,23 @@ class ArtifactStore:
             details={},
         )
 
-    async def _compute(self, function: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._workers, function, *arguments)
-
-    async def _prepare_film(self, path: Path) -> _Prepared:
+    async def _prepare_film(self, path: Path, mark: Mark | None) -> _Prepared:
         async with self._films:
-            film = await inspect_film(path, self._film_memory_bytes)
-        width = height = blur = None
-        small: Mapping[int, Miniature] = {}
+            film = await inspect_film(path, self._film_memory_bytes, self._pictures.max_pixels)
+        width = height = None
+        look = Look()
         if film.poster is not None:
-            width, height = film.poster.size
-            blur, small = await self._compute(_shown, film.poster, (*THUMBNAIL_WIDTHS, POSTER_WIDTH))
+            width, height = film.poster.width, film.poster.height
+            look = await self._pictures.run(look_at_frame, film.poster, pixels=width * height)
+        credentials = await self._pictures.run(credentials_of, path)
         return _Prepared(
             path,
             film.content_type,
             film.extension,
             width,
             height,
-            blur,
-            small,
+            look.marked(mark and Mark(origin=mark.origin)),
+            credentials,
             kind=film.kind,
             duration_seconds=film.duration_seconds,
             details=film.details,
@@ -189,7 +191,7 @@ class ArtifactStore:
         else:
             size_bytes, sha256 = await self._put_file(key, ready.data, ready.content_type)
         small: list[Thumbnail] = []
-        for width, made in ready.thumbnails.items():
+        for width, made in ready.look.thumbnails.items():
             if small and (made.width, made.height) == (small[-1]["pixel_width"], small[-1]["pixel_height"]):
                 small.append({**small[-1], "width": width})  # the picture is so small that both are the same
                 continue
@@ -218,12 +220,14 @@ class ArtifactStore:
             sha256=sha256,
             width=ready.width,
             height=ready.height,
-            thumbhash=ready.thumbhash,
+            thumbhash=ready.look.thumbhash,
             seed=seed,
             thumbnails=small,
             created_at=self._now(),
             duration_seconds=ready.duration_seconds,
             details={**details, **ready.details} or None,
+            content_credentials=ready.credentials,
+            thumbnail_error=ready.look.problem,
         )
 
     async def _put_file(self, key: str, path: Path, content_type: str) -> tuple[int, str]:
@@ -325,35 +329,53 @@ async def _unrecorded(
     return {key: size for attempt, files in old.items() if attempt not in kept for key, size in files.items()}
 
 
-def _prepare(data: bytes, text: Mapping[str, str]) -> _Prepared:
-    picture = inspect(data)
-    return _prepared(picture, with_png_text(data, text))
-
-
-def _prepare_file(path: Path, text: Mapping[str, str]) -> _Prepared:
-    if path.stat().st_size > MAX_PICTURE_BYTES:
+def _read_result(data: bytes | Path, max_pixels: int) -> Picture:
+    if isinstance(data, Path) and data.stat().st_size > MAX_PICTURE_BYTES:
         raise BadPicture(f"The provider's picture has more than {MAX_PICTURE_BYTES >> 20} MB.")
-    return _prepare(path.read_bytes(), text)
+    return read_head(data, max_pixels)
 
 
-def _prepare_upload(file: IO[bytes], content_type: str) -> _Prepared:
-    return _prepared(*clean(file, content_type))
+def _prepare(picture: Picture, mark: Mark | None) -> _Prepared:
+    look, data = look_at(picture), picture.source
+    credentials = credentials_of(data)
+    if mark is not None:
+        if credentials == "none":
+            data = marked(data if isinstance(data, bytes) else data.read_bytes(), mark)
+            mark = Mark(origin=mark.origin)  # the recipe of a signed picture is told by its thumbnails
+        look = look.marked(mark)
+    return _prepared(picture, data, look, credentials)
 
 
-def _prepared(picture: Picture, data: bytes) -> _Prepared:
-    extension = picture.format.lower().replace("jpeg", "jpg")
-    sha256 = hashlib.sha256(data).hexdigest()
-    blur, small = _shown(picture.image, THUMBNAIL_WIDTHS)
-    return _Prepared(data, picture.content_type, extension, picture.width, picture.height, blur, small, sha256)
+def _prepare_upload(given: Picture) -> _Prepared:
+    had_credentials = credentials_of(given.source) == "present"
+    picture = read_head(clean(given), given.pixels)
+    details = {"had_content_credentials": True} if had_credentials else {}
+    return _prepared(picture, picture.source, look_at(picture), "none", details)
 
 
-def _shown(image: Image.Image, widths: Sequence[int]) -> tuple[str, Mapping[int, Miniature]]:
-    return thumbhash(image), thumbnails(image, widths)
+def _prepared(
+    picture: Picture,
+    data: bytes | Path,
+    look: Look,
+    credentials: Credentials,
+    details: Mapping[str, Any] | None = None,
+) -> _Prepared:
+    return _Prepared(
+        data,
+        picture.content_type,
+        picture.extension,
+        picture.width,
+        picture.height,
+        look,
+        credentials,
+        hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else "",
+        details=details or {},
+    )
 
 
-def _head_of(path: Path) -> bytes:
+def _head_of(data: bytes | Path) -> bytes:
     try:
-        return head_of(path)
+        return head_of(data)
     except OSError as error:
         raise BadFilm(f"The provider's file cannot be read: {error.strerror}.") from error
 

@@ -122,6 +122,7 @@ class JobEvent:
 def describe_artifact(artifact: Artifact) -> dict[str, Any]:
     """An artifact as clients see it; URLs are paths on the API's host."""
     url = f"/api/v1/artifacts/{artifact.id}"
+    is_film = artifact.kind == "video" and bool(artifact.thumbnails)
     return {
         "id": artifact.id,
         "kind": artifact.kind,
@@ -135,10 +136,16 @@ def describe_artifact(artifact: Artifact) -> dict[str, Any]:
         "thumbhash": artifact.thumbhash,
         "seed": artifact.seed,
         "thumbnails": [
-            {"width": thumbnail["width"], "url": ApiPath(f"{url}/thumbnails/{thumbnail['width']}")}
+            {
+                "width": thumbnail["pixel_width"],
+                "height": thumbnail["pixel_height"],
+                "url": ApiPath(f"{url}/thumbnails/{thumbnail['width']}"),
+            }
             for thumbnail in artifact.thumbnails
         ],
-        "poster": ApiPath(f"{url}/thumbnails/{artifact.thumbnails[-1]['width']}") if artifact.kind == "video" else None,
+        "poster": ApiPath(f"{url}/thumbnails/{artifact.thumbnails[-1]['width']}") if is_film else None,
+        "thumbnail_error": artifact.thumbnail_error,
+        "content_credentials": artifact.content_credentials,
         "details": artifact.details or {},
     }
 

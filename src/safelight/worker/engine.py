@@ -106,7 +106,7 @@ class Engine:
             self._worker_id = worker_id
             self._database = safelight.database
             self._dispatcher = safelight.dispatcher
-            inputs = InputImages(safelight.database, safelight.storage, settings.max_upload_bytes)
+            inputs = InputImages(safelight.database, safelight.storage, safelight.pictures, settings.max_upload_bytes)
             self._runner = Runner(
                 database=safelight.database,
                 jobs=safelight.jobs,

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import httpx
 
-from safelight.artifacts import BadPicture, get, inspect
+from safelight.artifacts import get
 from safelight.db import Database
+from safelight.pictures import BadPicture, PictureWorkers, decode, read_head
 from safelight.providers.base import BadOutput, InputImage, InvalidParameters, ProviderError, ProviderUnavailable
 from safelight.providers.fetch import FetchRefused, fetch, shared_tls
 from safelight.storage import FileMissing, Storage
@@ -28,9 +29,10 @@ class InputUnavailable(ProviderError):
 class InputImages:
     """Loads them for one process's attempts."""
 
-    def __init__(self, database: Database, storage: Storage, max_bytes: int) -> None:
+    def __init__(self, database: Database, storage: Storage, pictures: PictureWorkers, max_bytes: int) -> None:
         self._database = database
         self._storage = storage
+        self._pictures = pictures
         self._max_bytes = max_bytes
         self._client: httpx.AsyncClient | None = None
 
@@ -49,7 +51,8 @@ class InputImages:
                 data = await self._fetched(reference)
             else:
                 data = await self._stored(reference, owner_id, field)
-            picture = await asyncio.get_running_loop().run_in_executor(None, inspect, data)
+            picture = await self._pictures.run(read_head, data, self._pictures.max_pixels)
+            await self._pictures.run(decode, picture, pixels=picture.pixels)
         except (BadPicture, BadOutput, FetchRefused) as error:
             raise InvalidParameters(f"The input picture {number + 1} cannot be used: {error}", field=field) from error
         return InputImage(data, picture.content_type)

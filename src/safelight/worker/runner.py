@@ -16,7 +16,7 @@ from typing import Any, Literal, assert_never
 import structlog
 from structlog.contextvars import bound_contextvars
 
-from safelight.artifacts import Artifact, ArtifactStore, BadFilm, BadPicture
+from safelight.artifacts import Artifact, ArtifactStore, BadFilm
 from safelight.db import Database
 from safelight.errors import Unavailable
 from safelight.jobs import (
@@ -38,6 +38,7 @@ from safelight.jobs import (
     time_limit_error,
 )
 from safelight.jobs.events import news
+from safelight.pictures import BadPicture, Mark
 from safelight.providers.base import (
     Accepted,
     BadOutput,
@@ -338,7 +339,7 @@ class Runner:
             position=len(made),
             owner_id=job.owner_id,
             data=output.data,
-            text=recipe_of(job, seed),
+            mark=mark_of(job, seed),
             seed=job.seed if seed is None else seed if seed <= MAX_SEED else None,
             details=output.details,
         )
@@ -561,8 +562,10 @@ def parameters_of(job: Job) -> Parameters:
     )
 
 
-def recipe_of(job: Job, seed: int | None) -> dict[str, str]:
-    """What a picture says about itself, for its text chunks."""
+def mark_of(job: Job, seed: int | None) -> Mark | None:
+    """What a picture of this job says of itself. What was imported was made elsewhere, and is left as it is."""
+    if job.kind == "media.import":
+        return None
     recipe: dict[str, object] = {
         "prompt": job.prompt,
         "negative_prompt": job.negative_prompt,
@@ -575,4 +578,7 @@ def recipe_of(job: Job, seed: int | None) -> dict[str, str]:
         "software": "Safelight",
         "job_id": job.id,
     }
-    return {name: str(value) for name, value in recipe.items() if value is not None}
+    return Mark(
+        {name: str(value) for name, value in recipe.items() if value is not None},
+        "compositeWithTrainedAlgorithmicMedia" if job.input_images else "trainedAlgorithmicMedia",
+    )

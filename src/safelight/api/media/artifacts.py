@@ -3,6 +3,7 @@
 import re
 import tempfile
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import structlog
@@ -15,15 +16,15 @@ from safelight.api.deps import ItemId, Owner, World, json_response
 from safelight.api.job_view import ArtifactView
 from safelight.api.media.files import ELSEWHERE, FILE, PART, deliver
 from safelight.api.problems import Problem, problem, refusals
-from safelight.artifacts import UPLOAD_TYPES, Artifact, StoredFile, get
+from safelight.artifacts import Artifact, StoredFile, get
 from safelight.bootstrap import Safelight
 from safelight.errors import SafelightError
 from safelight.jobs import ArtifactDeleted, ArtifactNotFound, describe_artifact
+from safelight.pictures import UPLOAD_TYPES
 
 PREFIX = "/api/v1/artifacts"
 router = APIRouter(prefix=PREFIX, tags=["artifacts"])
 
-SPOOL_BYTES = 512 * 1024  # of an upload in memory; the rest waits in a temporary file
 LINK_SECONDS = (60, 7 * 24 * 3600)  # no store signs for longer than a week
 UPLOAD_BODY: dict[str, Any] = {
     "requestBody": {
@@ -93,7 +94,7 @@ async def receive_picture(request: Request, world: Safelight, owner: str) -> Art
     content_length = request.headers.get("content-length", "")
     if content_length.isdecimal() and int(content_length) > limit:
         raise too_large
-    with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as file:
+    with tempfile.NamedTemporaryFile(prefix="safelight-") as file:
         size = 0
         try:
             async for part in request.stream():
@@ -103,7 +104,8 @@ async def receive_picture(request: Request, world: Safelight, owner: str) -> Art
                 file.write(part)
         except ClientDisconnect:
             return Response(None, 400)  # nobody is there to read it
-        artifact = await world.artifacts.store_upload(file, content_type=declared, owner_id=owner)
+        file.flush()
+        artifact = await world.artifacts.store_upload(Path(file.name), content_type=declared, owner_id=owner)
     await world.retention.record_upload(artifact)
     log.info("artifact.uploaded", artifact_id=artifact.id, content_type=declared, size_bytes=artifact.size_bytes)
     return artifact

@@ -15,13 +15,12 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from functools import cached_property
-from io import BytesIO
 from typing import Any
 
 import httpx
 import structlog
-from PIL import Image
 
+from safelight.pictures import read_head
 from safelight.providers.address import FetchRefused, parsed_url
 from safelight.providers.base import (
     Accepted,
@@ -136,7 +135,8 @@ class ModelsLab(Provider):
         if generation.images:
             yield Progress(None, "uploading", "Sending the pictures")
             links = [await self._uploaded(number, image) for number, image in enumerate(generation.images)]
-            order |= fields_of(model, parameters, links, _size_of(generation.images[0]))
+            first = await asyncio.to_thread(read_head, generation.images[0].data)
+            order |= fields_of(model, parameters, links, (first.width, first.height))
         else:
             order |= fields_of(model, parameters)
         if self._webhook_url is not None:
@@ -340,11 +340,6 @@ class ModelsLab(Provider):
         if self._resubmit_unknown:
             return ProviderTimedOut(f"{what}; it is submitted again, and may be charged twice.")
         return UnknownOutcome(f"{what}; it may have been carried out and charged.")
-
-
-def _size_of(image: InputImage) -> tuple[int, int]:
-    with Image.open(BytesIO(image.data)) as opened:
-        return opened.size
 
 
 # --- waiting ----------------------------------------------------------------------------------------------------------

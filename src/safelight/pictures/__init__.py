@@ -1,0 +1,46 @@
+"""Pictures as the world makes them: what they are, how they look in small, and what they say of themselves."""
+
+from safelight.pictures.credentials import Credentials, credentials_of
+from safelight.pictures.frame import Frame, read_frame
+from safelight.pictures.mark import Mark, Origin, marked
+from safelight.pictures.picture import (
+    MAX_PIXELS,
+    BadPicture,
+    Picture,
+    decode,
+    head_of,
+    read_head,
+    type_of,
+)
+from safelight.pictures.thumbnail import Look, Miniature, look_at, look_at_frame
+from safelight.pictures.upload import UPLOAD_TYPES, BadUpload, clean, read_upload
+from safelight.pictures.vips import LibvipsMissing, libvips
+from safelight.pictures.workers import PictureWorkers
+
+__all__ = [
+    "MAX_PIXELS",
+    "UPLOAD_TYPES",
+    "BadPicture",
+    "BadUpload",
+    "Credentials",
+    "Frame",
+    "LibvipsMissing",
+    "Look",
+    "Mark",
+    "Miniature",
+    "Origin",
+    "Picture",
+    "PictureWorkers",
+    "clean",
+    "credentials_of",
+    "decode",
+    "head_of",
+    "libvips",
+    "look_at",
+    "look_at_frame",
+    "marked",
+    "read_frame",
+    "read_head",
+    "read_upload",
+    "type_of",
+]
