@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from content_credentials import faults_of, signed
 from films import film
+from made_pictures import encoded, halves, turned
 from safelight import artifacts
 from safelight.artifacts import Artifact, ArtifactStore, BadFilm
 from safelight.db import Database, new_id
@@ -104,6 +106,59 @@ async def test_the_name_follows_the_content(store: ArtifactStore) -> None:
     Image.new("RGB", (64, 64), (200, 0, 0)).save(data, "JPEG")
     artifact = await stored(store, "job-1", data.getvalue())
     assert (artifact.storage_key, artifact.content_type) == ("jobs/job-1/1/0.jpg", "image/jpeg")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("content_type", "name"), [("image/png", "PNG"), ("image/jpeg", "JPEG"), ("image/webp", "WEBP")]
+)
+async def test_signed_pictures_stay_valid_and_others_are_marked(
+    store: ArtifactStore, storage: Storage, content_type: str, name: str
+) -> None:
+    plain = encoded(halves(), name)
+    with_credentials = signed(plain, content_type)
+    artifact = await stored(store, "job-1", with_credentials)
+    kept = await storage.get(artifact.storage_key)
+    assert (artifact.content_credentials, kept) == ("present", with_credentials)
+    assert faults_of(kept, content_type) == set()
+    small = await storage.get(artifact.thumbnails[0]["storage_key"])
+    assert "Hügel</recipe:prompt>".encode() in small
+    artifact = await stored(store, "job-2", plain)
+    assert artifact.content_credentials == "none"
+    assert b"digitalsourcetype/trainedAlgorithmicMedia" in await storage.get(artifact.storage_key)
+    upload = await store.store_upload(with_credentials, content_type=content_type, owner_id="me")
+    assert (upload.content_credentials, upload.details) == ("none", {"had_content_credentials": True})
+    assert b"DigitalSourceType" not in await storage.get(upload.storage_key)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("name", ["PNG", "JPEG", "WEBP", "AVIF"])
+async def test_what_was_made_elsewhere_is_left_as_it_is_and_shown_upright(
+    store: ArtifactStore, storage: Storage, tmp_path: Path, name: str
+) -> None:
+    file = tmp_path / "import"
+    file.write_bytes(turned(name, "RGB", 6))
+    artifact = await store.store(job_id="job-1", attempt=1, position=0, owner_id="me", data=file, mark=None, seed=None)
+    assert await storage.get(artifact.storage_key) == file.read_bytes()
+    assert (artifact.sha256, artifact.size_bytes) == (
+        hashlib.sha256(file.read_bytes()).hexdigest(),
+        file.stat().st_size,
+    )
+    assert (artifact.width, artifact.height, artifact.thumbnail_error) == (20, 40, None)
+    small = await storage.get(artifact.thumbnails[0]["storage_key"])
+    assert Image.open(BytesIO(small)).size == (20, 40)
+    assert b"DigitalSourceType" not in small
+
+
+@pytest.mark.anyio
+async def test_a_picture_without_a_thumbnail_is_stored_and_says_why(
+    store: ArtifactStore, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("safelight.pictures.thumbnail.WEBP_OPTIONS", {"no_such_option": 1})
+    artifact = await stored(store, "job-1", png())
+    assert (artifact.thumbnails, artifact.thumbhash) == ([], None)
+    assert artifact.thumbnail_error == "No thumbnail can be made of this picture."
+    assert await storage.head(artifact.storage_key)
 
 
 @pytest.mark.anyio

@@ -35,7 +35,7 @@ class Bench:
             stream=world.stream,
             artifacts=world.artifacts,
             providers=world.providers,
-            inputs=InputImages(world.database, world.storage, 1 << 20),
+            inputs=InputImages(world.database, world.storage, world.pictures, 1 << 20),
             worker_id=new_id(),
             worker_name="bench",
             lease_seconds=30,

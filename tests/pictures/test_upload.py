@@ -114,12 +114,12 @@ def test_transparency_stays() -> None:
     image.putpalette([number % 256 for number in range(768)])
     _, data = clean(encoded(image, "PNG", transparency=3), "image/png")
     assert Image.open(BytesIO(data)).convert("RGBA").getchannel("A").getextrema() == (0, 0)
-    _, data = clean(BytesIO(encoded(Image.new("RGBA", (10, 10), (1, 2, 3, 0)), "WEBP")), "image/webp")
+    _, data = clean(encoded(Image.new("RGBA", (10, 10), (1, 2, 3, 0)), "WEBP"), "image/webp")
     assert Image.open(BytesIO(data)).convert("RGBA").getchannel("A").getextrema() == (0, 0)
 
 
 def test_other_colours_become_srgb() -> None:
-    _, data = clean(BytesIO(encoded(Image.new("CMYK", (10, 10), (0, 255, 255, 0)), "JPEG")), "image/jpeg")
+    _, data = clean(encoded(Image.new("CMYK", (10, 10), (0, 255, 255, 0)), "JPEG"), "image/jpeg")
     assert Image.open(BytesIO(data)).mode == "RGB"
     image = Image.new("RGB", (10, 10), (200, 100, 50))
     lab_like = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
@@ -143,13 +143,13 @@ def test_a_bomb_is_not_decoded(side: int) -> None:
     assert caught.value.code == "upload_too_many_pixels"
 
 
-def test_a_bomb_of_text_is_refused() -> None:
+def test_a_bomb_of_text_is_not_unpacked() -> None:
     body = b"Comment\0\0" + zlib.compress(bytes(200_000_000), 9)
     chunk = struct.pack(">I", len(body)) + b"zTXt" + body + struct.pack(">I", zlib.crc32(b"zTXt" + body))
     data = encoded(Image.new("RGB", (8, 8)), "PNG")
-    with pytest.raises(BadUpload) as caught:
-        clean(data[:33] + chunk + data[33:], "image/png")
-    assert caught.value.code == "upload_unreadable"
+    picture, kept = clean(data[:33] + chunk + data[33:], "image/png")
+    assert (picture.width, picture.height) == (8, 8)
+    assert len(kept) < 1000
 
 
 @pytest.mark.parametrize(("content_type", "name"), NAMES.items())
@@ -192,6 +192,6 @@ def test_a_broken_block_of_metadata_does_no_harm() -> None:
     for offset in range(0, 60, 3):
         broken = bytearray(given)
         broken[at + offset : at + offset + 8] = b"\xff" * 8
-        picture, data = clean(broken, "image/jpeg")
+        picture, data = clean(bytes(broken), "image/jpeg")
         assert {picture.width, picture.height} == {40, 20}
         assert SECRET.encode() not in data

@@ -123,7 +123,7 @@ class Workshop:
             stream=world.stream,
             artifacts=world.artifacts,
             providers=world.providers,
-            inputs=InputImages(world.database, world.storage, 1 << 20),
+            inputs=InputImages(world.database, world.storage, world.pictures, 1 << 20),
             worker_id=new_id(),
             worker_name="workshop",
             lease_seconds=30,

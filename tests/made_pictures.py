@@ -29,7 +29,7 @@ def halves(mode: str = "RGB", size: tuple[int, int] = (40, 20)) -> Image.Image:
         grey = image.convert("L").tobytes()
         return Image.frombytes("I;16", size, b"".join((value * 257).to_bytes(2, "little") for value in grey))
     if mode == "1":
-        return image.convert("L").point(lambda value: 255 if value > 50 else 0).convert("1")
+        return image.convert("L").point([0] * 50 + [255] * 206).convert("1")
     return image.convert(mode)
 
 
