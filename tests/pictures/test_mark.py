@@ -5,11 +5,11 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from content_credentials import faults_of, signed
-from made_pictures import encoded, halves, opened
 from PIL import Image
 
+from content_credentials import faults_of, signed
 from films import film
+from made_pictures import encoded, halves, opened
 from safelight.pictures import Mark, credentials_of, marked
 
 RECIPE = {"prompt": "ein Leuchtturm <in> der Dämmerung & 灯台 🗼\x01", "seed": "42", "sampler.cfg": "7", "empty": ""}

@@ -5,9 +5,9 @@ import zlib
 from pathlib import Path
 
 import pytest
-from made_pictures import MODES, RED_AT, encoded, halves, opened, turned
 from PIL import Image, ImageCms
 
+from made_pictures import MODES, RED_AT, encoded, halves, opened, turned
 from safelight.pictures import BadPicture, Look, libvips, look_at, read_head
 from safelight.pictures.thumbnail import size_within
 

@@ -4,9 +4,9 @@ import base64
 import math
 
 import pytest
-from made_pictures import encoded
 from PIL import Image
 
+from made_pictures import encoded
 from safelight.pictures import look_at, read_head
 from safelight.providers import darkroom
 

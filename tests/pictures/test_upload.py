@@ -6,9 +6,9 @@ from io import BytesIO
 from typing import Any
 
 import pytest
-from made_pictures import encoded
 from PIL import ExifTags, Image, ImageCms, ImageDraw, PngImagePlugin
 
+from made_pictures import encoded
 from safelight.pictures import UPLOAD_TYPES, BadUpload, Picture, read_head, read_upload
 from safelight.pictures import clean as clean_picture
 from safelight.pictures.upload import UploadBomb, UploadMismatch
