@@ -13,7 +13,7 @@ from safelight.config import Settings
 from safelight.errors import Invalid
 from safelight.supervisor import require_loopback
 from safelight.supervisor.output import LogFile, Terminal
-from safelight.supervisor.stack import settings_environment
+from safelight.supervisor.stack import settings_environment, welcome
 from safelight.supervisor.valkey import is_worth_showing, packaged_binary
 
 
@@ -51,6 +51,18 @@ def test_children_get_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_pat
     for name, value in settings_environment(given).items():
         monkeypatch.setenv(name, value)
     assert load_settings() == given
+
+
+def test_who_is_configured_and_played_by_the_mock_is_told_at_the_start(tmp_path: Path) -> None:
+    played = load_settings(data_dir=tmp_path, openai_key="a key", comfyui_urls="http://gpu-1:8188").played
+    assert played == ["comfyui", "openai_images"]
+    assert "in place of comfyui and openai_images: AI_MOCK_MODE=false" in welcome("http://x", played)
+    for settings in (
+        load_settings(data_dir=tmp_path),
+        load_settings(data_dir=tmp_path, mock_mode=False, openai_key="k"),
+    ):
+        assert settings.played == []
+        assert "AI_MOCK_MODE" not in welcome("http://x", settings.played)
 
 
 def test_the_client_commands_know_the_default_directory() -> None:

@@ -23,7 +23,7 @@ from pydantic import (
 from safelight.config import Settings, Tier
 from safelight.db import new_id
 from safelight.errors import FieldError, Invalid
-from safelight.jobs import Closure, Job, NewJob, next_open, skip
+from safelight.jobs import Closure, NewJob, next_open, skip
 from safelight.providers.address import FetchRefused, checked_url
 from safelight.providers.base import InvalidParameters, Limits, Lora, Parameters, Provider
 from safelight.providers.registry import NoDefault, Registry, UnknownProvider
@@ -469,42 +469,3 @@ def _parameters_of(kind: str, values: Mapping[str, Any]) -> Parameters:
         workflow=values["workflow"],
         input_images=tuple(values["input_images"] or ()),
     )
-
-
-def request_of(job: Job) -> dict[str, Any]:
-    """The body that would ask for this job again; what is tied to its time is left out."""
-    return {
-        "prompt": job.prompt,
-        "negative_prompt": job.negative_prompt,
-        "provider": _asked_of(job),
-        "model": job.model,
-        "checkpoint_model": job.checkpoint_model,
-        "lora_models": job.lora_models,
-        "width": job.width,
-        "height": job.height,
-        "batch_size": job.batch_size,
-        "seed": job.seed,
-        "sampler_params": job.sampler_params,
-        "provider_options": job.provider_options,
-        "template": job.template,
-        "inputs": job.inputs or {},
-        "workflow": job.workflow,
-        "input_images": job.input_images or [],
-        "image_type": job.image_type,
-        "project_id": job.project_id,
-        "chapter_id": job.chapter_id,
-        "script_id": job.script_id,
-        "scene_number": job.scene_number,
-        "character_id": job.character_id,
-        "priority": job.priority,
-        "timeout_seconds": job.soft_limit_seconds,
-        "max_retries": job.max_retries,
-        "metadata": job.metadata,
-    }
-
-
-def _asked_of(job: Job) -> str | list[str]:
-    passed = [skip["provider"] for skip in job.skips or ()]
-    ahead = [stop["provider"] for stop in job.route or ()]
-    route = list(dict.fromkeys([*passed, job.provider, *ahead]))
-    return job.provider if len(route) == 1 else route

@@ -30,11 +30,12 @@ from safelight.api.deps import (
     read_id_cursor,
 )
 from safelight.api.events import with_latest
-from safelight.api.job_request import GenerationRequest, new_job, request_of, verified
+from safelight.api.job_request import GenerationRequest, new_job, verified
 from safelight.api.job_view import PREFIX, AttemptList, Estimator, JobList, JobView, attempt_view_of, view_of
 from safelight.api.media.files import SANDBOX
 from safelight.api.media.import_request import IMPORT, MediaRequest, import_of, new_import, submit_import
 from safelight.api.problems import invalid_body, problem, refusals
+from safelight.api.repetition import request_of
 from safelight.api.service.templates import template_of
 from safelight.artifacts import Artifact
 from safelight.bootstrap import Safelight

@@ -16,7 +16,7 @@ from safelight import artifacts as results
 from safelight.artifacts import Artifact
 from safelight.db import Tx, db_now
 from safelight.errors import FieldError, SafelightError
-from safelight.jobs import availability, batch, events, idempotency, step
+from safelight.jobs import availability, batch, events, idempotency, lookup, step
 from safelight.jobs.availability import BreakerPolicy, Verdict
 from safelight.jobs.batch import BatchDeleted, BatchEnded, BatchNotFound, NewBatch, Standing, SubmittedBatch
 from safelight.jobs.events import JobEvent
@@ -364,7 +364,8 @@ class Jobs:
 
     def _try_again(self, tx: Tx, job: Job, again: TryAgain) -> Job | None:
         error = again.error
-        if again.is_last_if_again and _has_ended_with(tx, job, error["code"]):
+        tried = lookup.attempts_of(tx, job.id) if again.is_last_if_again else ()
+        if any(each.error is not None and each.error["code"] == error["code"] for each in tried):
             return self._fail(tx, job, {**error, "retryable": False})
         if not again.counts or job.retries_here < job.max_retries:
             message = f"Trying again in {again.after_seconds:.0f} s: {error.get('message', '')}"
@@ -546,12 +547,6 @@ def is_unstarted() -> ColumnElement[bool]:
 def _deferrals(tx: Tx, job: Job) -> int:
     deferred = select(func.count()).where(attempts.c.job_id == job.id, attempts.c.outcome == "deferred")
     return tx.execute(deferred).scalar_one()
-
-
-def _has_ended_with(tx: Tx, job: Job, code: str) -> bool:
-    """Whether an earlier attempt ended with an error of this code."""
-    errors = tx.execute(select(attempts.c.error).where(attempts.c.job_id == job.id)).scalars()
-    return any(error is not None and error["code"] == code for error in errors)
 
 
 def _ours(job_id: str, attempt: int) -> dict[str, Any]:

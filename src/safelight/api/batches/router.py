@@ -37,10 +37,10 @@ from safelight.api.deps import (
     polled_response,
     read_id_cursor,
 )
-from safelight.api.job_request import request_of
 from safelight.api.jobs import has_room, take_tokens, too_quick
 from safelight.api.media.import_request import IMPORT, import_of, submit_imports
 from safelight.api.problems import refusals
+from safelight.api.repetition import request_of
 from safelight.bootstrap import Safelight
 from safelight.db import Tx, new_id
 from safelight.errors import SafelightError, Unavailable

@@ -1,0 +1,44 @@
+"""The request that would ask for a job again."""
+
+from typing import Any
+
+from safelight.jobs import Job
+
+
+def request_of(job: Job) -> dict[str, Any]:
+    """The body that would ask for this job again; what is tied to its time is left out."""
+    return {
+        "prompt": job.prompt,
+        "negative_prompt": job.negative_prompt,
+        "provider": _asked_of(job),
+        "model": job.model,
+        "checkpoint_model": job.checkpoint_model,
+        "lora_models": job.lora_models,
+        "width": job.width,
+        "height": job.height,
+        "batch_size": job.batch_size,
+        "seed": job.seed,
+        "sampler_params": job.sampler_params,
+        "provider_options": job.provider_options,
+        "template": job.template,
+        "inputs": job.inputs or {},
+        "workflow": job.workflow,
+        "input_images": job.input_images or [],
+        "image_type": job.image_type,
+        "project_id": job.project_id,
+        "chapter_id": job.chapter_id,
+        "script_id": job.script_id,
+        "scene_number": job.scene_number,
+        "character_id": job.character_id,
+        "priority": job.priority,
+        "timeout_seconds": job.soft_limit_seconds,
+        "max_retries": job.max_retries,
+        "metadata": job.metadata,
+    }
+
+
+def _asked_of(job: Job) -> str | list[str]:
+    passed = [skip["provider"] for skip in job.skips or ()]
+    ahead = [stop["provider"] for stop in job.route or ()]
+    route = list(dict.fromkeys([*passed, job.provider, *ahead]))
+    return job.provider if len(route) == 1 else route
