@@ -1,5 +1,6 @@
 """Fixtures that every slice needs. Servers start when the first test asks for them; each xdist worker has its own."""
 
+import contextlib
 import importlib
 import itertools
 import os
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from servers import Postgres, PostgresServer, ServerMissing, ValkeyServer, open_postgres
+from servers import Postgres, PostgresServer, ServerMissing, ValkeyServer, descendants, open_postgres
 
 _numbers = itertools.count()
 
@@ -35,6 +36,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def anyio_backend() -> tuple[str, dict[str, Any]]:
     """Tests marked `anyio` run on the loop that production uses."""
     return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left_running() -> Iterator[None]:
+    """A module ends the Safelights that it started, or their deaths fall upon its neighbours: here it fails itself."""
+    yield
+    left = {pid: words for pid in descendants(os.getpid()) if "-m safelight" in (words := command_line(pid))}
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert not left, f"left running: {left}"
+
+
+def command_line(pid: int) -> str:
+    """What a process was started with; nothing of one that is gone, or dead and not yet reaped."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def migrate(url: str) -> None:

@@ -1,29 +1,32 @@
 """The app of the page on FastAPI apps, run as it stands beside a real Safelight: its users, streams and files."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 from shell_blocks import blocks
 
-from e2e.running_stack import Stack
+from api.api_service import Service, settings_for
 from patience import PATIENCE_SECONDS, await_true
-from servers import free_port
+from servers import ValkeyServer, free_port
 
 PAGE = "how-to/your-fastapi-app.md"
 SECRET = "the page makes one with openssl: 32 bytes at least"
 
 
 @pytest.fixture(scope="module")
-def app_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def app_url(
+    shared_valkey: ValkeyServer, sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("app")
-    stack = Stack(
-        folder / "data",
-        {"SAFELIGHT_AUTH": "required", "SAFELIGHT_JWT_SECRET": SECRET, "SAFELIGHT_JWT_AUDIENCE": "safelight"},
-    )
+    database = f"sqlite:///{shutil.copy(sqlite_template, folder / 'safelight.db')}"
+    accounts = {"auth": "required", "jwt_secret": SECRET, "jwt_audience": "safelight"}
+    service = Service(settings_for(folder, shared_valkey, database, **accounts), shared_valkey)
     [(_, program)] = blocks(PAGE, "python")
     # Beside what the page shows, so that the test can see what the app learnt.
     (folder / "app.py").write_text(program + '\n\n@app.get("/learnt")\nasync def learnt():\n    return pictures\n')
@@ -31,7 +34,7 @@ def app_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     process = subprocess.Popen(
         [sys.executable, "-m", "uvicorn", "app:app", "--port", str(port)],
         cwd=folder,
-        env={**os.environ, "SAFELIGHT_JWT_SECRET": SECRET, "SAFELIGHT_URL": stack.url},
+        env={**os.environ, "SAFELIGHT_JWT_SECRET": SECRET, "SAFELIGHT_URL": service.api.url},
     )
     try:
         url = f"http://127.0.0.1:{port}"
@@ -41,7 +44,7 @@ def app_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         process.kill()
         process.wait()
-        stack.close()
+        service.close()
 
 
 def answers(url: str) -> bool:
