@@ -157,6 +157,7 @@ class Settings(BaseSettings):
     stuck_loop_seconds: float = Field(30, gt=0)  # a loop that stands still this long ends its process
     io_slots: int = Field(1000, ge=1)
     local_slots: int = Field(2, ge=1)
+    import_slots: int = Field(2, ge=1)
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"

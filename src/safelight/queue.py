@@ -16,8 +16,10 @@ IMAGE_GENERATION = "image_generation"
 DEFAULT = "default"
 LOCAL = "local"
 ISOLATED = "isolated"
+IMPORTS = "imports"
 IO_QUEUES = (IMAGE_GENERATION, DEFAULT)
 LOCAL_QUEUES = (LOCAL, ISOLATED)
+IMPORT_QUEUES = (IMPORTS,)
 
 TASK_NAME = "safelight.run"
 SECOND_NET_SECONDS = 15  # Celery's own limits act this much after the engine's, where they act (prefork)

@@ -46,13 +46,13 @@ from safelight.api.stories.view import (
     SceneView,
 )
 from safelight.config import Settings
-from safelight.queue import DEFAULT, IMAGE_GENERATION, ISOLATED, LOCAL
+from safelight.queue import DEFAULT, IMAGE_GENERATION, IMPORTS, ISOLATED, LOCAL
 from safelight.worker.engine import Engine
 from servers import ValkeyServer
 
 JOBS = "/api/v1/generation-jobs"
 BATCHES = "/api/v1/batches"
-QUEUES = (IMAGE_GENERATION, DEFAULT, LOCAL, ISOLATED)
+QUEUES = (IMAGE_GENERATION, DEFAULT, LOCAL, ISOLATED, IMPORTS)
 T = TypeVar("T")
 _numbers = itertools.count()
 Json = dict[str, Any]

@@ -28,7 +28,7 @@ def test_all_is_well(service: Service, path: str) -> None:
     for part in found["parts"].values():
         assert (part["state"], part["detail"]) == ("ok", None)
         assert 0 <= part["latency_ms"] < 3000
-    assert set(found["queues"]) == {"default", "image_generation", "isolated", "local"}
+    assert set(found["queues"]) == {"default", "image_generation", "imports", "isolated", "local"}
     for queue in found["queues"].values():
         assert (queue["state"], queue["workers"], queue["slots"]) == ("ok", 1, 50)
 

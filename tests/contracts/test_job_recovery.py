@@ -66,6 +66,16 @@ async def test_only_crashes_in_isolation_count_and_the_third_convicts(desk: Desk
     assert [version for version, _ in desk.told(job.id)] == list(range(2, 10))
 
 
+async def test_an_import_had_a_process_of_its_own_and_no_suspect_waits_for_it(desk: Desk) -> None:
+    """Its first crash counts, and it comes back to the queue of imports."""
+    job = await desk.running(kind="media.import")
+    for crashes in (1, 2):
+        job = await desk.lose(job.id)
+        assert (job.status, job.queue, job.crash_count) == ("pending", "imports", crashes)
+        await desk.run(job.id)
+    assert (await desk.lose(job.id)).status == "failed"
+
+
 async def test_a_suspect_that_proved_itself_leaves_isolation(desk: Desk) -> None:
     job = await desk.running()
     await desk.lose(job.id)

@@ -18,7 +18,11 @@ from safelight_client import Client
 from servers import Postgres
 from stand_ins.media_host import MediaHost
 
-LOOPBACK = {"SAFELIGHT_MEDIA_ALLOW_PRIVATE": "127.0.0.1/32", "SAFELIGHT_MEDIA_KEEP_FREE_BYTES": "0"}
+LOOPBACK = {
+    "SAFELIGHT_MEDIA_ALLOW_PRIVATE": "127.0.0.1/32",
+    "SAFELIGHT_MEDIA_KEEP_FREE_BYTES": "0",
+    "SAFELIGHT_MEDIA_IDLE_SECONDS": "120",
+}
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +113,19 @@ def test_cancelled_halfway_it_leaves_nothing(stack: Stack, client: Client, host:
     client.cancel(job["id"])
     assert ended(client, job)["status"] == "cancelled"
     await_true(lambda: not unfinished(stack) and not programs_of(stack))
+
+
+@pytest.mark.long
+def test_imports_and_suspects_do_not_wait_for_each_other(stack: Stack, client: Client, host: MediaHost) -> None:
+    """Every slot for imports is held while a job that kills its processes is isolated and convicted."""
+    held = [client.media.store(f"{host.url}/slow.mp4") for _ in range(3)]
+    await_true(lambda: [client.get(job["id"])["status"] for job in held].count("processing") == 2, 60)
+    poison = client.submit(prompt="a lighthouse", provider_options={"mock": {"crash": True}})
+    await_true(lambda: client.get(poison["id"])["is_terminal"], 100)
+    assert client.get(poison["id"])["error"]["code"] == "worker_lost"
+    assert sorted(client.get(job["id"])["status"] for job in held) == ["pending", "processing", "processing"]
+    host.released.set()
+    assert [ended(client, job)["status"] for job in held] == ["completed"] * 3
 
 
 @pytest.mark.long

@@ -171,7 +171,7 @@ def follow_starter() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("door", choices=("api", "worker"))
-    parser.add_argument("kind", nargs="?", default="io", choices=("io", "local"))
+    parser.add_argument("kind", nargs="?", default="io", choices=("io", "local", "imports"))
     parser.add_argument("name", nargs="?", default="io-1")
     parser.add_argument("--pool", choices=("loop", "threads", "prefork"))
     parser.add_argument("--die", choices=sorted(POINTS), help="kill the process at this point")

@@ -229,9 +229,10 @@ class Stack:
     def start_worker(self, kind: str = "io", name: str = "io-1", *options: str, **settings: str) -> Process:
         return self._start(name, ["worker", kind, name, *options], settings)
 
-    def crew(self, *, api: bool = True, io: int = 1, local: int = 0, slots: int = 200) -> None:
+    def crew(self, *, api: bool = True, io: int = 1, local: int = 0, imports: int = 0, slots: int = 200) -> None:
         """Have this crew, and nobody else, alive and ready. Missing processes are started side by side."""
-        wanted = [*(["api"] if api else []), *(f"io-{n}" for n in range(1, io + 1)), *(["local"] if local else [])]
+        wanted = [*(["api"] if api else []), *(f"io-{n}" for n in range(1, io + 1))]
+        wanted += [*(["local"] if local else []), *(["imports"] if imports else [])]
         for process in self.processes:
             if process.is_alive and self.crew_members.get(process.name) is not process:
                 process.thaw()
@@ -243,9 +244,13 @@ class Stack:
                     member.kill()
                 del self.crew_members[name]
         for name in wanted:
-            slots_of = {"local": {"SAFELIGHT_LOCAL_SLOTS": str(local)}, "api": {"SAFELIGHT_HOST": "127.0.0.1"}}
+            slots_of = {
+                "local": {"SAFELIGHT_LOCAL_SLOTS": str(local)},
+                "imports": {"SAFELIGHT_IMPORT_SLOTS": str(imports)},
+                "api": {"SAFELIGHT_HOST": "127.0.0.1"},
+            }
             self.hire(name, **slots_of.get(name, {"SAFELIGHT_IO_SLOTS": str(slots)}))
-        self.wait_for_workers(image_generation=io, isolated=local)
+        self.wait_for_workers(image_generation=io, isolated=local, imports=imports)
         if api:
             self.wait_for_api()
 
@@ -261,7 +266,7 @@ class Stack:
                 return member
             member.thaw()
             member.kill()
-        kind = "local" if name == "local" else "io"
+        kind = name if name in ("local", "imports") else "io"
         member = self.start_api(**wanted) if name == "api" else self.start_worker(kind, name, **wanted)
         self.crew_members[name] = member
         self._settings_of[name] = wanted

@@ -84,6 +84,7 @@ def new_job(
     idempotency_key: str | None = None,
     fingerprint: str = "f" * 64,
     job_id: str | None = None,
+    kind: str = "image.generate",
     **values: Any,
 ) -> NewJob:
     """A request as the API makes it; `values` are columns."""
@@ -104,7 +105,7 @@ def new_job(
     }
     return NewJob(
         id=job_id or _next_id(),
-        kind="image.generate",
+        kind=kind,
         owner_id=owner_id,
         values=columns,
         run_at=run_at,

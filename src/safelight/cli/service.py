@@ -86,19 +86,20 @@ def api(host: str | None, port: int | None, data_dir: Path | None) -> None:
 @click.command()
 @click.option(
     "--kind",
-    type=click.Choice(["io", "local"]),
+    type=click.Choice(["io", "local", "imports"]),
     default="io",
     show_default=True,
-    help="io: jobs that wait for a provider, very many at once. local: jobs that compute here, one per process.",
+    help="io: jobs that wait for a provider, very many at once. local: those of workers that died, one per process. "
+    "imports: media, one per process.",
 )
 @click.option(
-    "--pool", type=click.Choice(["loop", "threads", "prefork"]), help="How jobs run.  [io: loop, local: prefork]"
+    "--pool", type=click.Choice(["loop", "threads", "prefork"]), help="How jobs run.  [io: loop, else prefork]"
 )
-@click.option("--slots", type=click.IntRange(1), help="Jobs at once.  [io: 1000, local: 2]")
+@click.option("--slots", type=click.IntRange(1), help="Jobs at once.  [io: 1000, else 2]")
 @click.option("--name", help="Its name in logs and monitors.  [the kind]")
 @type_of_data_dir
 def worker(
-    kind: Literal["io", "local"],
+    kind: Literal["io", "local", "imports"],
     pool: Literal["loop", "threads", "prefork"] | None,
     slots: int | None,
     name: str | None,

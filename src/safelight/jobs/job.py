@@ -47,7 +47,7 @@ BLOCKED: Mapping[str, str] = {
     "rate_limited": "The provider may not start more jobs so quickly",
 }
 
-QUEUE_OF_KIND: Mapping[str, str] = {"image.generate": "image_generation", "media.import": "local"}
+QUEUE_OF_KIND: Mapping[str, str] = {"image.generate": "image_generation", "media.import": "imports"}
 
 Outcome = Literal["completed", "failed", "cancelled", "retry", "deferred", "moved", "handed_back", "lost"]
 

@@ -48,6 +48,7 @@ from safelight.jobs.settlement import (
 )
 
 ISOLATED = "isolated"
+ALONE = (ISOLATED, "imports")  # queues whose jobs have a process each
 MAX_CRASHES = 3
 OVERDUE_GRACE_SECONDS = 5.0
 RECOVERY_BATCH = 200
@@ -467,7 +468,8 @@ class Jobs:
         cancelled = self._end_if_cancel_requested(tx, job, "lost")
         if cancelled is not None:
             return cancelled
-        crashed_alone = job.queue == ISOLATED
+        crashed_alone = job.queue in ALONE
+        queue = job.queue if crashed_alone else ISOLATED
         error = job_error("worker_lost", "The worker that ran this job was lost.", job, True)
         if crashed_alone and job.crash_count + 1 >= MAX_CRASHES:
             error = job_error(
@@ -478,9 +480,7 @@ class Jobs:
             )
             tx.execute(update(jobs).where(jobs.c.id == job.id).values(crash_count=jobs.c.crash_count + 1))
             return self._end(tx, step.FAIL, {**_ours(job.id, job.attempt), **_because(error)}, "lost", error)
-        return self._give_back(
-            tx, job, "lost", error, after=0.0, queue=ISOLATED, crashes=int(crashed_alone), forget=False
-        )
+        return self._give_back(tx, job, "lost", error, after=0.0, queue=queue, crashes=int(crashed_alone), forget=False)
 
     def _fail(self, tx: Tx, job: Job, error: Mapping[str, Any]) -> Job | None:
         return self._end(tx, step.FAIL, {**_ours(job.id, job.attempt), **_because(error)}, "failed", error)

@@ -113,7 +113,10 @@ class Supervisor:
         io_names = [f"io-{number}" for number in range(1, self._io_workers + 1)]
         self._workers = [
             *(self._child(host, name, python("worker", "--kind", "io", "--name", name)) for name in io_names),
-            self._child(host, "local", python("worker", "--kind", "local", "--name", "local")),
+            *(
+                self._child(host, kind, python("worker", "--kind", kind, "--name", kind))
+                for kind in ("local", "imports")
+            ),
         ]
         for child in (self._api, *self._workers):
             child.start()

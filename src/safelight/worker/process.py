@@ -1,7 +1,9 @@
-"""Start a worker process: `io` for everything that waits, `local` for what computes, and for suspects."""
+"""Start a worker process: `io` for everything that waits, `local` for what computes and for suspects, `imports` for
+media: an import may run for an hour, and keeps no suspect waiting."""
 
 import os
 import warnings
+from collections.abc import Mapping
 from typing import Any, Literal
 
 # Celery reads this when it is imported.
@@ -11,15 +13,17 @@ from celery import signals
 
 from safelight import log
 from safelight.config import Settings
-from safelight.queue import IO_QUEUES, LOCAL_QUEUES
+from safelight.queue import IMPORT_QUEUES, IO_QUEUES, LOCAL_QUEUES
 from safelight.worker import tasks
 from safelight.worker.engine import Engine
 from safelight.worker.pool import LoopPool
 
 HEARTBEAT_SECONDS = 5  # for monitors alone: what says that a worker lives is its row
 
-WorkerKind = Literal["io", "local"]
+WorkerKind = Literal["io", "local", "imports"]
 PoolKind = Literal["loop", "threads", "prefork"]
+
+QUEUES: Mapping[WorkerKind, tuple[str, ...]] = {"io": IO_QUEUES, "local": LOCAL_QUEUES, "imports": IMPORT_QUEUES}
 
 
 def run_worker(
@@ -32,12 +36,12 @@ def run_worker(
 ) -> None:
     """Serve the queues of `kind` until SIGTERM; returns when everything was settled or handed back.
 
-    `io` runs on the loop pool (or `threads`), `local` on `prefork`: one job a process, recycled after 100.
+    `io` runs on the loop pool (or `threads`), the others on `prefork`: one job a process, recycled after 100.
     """
     log.configure(settings.log_level, settings.log_format)
-    queues = IO_QUEUES if kind == "io" else LOCAL_QUEUES
+    queues = QUEUES[kind]
     pool = pool or ("loop" if kind == "io" else "prefork")
-    slots = slots or (settings.io_slots if kind == "io" else settings.local_slots)
+    slots = slots or {"io": settings.io_slots, "local": settings.local_slots, "imports": settings.import_slots}[kind]
     name = name or kind
     # Messages are JSON alone, so a worker that runs as root, as in a container, is no way in.
     warnings.filterwarnings("ignore", message="You're running the worker with superuser")

@@ -18,7 +18,7 @@ from kombu.transport import TRANSPORT_ALIASES
 
 from safelight import log
 from safelight.config import Settings
-from safelight.queue import DEFAULT, IMAGE_GENERATION, ISOLATED, LOCAL, TASK_NAME
+from safelight.queue import DEFAULT, IMPORT_QUEUES, IO_QUEUES, LOCAL_QUEUES, TASK_NAME
 from safelight.worker.engine import Engine
 from safelight.worker.transport import PatientConnection
 
@@ -97,7 +97,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "worker_max_tasks_per_child": TASKS_PER_CHILD,
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,
-        "task_queues": [Queue(name, routing_key=name) for name in (IMAGE_GENERATION, DEFAULT, LOCAL, ISOLATED)],
+        "task_queues": [Queue(name, routing_key=name) for name in (*IO_QUEUES, *LOCAL_QUEUES, *IMPORT_QUEUES)],
         "task_default_queue": DEFAULT,
         "worker_proc_alive_timeout": 120,
     }

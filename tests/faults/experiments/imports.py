@@ -14,7 +14,7 @@ PATHS = ("/slow.mp4", "/slow.html")
 def killed_halfway(trial: Trial) -> None:
     """The process that imports is killed, in the middle of a file and of a page's film; others are cancelled."""
     stack, random = trial.stack, trial.random
-    stack.crew(io=1, local=3)
+    stack.crew(io=1, imports=3)
     with contextlib.closing(MediaHost()) as host:
         for _ in range(trial.pick(1, 5)):
             host.reset()
@@ -27,7 +27,7 @@ def killed_halfway(trial: Trial) -> None:
             stack.http.post(f"/generation-jobs/{ids[2]}/cancel")
             for job_id in ids[:2]:
                 process = int(stack.rows.attempts(trial.project)[job_id][-1].worker_name.rpartition(".")[2])
-                trial.fault("kill the process of an import", stack.member("local"))
+                trial.fault("kill the process of an import", stack.member("imports"))
                 kill_pid(process, random.choice((signal.SIGKILL, signal.SIGSEGV)))
             host.released.set()
             trial.wait_ended()
@@ -45,11 +45,11 @@ def frozen_halfway(trial: Trial) -> None:
     with contextlib.closing(MediaHost()) as host:
         for path in PATHS:
             host.reset()
-            stack.crew(io=1, local=2)
+            stack.crew(io=1, imports=2)
             job_id = trial.import_media(host.url + path)
             trial.wait_processing([job_id])
             until(lambda: list(stack.imports.glob("*")), what="a download under way")
-            victim = stack.member("local")
+            victim = stack.member("imports")
             trial.fault("freeze a worker that imports", victim)
             victim.freeze()
             time.sleep(2 * LEASE_SECONDS)
