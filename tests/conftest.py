@@ -21,6 +21,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def notes_of_stacks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Stacks of tests are not found by other tests, nor by whoever works here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+        yield
+
+
 SLOWEST_FIRST = ("benchmarks", "e2e", "faults", "docs")  # or one of two processes is left with them at the end
 
 

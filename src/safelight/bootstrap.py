@@ -4,14 +4,16 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
 from safelight import stories
 from safelight.accounts import LOCAL_OWNER, Doorkeeper, Tokens, purge_sessions, tier_of
 from safelight.artifacts import ArtifactStore, FfmpegMissing, Links, find_ffmpeg, load_signing_key
-from safelight.config import Settings
-from safelight.db import Database, Tx, new_id
+from safelight.config import DATA_DIR_REMEDY, Settings
+from safelight.db import Database, Tx, new_id, parse_url, prove_file
+from safelight.folder import open_folder
 from safelight.jobs import BreakerPolicy, Caps, Dispatcher, Job, JobEvent, Jobs, KeepFor, Retention, RetentionDays
 from safelight.limits import Limiter, Policy
 from safelight.pictures import PictureWorkers, libvips
@@ -321,8 +323,19 @@ def _retention_days(settings: Settings) -> RetentionDays:
     return days
 
 
-async def require_schema(settings: Settings) -> None:
-    """For a start: raise what is wrong with the schema, as far as the database answers within a few seconds."""
+def require_folder(settings: Settings) -> None:
+    """For a start: make the data directory and prove it, if these settings keep anything in it."""
+    folder = settings.data_dir.resolve()
+    database = parse_url(settings.database_url)
+    holds_files = settings.storage_url.startswith(folder.as_uri())
+    holds_rows = database.get_backend_name() == "sqlite" and Path(database.database or "").is_relative_to(folder)
+    if holds_files or holds_rows or not settings.signing_key.get_secret_value():
+        open_folder(folder, "data directory", DATA_DIR_REMEDY)
+
+
+async def require_database(settings: Settings) -> None:
+    """For a start: raise what is wrong with the database, as far as it answers within a few seconds."""
+    prove_file(parse_url(settings.database_url))
     database = Database(settings.database_url, readers=1, admit=admit)
     try:
         with contextlib.suppress(TimeoutError):

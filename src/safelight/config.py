@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Environment = Literal["dev", "demo", "test", "production"]
 OPENAI_URL = "https://api.openai.com/v1"
+DATA_DIR_REMEDY = "name another one with --data-dir or SAFELIGHT_DATA_DIR"
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 MIN_JWT_SECRET_BYTES = 32  # less can be guessed from any one token, offline
 PREFIX_PATTERN = r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,99}){1,10}"  # the path of an installation below a host
@@ -183,8 +184,6 @@ class Settings(BaseSettings):
             self.mock_mode = True
         if not self.database_url:
             self.database_url = f"sqlite:///{self.data_dir.resolve() / 'safelight.db'}"
-        elif self.database_url.startswith(("postgres://", "postgresql://")):
-            self.database_url = "postgresql+psycopg://" + self.database_url.split("://", 1)[1]
         if not self.redis_ns:
             self.redis_ns = f"safelight-{self.env}"
         if not self.storage_url:

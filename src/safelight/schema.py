@@ -8,7 +8,7 @@ migrated meanwhile when the next connection is made: no process works on tables 
 from pathlib import Path
 from typing import Any
 
-from safelight.db import Database, DatabaseUnavailable
+from safelight.db import Database, DatabaseUnavailable, DatabaseUnsuitable
 from safelight.errors import Unavailable
 
 REVISIONS: tuple[str, ...] = tuple(
@@ -64,10 +64,10 @@ def admit(connection: Any) -> None:
 
 
 async def require(database: Database) -> None:
-    """Raise what is wrong with the schema, if the database answers; one that is away is no reason not to start."""
+    """Raise what is wrong with the database or its schema, if it answers; being away is no reason not to start."""
     try:
         await database.read(lambda tx: None)
-    except (SchemaOutdated, SchemaTooNew):
+    except (SchemaOutdated, SchemaTooNew, DatabaseUnsuitable):
         raise
     except Unavailable:
         return

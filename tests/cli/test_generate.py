@@ -214,7 +214,7 @@ def test_a_client_command_does_not_load_the_server(api: ScriptedApi, tmp_path: P
         "print(any(name in sys.modules for name in ('pydantic', 'fastapi', 'celery', 'sqlalchemy')))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-2:] == ["[]", "False"]
+    assert done.stdout.splitlines()[-2:] == ["['safelight.stack_note']", "False"]
 
 
 def test_help_is_quick_and_complete() -> None:

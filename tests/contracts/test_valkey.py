@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from patience import PATIENCE_SECONDS
-from safelight import valkey as valkey_module
 from safelight.valkey import Address, Script, Valkey, ValkeyAway, ValkeyError, ValkeyUrlInvalid
+from safelight.valkey import client as valkey_module
 from servers import ValkeyServer
 
 pytestmark = pytest.mark.anyio

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from safelight.cli.failure import Failure
 from safelight.cli.service import type_of_data_dir
 from safelight.cli.settings import load_settings
-from safelight.errors import SafelightError
+from safelight.cli.start import refusing
 
 if TYPE_CHECKING:
     from safelight.config import Settings
@@ -39,15 +38,12 @@ def copy(source: str, target: str, resume: bool, force: bool) -> None:
     """
     from safelight.migrations import transfer
 
-    # Settings knows the spellings of a database URL.
-    urls = [load_settings(database_url=url).database_url for url in (source, target)]
     progress = _Progress()
-    try:
-        totals = transfer.copy(urls[0], urls[1], resume=resume, force=force, progress=progress.table)
-    except SafelightError as error:
-        progress.end()
-        raise Failure(error.detail) from None
-    progress.end()
+    with refusing():
+        try:
+            totals = transfer.copy(source, target, resume=resume, force=force, progress=progress.table)
+        finally:
+            progress.end()
     click.echo(f"Copied and counted: {sum(totals.values())} rows in {len(totals)} tables.", err=True)
 
 
@@ -75,10 +71,8 @@ def cleanup(dry_run: bool, older_than: float | None, data_dir: Path | None) -> N
     import asyncio
 
     settings = load_settings(data_dir=data_dir)
-    try:
+    with refusing():
         asyncio.run(_clean(settings, dry_run, older_than))
-    except SafelightError as error:
-        raise Failure(error.detail) from None
 
 
 async def _clean(settings: "Settings", dry_run: bool, older_than: float | None) -> None:

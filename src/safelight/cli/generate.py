@@ -154,7 +154,7 @@ def generate(
 ) -> None:
     """Make a picture from PROMPT, watch it develop, and save it.
 
-    Uses the Safelight that runs on the data directory; without one it starts one, for as long as this takes.
+    Uses the Safelight that runs; without one it starts one, for as long as this takes.
     Ctrl-C stops watching and says how to go on; twice cancels the job. --option, --input and --image may be repeated;
     a VALUE is read as JSON where that is possible, else it is a text.
 
@@ -217,14 +217,14 @@ def watch(
 ) -> None:
     """Follow the job with the id JOB to its end and save its picture. Of a finished one, just save the picture.
 
-    Starts Safelight if none runs on the data directory: a job that was left unfinished then goes on.
+    Where no Safelight runs it says so: `safelight up` starts one, and a job that was left unfinished then goes on.
 
     \b
     Example:
       safelight watch 0199f1c2-7d2e-7a55-b5d4-6f1f7f0c2b11 -o lighthouse.png
     """
     check_target(output)
-    Session(output, timeout, data_dir, url, api_key, as_json).run(lambda stack: stack.client.get(job_id))
+    Session(output, timeout, data_dir, url, api_key, as_json).run(lambda stack: stack.client.get(job_id), starts=False)
 
 
 class Session:
@@ -246,11 +246,11 @@ class Session:
         self._api_key = api_key
         self._as_json = as_json
 
-    def run(self, begin: Callable[[StackAccess], dict[str, Any]]) -> None:
+    def run(self, begin: Callable[[StackAccess], dict[str, Any]], *, starts: bool = True) -> None:
         """From `begin`, which submits or finds the job, to the end of the command."""
         job: dict[str, Any] | None = None
         try:
-            with StackAccess(self._url, self._data_dir, say, self._api_key) as stack:
+            with StackAccess(self._url, self._data_dir, say, self._api_key, starts=starts) as stack:
                 try:
                     job = begin(stack)
                     for warning in job.get("warnings") or ():
@@ -346,8 +346,10 @@ class Session:
             command += ["--url", self._url]
         if self._data_dir:
             command += ["--data-dir", str(self._data_dir)]
-        when = "stays, and goes on when Safelight runs again" if stack.is_own else "goes on"
-        return f"The job {when}. To follow it: {shlex.join(command)}"
+        if not stack.is_own:
+            return f"The job goes on. To follow it: {shlex.join(command)}"
+        up = shlex.join([program(), "up", *(["--data-dir", str(self._data_dir)] if self._data_dir else [])])
+        return f"The job stays, and goes on when Safelight runs again: {up}. To follow it then: {shlex.join(command)}"
 
 
 def explained(error: ApiError) -> str:

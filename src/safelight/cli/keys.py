@@ -11,6 +11,7 @@ import click
 
 from safelight.cli.failure import Exit, Failure
 from safelight.cli.settings import load_settings
+from safelight.cli.start import refusing
 
 if TYPE_CHECKING:
     from safelight.accounts import Key
@@ -150,18 +151,17 @@ def revoke(key_id: str, data_dir: Path | None) -> None:
 
 def in_database(settings: "Settings", fn: Callable[..., Any], *args: Any) -> Any:
     """Run a transaction on the database of the settings."""
-    from safelight.db import Database
-    from safelight.errors import Invalid, Unavailable
+    from safelight.db import Database, parse_url, prove_file
+    from safelight.errors import Unavailable
     from safelight.schema import admit
 
     async def run() -> Any:
         await database.read(lambda tx: None)  # which tells, where there is no database or an older one, what to do
         return await database.write(lambda tx: fn(tx, *args))
 
-    try:
+    with refusing():
+        prove_file(parse_url(settings.database_url))
         database = Database(settings.database_url, readers=1, admit=admit)
-    except Invalid as error:
-        raise click.UsageError(error.detail) from None
     try:
         return asyncio.run(run())
     except Unavailable as error:

@@ -8,8 +8,7 @@ import click
 
 from safelight.cli.failure import Failure
 from safelight.cli.settings import load_settings
-from safelight.config import Settings
-from safelight.errors import Invalid, SafelightError
+from safelight.cli.start import refuse_unusable, refusing
 
 AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
 DATA_DIR = click.Path(file_okay=False, path_type=Path)
@@ -47,12 +46,8 @@ def up(host: str | None, port: int | None, data_dir: Path | None, workers: int) 
     from safelight.supervisor import Supervisor
 
     settings = load_settings(host=host, port=port, data_dir=data_dir)
-    try:
+    with refusing():
         code = asyncio.run(Supervisor(settings, io_workers=workers, quiet=False).run_until_stopped())
-    except Invalid as error:
-        raise click.UsageError(error.detail) from None
-    except SafelightError as error:
-        raise Failure(error.detail) from None
     raise click.exceptions.Exit(code)
 
 
@@ -71,13 +66,9 @@ def api(host: str | None, port: int | None, data_dir: Path | None) -> None:
     from safelight.supervisor import require_loopback
 
     settings = load_settings(host=host, port=port, data_dir=data_dir)
-    try:
+    with refusing():
         require_loopback(settings.host, has_accounts=settings.has_accounts)
-    except Invalid as error:
-        raise click.UsageError(error.detail) from None
-
-    refuse_wrong_schema(settings)
-    refuse_without_queue(settings)
+    refuse_unusable(settings)
     from safelight.api.server import serve
 
     serve(settings)
@@ -114,8 +105,7 @@ def worker(
       SAFELIGHT_REDIS_URL=redis://127.0.0.1:6379 safelight worker --kind io --name io-2
     """
     settings = load_settings(data_dir=data_dir)
-    refuse_wrong_schema(settings)
-    refuse_without_queue(settings)
+    refuse_unusable(settings)
     from safelight.worker.process import run_worker
 
     run_worker(
@@ -146,49 +136,16 @@ def migrate(revision: str, check: bool, data_dir: Path | None) -> None:
     from safelight import migrations
 
     settings = load_settings(data_dir=data_dir)
-    try:
+    with refusing():
         if check:
             problem = migrations.check(settings.database_url)
             if problem is not None:
                 raise Failure(problem.detail)
             click.echo(f"The database has the schema of this version: {migrations.REVISIONS[-1]}.", err=True)
             return
-        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         step = migrations.migrate(settings.database_url, revision)
-    except SafelightError as error:
-        raise Failure(error.detail) from None
     before, after = step.before or "nothing", step.after or "nothing"
     if before == after:
         click.echo(f"Nothing to do: the database has the schema {after}.", err=True)
     else:
         click.echo(f"The database's schema: {before} -> {after}.", err=True)
-
-
-def refuse_without_queue(settings: Settings) -> None:
-    """End with what to do if no queue is named; one that is away is waited for."""
-    from safelight.valkey import Address
-
-    url = settings.redis_url.get_secret_value()
-    if not url:
-        raise click.UsageError(
-            "SAFELIGHT_REDIS_URL is not set. `safelight up` starts a queue of its own; the API or a worker alone needs "
-            "to be told of one, as in redis://127.0.0.1:6379."
-        )
-    try:
-        Address.parse(url, database=settings.redis_database)
-    except Invalid as error:
-        raise click.UsageError(f"SAFELIGHT_REDIS_URL: {error.detail}") from None
-
-
-def refuse_wrong_schema(settings: Settings) -> None:
-    """End with what to do if the database has another schema than this version; one that is away is waited for."""
-    import asyncio
-
-    from safelight.bootstrap import require_schema
-
-    try:
-        asyncio.run(require_schema(settings))
-    except Invalid as error:
-        raise click.UsageError(error.detail) from None
-    except SafelightError as error:
-        raise Failure(error.detail) from None

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shlex
 import signal
 import threading
 import time
@@ -13,6 +14,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from safelight.cli.failure import Exit, Failure
+from safelight.cli.main import program
+from safelight.stack_note import running_stacks
 from safelight_client import Client
 
 if TYPE_CHECKING:
@@ -27,16 +30,26 @@ LOCAL_PATIENCE = 8.0
 class StackAccess:
     """Finds a running Safelight, or starts one and stops it at the end. A context manager, used in the main thread.
 
-    `url` (or `SAFELIGHT_URL`) names the one to use, and none is started then; otherwise it is the one of the data
-    directory. `say` gets short sentences for the user.
+    `url` (or `SAFELIGHT_URL`) names the one to use, `data_dir` (or `SAFELIGHT_DATA_DIR`) the folder of it; otherwise it
+    is the one of this folder, or the only one that runs. `starts`: whether one is started where none runs, which is for
+    commands that have work for it. `say` gets short sentences for the user.
     """
 
     def __init__(
-        self, url: str | None, data_dir: Path | None, say: Callable[[str], None], api_key: str | None = None
+        self,
+        url: str | None,
+        data_dir: Path | None,
+        say: Callable[[str], None],
+        api_key: str | None = None,
+        *,
+        starts: bool = False,
     ) -> None:
         self._api_key = api_key or os.environ.get("SAFELIGHT_API_KEY") or None
         self._given_url = url or os.environ.get("SAFELIGHT_URL") or None
-        self.data_dir = data_dir or Path(os.environ.get("SAFELIGHT_DATA_DIR") or DEFAULT_DATA_DIR)
+        named = data_dir or Path(os.environ.get("SAFELIGHT_DATA_DIR") or "")
+        self._is_named = named != Path()
+        self.data_dir = named if self._is_named else DEFAULT_DATA_DIR
+        self._starts = starts
         self._say = say
         self._own: OwnStack | None = None
         self._client: Client | None = None
@@ -87,13 +100,37 @@ class StackAccess:
             if not self._client.is_live():
                 raise Failure(f"No Safelight answers at {self._given_url}.", Exit.UNAVAILABLE)
             return
-        self._client = self._find() or self._start()
+        self._client = self._find() or self._find_elsewhere()
+        if self._client is None and not self._starts:
+            where = f" on {self.data_dir}" if self._is_named else ""
+            raise Failure(
+                f"No Safelight runs{where}. Start one with `{program()} up`, or name one with --url.", Exit.UNAVAILABLE
+            )
+        self._client = self._client or self._start()
 
     def _find(self) -> Client | None:
         try:
             url = json.loads((self.data_dir / "stack.json").read_text())["url"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
+        return self._reach(url)
+
+    def _find_elsewhere(self) -> Client | None:
+        """The one that was started in another folder, where nothing says which is meant."""
+        if self._is_named:
+            return None
+        found = [(stack, client) for stack in running_stacks() if (client := self._reach(stack.url))]
+        if len(found) > 1:
+            for _, client in found:
+                client.close()
+            told = "".join(f"\n  {stack.url}  --data-dir {shlex.quote(str(stack.data_dir))}" for stack, _ in found)
+            raise Failure(f"Several Safelights run; say which with --data-dir or --url:{told}", Exit.USAGE)
+        for stack, client in found:
+            self._say(f"Using the Safelight at {stack.url}, which runs on {stack.data_dir}.")
+            return client
+        return None
+
+    def _reach(self, url: str) -> Client | None:
         client = Client(url, api_key=self._api_key)
         if client.is_live():
             return client

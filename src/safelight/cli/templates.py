@@ -147,7 +147,7 @@ def read_json(file: Path) -> Any:
 def asked(
     url: str | None, data_dir: Path | None, api_key: str | None, ask: Callable[[Client], T], file: Path | None = None
 ) -> T:
-    """The answer of a Safelight, which is started for it if none runs. A refusal of `file` names its wrong parts."""
+    """The answer of a Safelight, if one runs. A refusal of `file` names its wrong parts."""
     try:
         with StackAccess(url, data_dir, lambda text: click.echo(text, err=True), api_key) as stack:
             return ask(stack.client)

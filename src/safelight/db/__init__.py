@@ -1,7 +1,9 @@
 """Rows: transactions that are functions, on SQLite and PostgreSQL. Nothing else knows which one it is."""
 
+from safelight.db.address import DatabaseUrlInvalid, make_file, parse_url, prove_file
 from safelight.db.column import EPOCH, Instant, Json, RowId, db_now, metadata, new_id
 from safelight.db.database import MAX_BATCH, Database
+from safelight.db.engine import DatabaseUnsuitable, open_engine
 from safelight.db.lane import DatabaseUnavailable, Tx
 from safelight.db.statement import Prepared
 
@@ -10,12 +12,18 @@ __all__ = [
     "MAX_BATCH",
     "Database",
     "DatabaseUnavailable",
+    "DatabaseUnsuitable",
+    "DatabaseUrlInvalid",
     "Instant",
     "Json",
     "Prepared",
     "RowId",
     "Tx",
     "db_now",
+    "make_file",
     "metadata",
     "new_id",
+    "open_engine",
+    "parse_url",
+    "prove_file",
 ]

@@ -11,16 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, TypeVarTuple
 
-import orjson
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy import event as sa_event
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
-from sqlalchemy.pool import NullPool
 
+from safelight.db.address import parse_url
+from safelight.db.engine import admit_with, open_engine
 from safelight.db.lane import Lane, Tx
 from safelight.db.statement import driver_cursor
-from safelight.errors import Invalid
 
 MAX_BATCH = 128
 READ_BATCH = 8  # share a snapshot, and its BEGIN and COMMIT; a slow one holds up no more than these
@@ -34,24 +31,21 @@ class Database:
     """One database and the threads of this process that talk to it."""
 
     def __init__(self, url: str, *, readers: int | None = None, admit: Callable[[Any], None] | None = None) -> None:
-        """`admit` is shown every new DB-API connection and may refuse it by raising `DatabaseUnavailable`."""
-        try:
-            parsed = make_url(url)
-            name = parsed.get_backend_name()
-            if name == "sqlite":
-                self._engine, reading = _sqlite_engines(url)
-                file = Path(parsed.database or "")
-            elif name == "postgresql":
-                self._engine, reading = _postgresql_engine(url, None), _postgresql_engine(url, "REPEATABLE READ")
-                file = None
-            else:
-                raise Invalid(f"database_url: {name} is not supported; use sqlite:///path or postgresql://...")
-        except (ArgumentError, NoSuchModuleError, ValueError) as error:
-            raise Invalid("database_url is not a database URL; use sqlite:///path or postgresql://...") from error
-        self.backend = name
+        """`admit` is shown every new DB-API connection and may refuse it by raising `DatabaseUnavailable`.
+
+        Raises `DatabaseUrlInvalid`.
+        """
+        parsed = parse_url(url)
+        name = self.backend = parsed.get_backend_name()
+        file = None
+        if name == "sqlite":
+            file = Path(parsed.database or "")
+            self._engine, reading = _sqlite_engines(url)
+        else:
+            self._engine, reading = _postgresql_engine(url, None), _postgresql_engine(url, "REPEATABLE READ")
         if admit is not None:
             for engine in (self._engine, reading):
-                sa_event.listen(engine, "connect", _admission(admit))
+                admit_with(engine, admit)
         self._writer = Lane(self._engine, "writer", threads=1, batch=MAX_BATCH, file=file, writes=True)
         # Leases must be renewed even while the writer's queue is long.
         self._urgent = Lane(self._engine, "urgent", threads=1, batch=1, file=file, writes=True)
@@ -92,34 +86,10 @@ class Database:
         self._engine.dispose()
 
 
-def _admission(admit: Callable[[Any], None]) -> Callable[[Any, Any], None]:
-    def connect(connection: Any, record: Any) -> None:
-        try:
-            admit(connection)
-        except BaseException:
-            connection.close()  # nobody else would
-            raise
-
-    return connect
-
-
-def _dumps(value: Any) -> str:
-    return orjson.dumps(value).decode()
-
-
 def _sqlite_engines(url: str) -> tuple[Engine, Engine]:
-    path = make_url(url).database
-    if not path or path == ":memory:":
-        raise Invalid("database_url: SQLite needs a file, as in sqlite:////var/lib/safelight/safelight.db")
     engines: list[Engine] = []
     for begin, pragmas in (("BEGIN IMMEDIATE", ("synchronous=FULL",)), ("BEGIN", ("query_only=ON",))):
-        engine = create_engine(
-            url,
-            poolclass=NullPool,
-            json_serializer=_dumps,
-            json_deserializer=orjson.loads,
-            connect_args={"check_same_thread": False, "isolation_level": None},
-        )
+        engine = open_engine(url, connect_args={"check_same_thread": False, "isolation_level": None})
         sa_event.listen(engine, "connect", _sqlite_connect(pragmas))
         sa_event.listen(engine, "begin", _sqlite_begin(begin))
         engines.append(engine)
@@ -145,12 +115,10 @@ def _sqlite_begin(statement: str) -> Callable[[Connection], None]:
 
 
 def _postgresql_engine(url: str, isolation: Literal["REPEATABLE READ"] | None) -> Engine:
-    return create_engine(
+    return open_engine(
         url,
-        poolclass=NullPool,
         **({} if isolation is None else {"isolation_level": isolation}),
-        json_serializer=_dumps,
-        json_deserializer=orjson.loads,
+        session="-c statement_timeout=10000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=15000",
         connect_args={
             "connect_timeout": 5,
             "application_name": "safelight",
@@ -158,6 +126,5 @@ def _postgresql_engine(url: str, isolation: Literal["REPEATABLE READ"] | None) -
             "keepalives_interval": 5,
             "keepalives_count": 3,
             "tcp_user_timeout": 10_000,
-            "options": "-c statement_timeout=10000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=15000",
         },
     )

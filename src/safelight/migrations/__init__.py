@@ -5,10 +5,11 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import URL, create_engine, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy import inspect, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from safelight.errors import Invalid, SafelightError
+from safelight.db import make_file, open_engine, parse_url
+from safelight.errors import SafelightError
 from safelight.schema import REVISIONS, SchemaTooNew, judge
 
 NEWEST = "head"
@@ -36,13 +37,12 @@ class Step:
 def migrate(database_url: str, revision: str = NEWEST) -> Step:
     """Bring the database at `database_url` to `revision`, up or down, in one transaction.
 
-    SQLite's file and folder are made if missing. Raises `MigrationFailed`, or `SchemaTooNew` for a database that a
-    newer version migrated: only that one knows the way back.
+    SQLite's file and folder are made if missing. Raises `MigrationFailed`, `FolderUnusable`, `DatabaseUnsuitable` or
+    `DatabaseUrlInvalid`, or `SchemaTooNew` for a database that a newer version migrated: only that one knows the way
+    back.
     """
     target = resolve(revision)
-    url = _parsed(database_url)
-    if url.get_backend_name() == "sqlite" and url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    make_file(parse_url(database_url))
     before = current(database_url)
     if isinstance(problem := judge(before), SchemaTooNew):
         raise problem
@@ -60,10 +60,10 @@ def migrate(database_url: str, revision: str = NEWEST) -> Step:
 
 def current(database_url: str) -> str | None:
     """The revision of a database; None if it has no tables, or is a SQLite file that is not there yet."""
-    url = _parsed(database_url)
+    url = parse_url(database_url)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
         return None
-    engine = create_engine(database_url)
+    engine = open_engine(database_url)
     try:
         with engine.connect() as connection:
             if not inspect(connection).has_table("alembic_version"):
@@ -98,16 +98,6 @@ def alembic_config(database_url: str) -> Config:
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.attributes["database_url"] = database_url
     return config
-
-
-def _parsed(database_url: str) -> URL:
-    try:
-        url = make_url(database_url)
-        if url.get_backend_name() in ("sqlite", "postgresql"):
-            return url
-    except (ArgumentError, ValueError):
-        pass
-    raise Invalid("This is not a database URL we know; use sqlite:////path or postgresql://...")
 
 
 def _place(revision: str | None) -> int:

@@ -3,13 +3,13 @@
 from typing import Any
 
 from alembic import context
-from sqlalchemy import Connection, NullPool, create_engine, event, text
+from sqlalchemy import Connection, event, text
 
 import safelight.bootstrap  # pyright: ignore[reportUnusedImport] - the slices with tables
 import safelight.template  # noqa: F401  # pyright: ignore[reportUnusedImport]
-from safelight.db import metadata
+from safelight.db import metadata, open_engine
 
-engine = create_engine(context.config.attributes["database_url"], poolclass=NullPool)
+engine = open_engine(context.config.attributes["database_url"])
 if engine.dialect.name == "sqlite":
     # Python's driver would commit each statement that changes the schema. Ours is the transaction, and its lock keeps
     # two processes that start at once from migrating at once.

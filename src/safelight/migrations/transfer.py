@@ -11,26 +11,12 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-import orjson
-from sqlalchemy import (
-    Connection,
-    NullPool,
-    Table,
-    create_engine,
-    delete,
-    event,
-    func,
-    insert,
-    make_url,
-    select,
-    text,
-    tuple_,
-)
+from sqlalchemy import Connection, Table, delete, event, func, insert, select, text, tuple_
 from sqlalchemy.exc import SQLAlchemyError
 
 import safelight.bootstrap  # pyright: ignore[reportUnusedImport] - the slices with tables
 import safelight.template  # noqa: F401  # pyright: ignore[reportUnusedImport]
-from safelight.db import db_now, metadata
+from safelight.db import db_now, metadata, open_engine, parse_url
 from safelight.errors import SafelightError
 from safelight.jobs.job import leases, workers
 from safelight.migrations import check, migrate
@@ -97,7 +83,7 @@ def _check_urls(source_url: str, target_url: str) -> None:
         if problem is not None:
             hint = "" if name == "source" else " (with SAFELIGHT_DATABASE_URL set to the target)"
             raise CopyRefused(f"The {name}: {problem.detail}{hint}")
-    if make_url(source_url) == make_url(target_url):
+    if parse_url(source_url) == parse_url(target_url):
         raise CopyRefused("The two databases are the same.")
 
 
@@ -171,7 +157,7 @@ def _count(connection: Connection, table: Table) -> int:
 
 def _analyze(url: str) -> None:
     """A new table has no statistics, and PostgreSQL would plan its first hours without."""
-    engine = create_engine(url)
+    engine = open_engine(url)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("ANALYZE"))
     engine.dispose()
@@ -180,11 +166,11 @@ def _analyze(url: str) -> None:
 @contextlib.contextmanager
 def _opened(url: str, *, reads: bool = False) -> Generator[Connection]:
     """A connection; one that `reads` sees a single snapshot from its first query on."""
-    options: dict[str, Any] = {"json_serializer": _dumps, "json_deserializer": orjson.loads, "poolclass": NullPool}
-    is_sqlite = make_url(url).get_backend_name() == "sqlite"
+    options: dict[str, Any] = {}
+    is_sqlite = parse_url(url).get_backend_name() == "sqlite"
     if reads and not is_sqlite:
         options["isolation_level"] = "REPEATABLE READ"
-    engine = create_engine(url, **options)
+    engine = open_engine(url, **options)
     if is_sqlite:  # Python's driver would begin nothing for a query
 
         @event.listens_for(engine, "connect")
@@ -199,7 +185,3 @@ def _opened(url: str, *, reads: bool = False) -> Generator[Connection]:
     with engine.connect() as connection:
         yield connection
     engine.dispose()
-
-
-def _dumps(value: Any) -> str:
-    return orjson.dumps(value).decode()

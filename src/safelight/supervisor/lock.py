@@ -12,7 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from safelight.config import DATA_DIR_REMEDY
 from safelight.errors import ErrorKind, SafelightError
+from safelight.folder import open_folder, open_private
+from safelight.stack_note import RunningStack, leave_note, take_note_away
 from safelight.supervisor.warden import is_alive
 
 
@@ -41,8 +44,9 @@ class StackLock:
 
     @classmethod
     def take(cls, data_dir: Path, mark: str) -> Self:
-        """Claim the directory, which is made if need be; raises `StackRunning` or `StackEnding` when it is taken."""
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Claim the directory, which is made if need be. Raises `StackRunning` or `StackEnding` when it is taken, and
+        `FolderUnusable`."""
+        open_folder(data_dir, "data directory", DATA_DIR_REMEDY)
         descriptor = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -54,13 +58,19 @@ class StackLock:
         lock._note_children()
         return lock
 
-    def publish(self, url: str, own_redis_url: str | None = None) -> None:
-        """Let the command line find the stack, now that it is ready, and the queue if the stack started one."""
+    def publish(self, url: str, own_redis_url: str | None = None, *, everywhere: bool = False) -> None:
+        """Let the command line find the stack, now that it is ready, and the queue if the stack started one.
+
+        By its data directory; `everywhere`: from any folder.
+        """
         queue = {} if own_redis_url is None else {"redis_url": own_redis_url}
         write_json(self._stack_file, {"url": url, "pid": os.getpid(), **queue})
+        if everywhere:
+            leave_note(RunningStack(url, self._stack_file.parent, os.getpid()))
 
     def withdraw(self) -> None:
         """The stack is not ready (any more)."""
+        take_note_away(self._stack_file.parent)
         self._stack_file.unlink(missing_ok=True)
 
     def group_started(self, name: str, pid: int) -> None:
@@ -117,5 +127,6 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Replace a file as a whole: a reader sees the old content or the new."""
     fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(json.dumps(value) + "\n")
+    with os.fdopen(open_private(fresh, os.O_WRONLY | os.O_TRUNC), "w") as file:
+        file.write(json.dumps(value) + "\n")
     fresh.replace(path)

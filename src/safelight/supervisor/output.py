@@ -1,10 +1,13 @@
 """Where the words of a stack go: one file per child, and the terminal with the child's name before each line."""
 
+import os
 import re
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, TextIO
+
+from safelight.folder import open_private
 
 COLOURS = (36, 35, 34, 33, 32, 96, 95, 94)
 ESCAPES = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]")
@@ -30,8 +33,8 @@ class LogFile:
             if self._file is not None and self._size + len(content) > self._max_bytes:
                 self._rotate()
             if self._file is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self.path.open("ab", buffering=0)
+                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._file = os.fdopen(open_private(self.path, os.O_WRONLY | os.O_APPEND), "ab", buffering=0)
                 self._size = self.path.stat().st_size
             self._size += self._file.write(content)
 

@@ -23,7 +23,7 @@ from pydantic import AliasChoices, BaseModel, SecretStr
 from pydantic_settings import NoDecode
 
 from safelight.config import Settings
-from safelight.errors import SafelightError
+from safelight.errors import SafelightError, Unavailable
 from safelight.supervisor import valkey
 from safelight.supervisor.address import address, free_port, require_loopback
 from safelight.supervisor.child import Child, ChildHost, ChildSpec
@@ -33,11 +33,14 @@ from safelight.supervisor.output import LogFile, Terminal
 from safelight.supervisor.probe import API, is_live, send_job
 from safelight.supervisor.warden import MARK_VARIABLE
 from safelight.supervisor.warden_process import WardenProcess
+from safelight.valkey import require_redis
 
 # Stopping takes at most 5 s in all, and graces nest: a worker drains for less than it is given.
 DRAIN_SECONDS = 1.5
 WORKER_GRACE, API_GRACE, VALKEY_GRACE = 2.5, 1.5, 0.7
 START_SECONDS = 120.0  # for each thing waited for; on an idle machine all of them need 3
+REFUSAL = "Error: "  # how a command begins the sentence with which it refuses
+REDIS_PAUSE = 5.0  # between two looks at a Redis that is away
 LINE_WIDTH = 240  # of a child's last words inside a message; its file has them whole
 
 
@@ -50,7 +53,8 @@ class StartFailed(SafelightError):
 class Supervisor:
     """One stack on one data directory: `start`, then `run_until_stopped` or `stop`. Not to be used twice.
 
-    `quiet` keeps every word out of the terminal; the files in `<data-dir>/logs` get them all the same.
+    `quiet` keeps every word out of the terminal; the files in `<data-dir>/logs` get them all the same. Such a stack
+    belongs to the command that started it, and is found by its data directory only.
     """
 
     def __init__(self, settings: Settings, *, io_workers: int, quiet: bool) -> None:
@@ -97,6 +101,8 @@ class Supervisor:
 
         self._say(f"Starting on {self._data_dir}")
         redis_url = self._settings.redis_url.get_secret_value()
+        if redis_url:
+            await self._await_redis(redis_url)
         socket_path = self._runtime_dir / "valkey.sock"
         embedded_url = f"unix://{socket_path}?db={self._settings.redis_database}"
         host = self._host_of_children(self._lock, port, redis_url or embedded_url)
@@ -122,7 +128,7 @@ class Supervisor:
             child.start()
         await self._unless_lost(until(lambda: is_live(self.url), "The API did not answer"), self._api)
         await self._unless_lost(self._probe(), self._api)
-        self._lock.publish(self.url, None if redis_url else embedded_url)
+        self._lock.publish(self.url, None if redis_url else embedded_url, everywhere=not self._quiet)
         self._is_ready = True
         self._say(f"Ready in {time.monotonic() - begun:.1f} s at {self.url}")
         return self.url
@@ -154,9 +160,24 @@ class Supervisor:
         return child
 
     async def _migrate(self, host: ChildHost) -> None:
-        child = self._child(host, "migrate", python("migrate"))
+        child = self._child(host, "migrate", python("migrate"), shows=lambda line: not line.startswith(REFUSAL))
         if await child.run_once():
+            if child.tail and child.tail[-1].startswith(REFUSAL):  # which says what is wrong and what to do
+                raise StartFailed(child.tail[-1].removeprefix(REFUSAL))
             raise StartFailed(f"The database could not be migrated.{last_lines(child)}")
+
+    async def _await_redis(self, url: str) -> None:
+        """What can never work is refused at once; a server that is away may start beside us."""
+        give_up = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                await require_redis(url, database=self._settings.redis_database)
+                return
+            except Unavailable as error:
+                if time.monotonic() > give_up:
+                    raise
+                self._say(f"{error.detail} Waiting for it.")
+            await asyncio.sleep(REDIS_PAUSE)
 
     async def _start_valkey(self, host: ChildHost, socket_path: Path) -> None:
         binary = valkey.server_binary()
@@ -168,7 +189,7 @@ class Supervisor:
         data_dir = self._data_dir / "valkey"
         command = valkey.server_command(binary, data_dir=data_dir, socket=socket_path)
         for is_second_try in (False, True):
-            data_dir.mkdir(exist_ok=True)
+            data_dir.mkdir(mode=0o700, exist_ok=True)
             self._valkey = self._child(host, "valkey", command, shows=valkey.is_worth_showing)
             self._valkey.start()
             try:

@@ -4,11 +4,10 @@
 """
 
 import os
-import ssl
 import sys
 import threading
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import quote
 
 from celery import Celery, signals
 from celery.events import EventDispatcher
@@ -19,10 +18,12 @@ from kombu.transport import TRANSPORT_ALIASES
 from safelight import log
 from safelight.config import Settings
 from safelight.queue import DEFAULT, IMPORT_QUEUES, IO_QUEUES, LOCAL_QUEUES, TASK_NAME
+from safelight.valkey import Address
 from safelight.worker.engine import Engine
 from safelight.worker.transport import PatientConnection
 
 TASKS_PER_CHILD = 100
+TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 TRANSPORT_ALIAS = "safelight"
 TRANSPORT_ALIASES[TRANSPORT_ALIAS] = "safelight.worker.transport:Transport"
@@ -71,10 +72,10 @@ def _configuration(settings: Settings) -> dict[str, Any]:
     url = settings.redis_url.get_secret_value()
     if not url:
         raise ImproperlyConfigured("SAFELIGHT_REDIS_URL is not set: it names the queue of the workers to look at.")
-    secure = url.startswith(("rediss://", "valkeys://"))
+    address = Address.parse(url, database=settings.redis_database)
     return {
-        "broker_url": celery_url(settings),
-        "broker_use_ssl": {"ssl_cert_reqs": ssl.CERT_REQUIRED} if secure else None,
+        "broker_url": celery_url(address),
+        "broker_use_ssl": celery_tls(address),
         "broker_transport": TRANSPORT_ALIAS,
         "broker_transport_options": {
             "priority_steps": [0],  # dispatch orders; else each BRPOP names four keys for each queue
@@ -106,18 +107,22 @@ def _configuration(settings: Settings) -> dict[str, Any]:
 app.add_defaults(lambda: _configuration(_Process.settings or Settings.model_validate({})))
 
 
-def celery_url(settings: Settings) -> str:
+def celery_url(address: Address) -> str:
     """The Redis URL as kombu spells it, for our transport."""
-    url = settings.redis_url.get_secret_value()
-    if url.startswith("unix://"):
-        path, _, query = url.removeprefix("unix://").partition("?")
-        database = parse_qs(query).get("db", [str(settings.redis_database)])[0]
+    login = f"{quote(address.username, safe='')}:{quote(address.password, safe='')}@" if address.password else ""
+    if address.path is not None:
         # In this form kombu takes the transport from the URL, whatever `broker_transport` says.
-        return f"{TRANSPORT_ALIAS}+socket://{path}?virtual_host={database}"
-    scheme, _, rest = url.partition("://")
-    scheme = {"valkey": "redis", "valkeys": "rediss"}.get(scheme, scheme)
-    host, slash, database = rest.partition("/")
-    return f"{scheme}://{host}/{database if slash and database else settings.redis_database}"
+        return f"{TRANSPORT_ALIAS}+socket://{login}{address.path}?virtual_host={address.database}"
+    scheme = "redis" if address.tls is None else "rediss"
+    return f"{scheme}://{login}{address}/{address.database}"
+
+
+def celery_tls(address: Address) -> dict[str, Any] | None:
+    """What redis-py's TLS connection is told: the certificate options of the URL."""
+    if address.tls is None:
+        return None
+    files = {name: address.tls_options[name] for name in TLS_FILES if name in address.tls_options}
+    return {"ssl_cert_reqs": address.tls.verify_mode, "ssl_check_hostname": address.tls.check_hostname, **files}
 
 
 def start_children_with(settings: Settings, *, name: str, queues: tuple[str, ...]) -> None:

@@ -13,18 +13,16 @@ import asyncio
 import contextlib
 import os
 import random
-import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from hashlib import sha1
 from typing import Any, cast
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import hiredis
 import structlog
 
-from safelight.errors import Invalid, SafelightError, Unavailable
+from safelight.errors import SafelightError, Unavailable
+from safelight.valkey.address import Address
 
 Argument = bytes | str | int | float
 
@@ -58,12 +56,6 @@ class ValkeyError(SafelightError):
         return self.detail.partition(" ")[0]
 
 
-class ValkeyUrlInvalid(Invalid):
-    """The Redis URL cannot be read."""
-
-    code = "redis_url_invalid"
-
-
 class Script:
     """A Lua script that runs by its digest; the source travels once per connection."""
 
@@ -72,70 +64,6 @@ class Script:
     def __init__(self, source: str) -> None:
         self.source = source
         self.sha = sha1(source.encode(), usedforsecurity=False).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where the server is and how to enter; a socket `path` comes before host and port."""
-
-    host: str = "localhost"
-    port: int = 6379
-    path: str | None = None
-    database: int = 0
-    username: str = "default"
-    password: str | None = field(default=None, repr=False)
-    tls: ssl.SSLContext | None = field(default=None, repr=False)
-
-    @staticmethod
-    def parse(url: str, *, database: int = 0) -> "Address":
-        """Read `redis[s]://`, `valkey[s]://`, `unix://` and Celery's `redis+socket://`; errors never quote the URL."""
-        try:
-            parts = urlsplit(url)
-            host, port = parts.hostname, parts.port
-        except ValueError:
-            raise ValkeyUrlInvalid(
-                "The Redis URL cannot be read: check host and port, and percent-encode the password."
-            ) from None
-        options = dict(parse_qsl(parts.query))
-        socket = parts.scheme in ("unix", "redis+socket", "valkey+socket")
-        if not socket and parts.scheme not in ("redis", "rediss", "valkey", "valkeys"):
-            raise ValkeyUrlInvalid(
-                "The Redis URL must begin with redis://, rediss://, valkey://, valkeys:// or unix://."
-            )
-        if socket and (host or not parts.path):
-            raise ValkeyUrlInvalid("The Redis URL names no socket: write unix:///path/to/socket?db=0.")
-        in_path = "" if socket else parts.path.strip("/")
-        number = options.get("db") or options.get("virtual_host", "").strip("/") or in_path
-        if number and not (number.isascii() and number.isdigit()):
-            raise ValkeyUrlInvalid("The database in the Redis URL must be a number.")
-        password = unquote(parts.password) if parts.password is not None else options.get("password")
-        return Address(
-            host=host or "localhost",
-            port=port or 6379,
-            path=unquote(parts.path) if socket else None,
-            database=int(number) if number else database,
-            username=unquote(parts.username or "") or options.get("username", "default"),
-            password=password or None,
-            tls=_tls(parts, options),
-        )
-
-
-def _tls(parts: SplitResult, options: dict[str, str]) -> ssl.SSLContext | None:
-    """Certificate options as in redis-py and Celery: `ssl_cert_reqs`, `ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`."""
-    if parts.scheme not in ("rediss", "valkeys"):
-        return None
-    try:
-        context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
-        if "ssl_certfile" in options:
-            context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))
-    except OSError as error:
-        raise ValkeyUrlInvalid(f"A certificate file of the Redis URL cannot be used: {error}.") from None
-    demand = options.get("ssl_cert_reqs", "required").lower().removeprefix("cert_")
-    if options.get("ssl_check_hostname", "true").lower() in ("false", "0", "no") or demand == "none":
-        context.check_hostname = False
-    if demand == "none":
-        context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 class _Confirmation:

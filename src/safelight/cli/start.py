@@ -1,0 +1,47 @@
+"""What is looked at before a process begins: the folder, the database and the queue that its settings name.
+
+What cannot work is refused in one sentence that says what to write instead; what is only away is waited for.
+"""
+
+import contextlib
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+from safelight.cli.failure import Exit, Failure
+
+if TYPE_CHECKING:
+    from safelight.config import Settings
+
+
+@contextlib.contextmanager
+def refusing() -> Generator[None]:
+    """End the command with one sentence where a setting names what cannot be used."""
+    from safelight.errors import Invalid, SafelightError
+
+    try:
+        yield
+    except Invalid as error:
+        raise Failure(error.detail, Exit.USAGE) from None
+    except SafelightError as error:
+        raise Failure(error.detail) from None
+
+
+def refuse_unusable(settings: "Settings") -> None:
+    """For the API or a worker alone: end with what to do about its folder, its database or its queue."""
+    import asyncio
+
+    from safelight.bootstrap import require_database, require_folder
+    from safelight.errors import Unavailable
+    from safelight.valkey import require_redis
+
+    if not settings.redis_url.get_secret_value():
+        raise Failure(
+            "SAFELIGHT_REDIS_URL is not set. `safelight up` starts a queue of its own; the API or a worker alone needs "
+            "to be told of one, as in redis://127.0.0.1:6379.",
+            Exit.USAGE,
+        )
+    with refusing():
+        require_folder(settings)
+        asyncio.run(require_database(settings))
+        with contextlib.suppress(Unavailable):  # it is waited for, and the log says so
+            asyncio.run(require_redis(settings.redis_url.get_secret_value(), database=settings.redis_database))
