@@ -15,18 +15,16 @@ LEAST_ALIKE = 60  # of 100: the share of letters that two names have in common, 
 SHOWN = 20
 
 
-def near_names(given: object, known: Iterable[str], most: int = 1) -> list[str]:
+def near_names(given: object, known: Iterable[str], most: int = 1, *, alike: int = LEAST_ALIKE) -> list[str]:
     """The known names that are most like what was given, the nearest first; none if it is too long to be a slip.
 
-    At most two milliseconds, whatever is given.
+    `alike`: how like they must be at least, of 100. At most two milliseconds, whatever is given.
     """
     text = str(given) if isinstance(given, str | int | float) else ""
     if not 1 <= len(text) <= MAX_LETTERS:
         return []
     names = [name for name in islice(known, MAX_NAMES) if len(name) <= MAX_LETTERS]
-    return [
-        name for name, _, _ in process.extract(text, names, scorer=fuzz.ratio, limit=most, score_cutoff=LEAST_ALIKE)
-    ]
+    return [name for name, _, _ in process.extract(text, names, scorer=fuzz.ratio, limit=most, score_cutoff=alike)]
 
 
 def did_you_mean(given: object, known: Iterable[str], most: int = 1) -> str:

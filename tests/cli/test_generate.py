@@ -88,6 +88,36 @@ def test_finds_the_stack_of_the_data_directory(api: ScriptedApi, tmp_path: Path)
     assert run("generate", "x", "-o", "x.png", cwd=tmp_path)[0] == 0
 
 
+def leave_note(folder: Path, name: str, url: str, pid: int) -> None:
+    (folder / "safelight").mkdir(exist_ok=True)
+    note = {"url": url, "data_dir": str(folder / name), "pid": pid}
+    (folder / "safelight" / f"stack-{name}.json").write_text(json.dumps(note))
+
+
+def test_finds_the_stack_that_runs_from_any_folder(api: ScriptedApi, tmp_path: Path) -> None:
+    completes(api)
+    leave_note(tmp_path, "mine", api.url, os.getpid())
+    leave_note(tmp_path, "left", "http://127.0.0.1:9", 2**22 + 1)
+    code, output, words = run("watch", JOB_ID, "-o", "x.png", cwd=tmp_path, XDG_RUNTIME_DIR=str(tmp_path))
+    assert (code, output) == (0, "x.png\n"), words
+    assert f"Using the Safelight at {api.url}, which runs on {tmp_path / 'mine'}." in words
+    assert [note.name for note in (tmp_path / "safelight").iterdir()] == ["stack-mine.json"]
+
+    leave_note(tmp_path, "another", api.url, os.getpid())
+    code, _, words = run("watch", JOB_ID, cwd=tmp_path, XDG_RUNTIME_DIR=str(tmp_path))
+    assert code == 2
+    assert f"--data-dir {tmp_path / 'mine'}" in words and f"--data-dir {tmp_path / 'another'}" in words
+
+
+@pytest.mark.parametrize("command", [("watch", JOB_ID), ("providers", "ls"), ("templates", "ls")])
+@pytest.mark.parametrize("folder", [(), ("--data-dir", "nowhere")])
+def test_who_only_asks_starts_nothing(command: tuple[str, ...], folder: tuple[str, ...], tmp_path: Path) -> None:
+    code, _, words = run(*command, *folder, cwd=tmp_path, XDG_RUNTIME_DIR=str(tmp_path / "none"))
+    assert code == 5
+    assert "No Safelight runs" in words and "safelight up" in words and words.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_failed_job(api: ScriptedApi, tmp_path: Path) -> None:
     failed = job("failed", error={"code": "content_rejected", "message": "The provider refused the prompt."})
     api.answer("GET", f"{JOB_PATH}/events", stream(event("job.failed", 2, status="failed")))
@@ -214,7 +244,7 @@ def test_a_client_command_does_not_load_the_server(api: ScriptedApi, tmp_path: P
         "print(any(name in sys.modules for name in ('pydantic', 'fastapi', 'celery', 'sqlalchemy')))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-2:] == ["['safelight.stack_note']", "False"]
+    assert done.stdout.splitlines()[-2:] == ["['safelight.estimate', 'safelight.stack_note']", "False"]
 
 
 def test_help_is_quick_and_complete() -> None:

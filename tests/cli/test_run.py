@@ -66,6 +66,78 @@ def test_an_interrupted_update_is_noticed(starter: Any) -> None:
     assert not starter.is_current("run")
 
 
+def test_a_half_installed_package_is_found(starter: Any) -> None:
+    packages = starter.VENV / "lib" / "python3.11" / "site-packages"
+    for name, has_record, has_file in (("whole", True, True), ("torn", True, False), ("bare", False, True)):
+        record = packages / f"{name}-1.0.dist-info"
+        record.mkdir(parents=True)
+        if has_record:
+            (record / "RECORD").write_text(f"{name}.py,sha256=x,3\n{name}-1.0.dist-info/RECORD,,\n")
+        if has_file:
+            (packages / f"{name}.py").write_text("")
+    assert starter.half_installed() == ["bare", "torn"]
+
+
+def test_an_environment_in_use_is_never_taken_away(
+    starter: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Interrupted while a stack runs from it: it is finished. Made of another Python: refused, and left alone."""
+    user = subprocess.Popen([str(starter.PYTHON), "-c", "import time; time.sleep(600)"])
+    try:
+        assert starter.user_of_environment() == str(user.pid)
+        uv = starter.VENV / "bin" / "uv"
+        uv.write_text("#!/bin/sh\nexit 0\n")
+        uv.chmod(0o755)
+        pip = starter.VENV / "bin" / "pip-says"
+        starter.PYTHON.unlink()
+        starter.PYTHON.write_text(f'#!/bin/sh\necho "$@" >> {pip}\n')
+        starter.PYTHON.chmod(0o755)
+        starter.STAMP.unlink()
+        starter.UNFINISHED.touch()
+        with (tmp_path / "lock").open("w") as lock:
+            starter.install("run", lock.fileno())
+        assert starter.is_current("run") and uv.exists()
+        assert "Finishing the environment" in capsys.readouterr().err
+        assert "requirements/boot.txt" in pip.read_text()
+
+        starter.STAMP.write_text(json.dumps({**starter.read_stamp(), "home": {"root": "/elsewhere", "python": "x"}}))
+        with pytest.raises(SystemExit, match=f"process {user.pid} still runs from it"):
+            starter.install("run", 0)
+        assert uv.exists()
+    finally:
+        user.kill()
+        user.wait()
+
+
+def test_a_failed_way_is_one_calm_line_and_both_are_told_when_none_works(
+    starter: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("uv", "python"):
+        tool = starter.VENV / "bin" / name
+        tool.unlink(missing_ok=True)
+        tool.write_text(f'#!/bin/sh\ncase "$*" in *run.txt*) echo "{name}: no index" >&2; exit $FAILS_{name};; esac\n')
+        tool.chmod(0o755)
+    with (tmp_path / "lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAILS_uv", "2")
+        patch.setenv("FAILS_python", "0")
+        (tmp_path / "pyproject.toml").write_text("changed")
+        starter.install("run", lock.fileno())
+        said = capsys.readouterr().err
+        assert "pip fetches them" in said and "no index" not in said
+        patch.setenv("FAILS_python", "1")
+        with pytest.raises(SystemExit, match=r"(?s)uv: no index.*python: no index.*could not be installed"):
+            starter.install("run", lock.fileno())
+
+
+@pytest.mark.parametrize("command", ["test", "lock", "faults", "bench"])
+def test_help_of_a_tool_installs_nothing(command: str, tmp_path: Path) -> None:
+    alone = tmp_path / "run"  # where there is nothing to install from
+    alone.write_bytes((ROOT / "run").read_bytes())
+    told = subprocess.run([sys.executable, str(alone), command, "--help"], capture_output=True, text=True, check=True)
+    assert told.stdout.startswith(f"./run {command}") and told.stderr == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_a_moved_clone_is_noticed(starter: Any, tmp_path: Path) -> None:
     starter.ROOT = tmp_path / "elsewhere"
     assert starter.read_stamp()["home"] != starter.home()

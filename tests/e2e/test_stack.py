@@ -119,8 +119,14 @@ def test_a_killed_stack_leaves_nothing_and_starts_again(tmp_path: Path) -> None:
     killed.process.wait()
     await_true(lambda: not living(killed.groups, killed.mark))
 
-    # Its job is finished by the next one; here by one that lives for this command only.
-    code, _, words = run(tmp_path / "data", "watch", job["id"], "-o", str(tmp_path / "x.png"))
+    # Who only asks starts none; its job is finished by the next one.
+    code, _, words = run(tmp_path / "data", "watch", job["id"])
+    assert code == 5 and "No Safelight runs" in words
+    following = Stack(tmp_path / "data")
+    try:
+        code, _, words = run(tmp_path / "data", "watch", job["id"], "-o", str(tmp_path / "x.png"))
+    finally:
+        following.close()
     assert code == 0, words
     assert (tmp_path / "x.png").read_bytes().startswith(PNG)
 
@@ -139,5 +145,9 @@ def test_a_stack_for_one_picture(tmp_path: Path) -> None:
     assert not (data_dir / "stack.json").exists()
 
     job_id = words.split(" watch ")[1].split()[0]
-    assert run(data_dir, "watch", job_id, "-o", str(tmp_path / "x.png"))[0] == 0
+    following = Stack(data_dir)
+    try:
+        assert run(data_dir, "watch", job_id, "-o", str(tmp_path / "x.png"))[0] == 0
+    finally:
+        following.close()
     assert (tmp_path / "x.png").read_bytes().startswith(PNG)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safelight.artifacts import ApiPath, Artifact
 from safelight.db import Database
 from safelight.errors import Unavailable
+from safelight.estimate import expected_seconds
 from safelight.jobs import Attempt, Dispatcher, Job, Status, describe_artifact, message_of, run_seconds
 from safelight.providers.registry import MOCK
 
@@ -70,7 +71,7 @@ class ErrorView(BaseModel):
 
 
 class EtaView(BaseModel):
-    """Learnt from measured durations; null until there are any."""
+    """Learnt from measured durations, and from the pace of a job that runs; null until there are any."""
 
     wait_seconds: float | None
     run_seconds: float | None
@@ -380,6 +381,10 @@ class Estimator:
         if job.is_terminal or job.kind == IMPORT:
             return EtaView(wait_seconds=None, run_seconds=None)
         run = await self._run_seconds(job)
+        if job.status == "processing" and job.started_at is not None:
+            running = (datetime.now(UTC) - job.started_at).total_seconds()
+            expected = expected_seconds(run, job.progress, max(0.0, running))
+            return EtaView(wait_seconds=0.0, run_seconds=None if expected is None else round(expected, 1))
         return EtaView(wait_seconds=self._wait_seconds(job, run), run_seconds=run)
 
     async def _run_seconds(self, job: Job) -> float | None:

@@ -8,6 +8,8 @@ from typing import Any, Protocol, Self
 
 import click
 
+from safelight.estimate import expected_seconds
+
 
 class Display(Protocol):
     """Shows the latest state of one job. A context manager; everything goes to stderr."""
@@ -117,11 +119,13 @@ def describe(job: dict[str, Any]) -> str:
 
 
 def estimate(job: dict[str, Any]) -> str:
-    """What the learnt durations say remains; nothing is promised before anything was measured."""
+    """What learnt durations and the job's own pace say remains; nothing is promised before anything is known."""
     if job.get("is_terminal") or job.get("kind") == "media.import":  # which says itself what is left
         return ""
     eta = job.get("eta") or {}
     run_seconds, running = eta.get("run_seconds"), job.get("running_seconds")
+    if running is not None:
+        run_seconds = expected_seconds(run_seconds, job.get("progress"), running)
     if run_seconds is None:
         return "  estimating"
     if running is None:

@@ -349,7 +349,7 @@ class Session:
         if not stack.is_own:
             return f"The job goes on. To follow it: {shlex.join(command)}"
         up = shlex.join([program(), "up", *(["--data-dir", str(self._data_dir)] if self._data_dir else [])])
-        return f"The job stays, and goes on when Safelight runs again: {up}. To follow it then: {shlex.join(command)}"
+        return f"The job stays. To go on with it: {up}\nand then to follow it: {shlex.join(command)}"
 
 
 def explained(error: ApiError) -> str:

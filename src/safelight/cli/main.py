@@ -60,6 +60,18 @@ class LazyGroup(click.Group):
                 return as_typed(getattr(importlib.import_module(commands[cmd_name][0]), name))
         return None
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does it, with a near name for one that is not there."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.NoSuchCommand as error:
+            from safelight.suggestion import near_names
+
+            near = near_names(error.command_name, self.list_commands(ctx))
+            raise click.NoSuchCommand(error.command_name, possibilities=near, ctx=ctx) from None
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of commands, by what one wants to do, without importing them."""
         for title, commands in COMMANDS.items():

@@ -1,17 +1,61 @@
-"""Flags become settings: what is given wins over the environment, and a wrong value is a usage error."""
+"""Flags become settings: what is given wins over the environment, and a wrong value or name is a usage error."""
 
+import os
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import click
-from pydantic import ValidationError
+from pydantic import AliasChoices, ValidationError
 
 from safelight.config import Settings
+from safelight.suggestion import near_names
+
+PREFIX = "SAFELIGHT_"
+OTHERS = ("SAFELIGHT_API_KEY", "SAFELIGHT_COMMAND", "SAFELIGHT_STACK", "SAFELIGHT_URL")  # of the command line
+# What Kubernetes sets in every container for a service that is called safelight.
+OF_A_SERVICE = re.compile(r"SAFELIGHT_(?:\w+_)?(SERVICE_(HOST|PORT\w*)|PORT_\d+_(TCP|UDP|SCTP)\w*)")
+SLIP = 80  # of 100: how like AI_MOCK_MODE or APP_ENV a foreign program's variable must be to be taken for a slip
 
 
 def load_settings(**given: Any) -> Settings:
-    """Settings with the flags that were given; None means not given."""
+    """Settings with the flags that were given; None means not given. A misspelt variable is refused, or warned of."""
+    check_names(os.environ)
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, each['loc'])) or 'settings'}: {each['msg']}" for each in error.errors()]
         raise click.UsageError("A setting is wrong.\n" + "\n".join(f"  {problem}" for problem in problems)) from None
+
+
+def variables() -> list[str]:
+    """Every variable that is a setting."""
+    names: list[str] = []
+    for name, field in Settings.model_fields.items():
+        alias = field.validation_alias
+        names += map(str, alias.choices) if isinstance(alias, AliasChoices) else [f"{PREFIX}{name.upper()}"]
+    return names
+
+
+def check_names(environment: Mapping[str, str]) -> None:
+    """Refuse a variable of ours that is misspelt: what it was to set would silently not be so.
+
+    One that is like no setting is warned of, since another version may know it; so is one like AI_MOCK_MODE or APP_ENV,
+    which may belong to another program.
+    """
+    if "SAFELIGHT_STACK" in environment:  # a child of `safelight up`, which has looked
+        return
+    known = variables()
+    foreign = [name for name in known if not name.startswith(PREFIX)]
+    for variable in sorted(environment):
+        name = variable.upper()
+        if name in known or name in OTHERS or name.startswith("SAFELIGHT_TEST_") or OF_A_SERVICE.fullmatch(name):
+            continue
+        if name.startswith(PREFIX):
+            near = near_names(name.removeprefix(PREFIX), [each.removeprefix(PREFIX) for each in known])
+            if near:
+                meant = near[0] if near[0] in foreign else f"{PREFIX}{near[0]}"
+                raise click.UsageError(f"{variable} is no setting. Did you mean {meant}? Unset it, or write that.")
+            click.echo(f"Warning: {variable} is no setting and changes nothing.", err=True)
+        elif name.startswith(("AI_", "APP_")) and (near := near_names(name, foreign, alike=SLIP)):
+            click.echo(f"Warning: {variable} is no setting and changes nothing. Did you mean {near[0]}?", err=True)

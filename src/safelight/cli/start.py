@@ -34,14 +34,14 @@ def refuse_unusable(settings: "Settings") -> None:
     from safelight.errors import Unavailable
     from safelight.valkey import require_redis
 
-    if not settings.redis_url.get_secret_value():
-        raise Failure(
-            "SAFELIGHT_REDIS_URL is not set. `safelight up` starts a queue of its own; the API or a worker alone needs "
-            "to be told of one, as in redis://127.0.0.1:6379.",
-            Exit.USAGE,
-        )
     with refusing():
-        require_folder(settings)
         asyncio.run(require_database(settings))
+        if not settings.redis_url.get_secret_value():
+            raise Failure(
+                "SAFELIGHT_REDIS_URL is not set. `safelight up` starts a queue of its own; the API or a worker alone "
+                "needs to be told of one, as in redis://127.0.0.1:6379.",
+                Exit.USAGE,
+            )
+        require_folder(settings)
         with contextlib.suppress(Unavailable):  # it is waited for, and the log says so
             asyncio.run(require_redis(settings.redis_url.get_secret_value(), database=settings.redis_database))

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -247,7 +248,7 @@ class Supervisor:
                 with contextlib.suppress(asyncio.CancelledError):
                     await starting
             if self._is_ready and not self._over.is_set():
-                self._terminal.write(welcome(self.url, self._settings.played))
+                self._terminal.write(welcome(self.url, self._settings.played, self._key_command()))
             await self._over.wait()
             await self.stop()
         finally:
@@ -257,6 +258,13 @@ class Supervisor:
             self._say(f"{self._lost.name} cannot be kept alive. Its last words:{last_lines(self._lost)}")
             return 1
         return 0
+
+    def _key_command(self) -> str | None:
+        """Where there are accounts: the command that makes a key for this stack."""
+        if not self._settings.has_accounts:
+            return None
+        command = os.environ.get("SAFELIGHT_COMMAND") or "safelight"
+        return f"{command} keys create laptop --owner me --data-dir {shlex.quote(str(self._data_dir))}"
 
     def _interrupted(self) -> None:
         if self._over.is_set():
@@ -371,8 +379,16 @@ def last_lines(child: Child) -> str:
     return "".join(f"\n    {line[:LINE_WIDTH]}" for line in child.tail)
 
 
-def welcome(url: str, played: Sequence[str]) -> str:
-    """What to do now; `played` are the providers that are configured, and played by the mock all the same."""
+def welcome(url: str, played: Sequence[str], key_command: str | None = None) -> str:
+    """What to do now, ready to be pasted.
+
+    `played` are the providers that are configured, and played by the mock all the same; `key_command` makes the key
+    that a request needs where there are accounts.
+    """
+    key, header = "", ""
+    if key_command:
+        key = f"    export SAFELIGHT_API_KEY=$({key_command})\n"
+        header = '         -H "Authorization: Bearer $SAFELIGHT_API_KEY" \\\n'
     warning = (
         f"\n  The mock draws in place of {' and '.join(played)}: AI_MOCK_MODE=false lets them work themselves.\n"
         if played
@@ -381,6 +397,6 @@ def welcome(url: str, played: Sequence[str]) -> str:
     return f"""
   Safelight is ready:  {url}        (Ctrl-C stops it)
 
-    curl -s {url}{API}/generation-jobs -H 'Content-Type: application/json' \\
-         -H 'Prefer: wait=30' -d '{{"prompt": "a lighthouse at dusk"}}'
+{key}    curl -s {url}{API}/generation-jobs -H 'Content-Type: application/json' \\
+{header}         -H 'Prefer: wait=30' -d '{{"prompt": "a lighthouse at dusk"}}'
 {warning}"""

@@ -10,7 +10,7 @@ from typing import Any
 import hiredis
 
 from safelight.errors import Invalid
-from safelight.valkey.address import Address
+from safelight.valkey.address import Address, ValkeyUrlInvalid
 from safelight.valkey.client import ValkeyAway
 
 LOOK_SECONDS = 3.0
@@ -28,7 +28,10 @@ class RedisUnsuitable(Invalid):
 async def require_redis(url: str, *, database: int) -> None:
     """Ask the server who it is. Raises `RedisUnsuitable` or `ValkeyUrlInvalid` with what to write instead, and
     `ValkeyAway`, with why, if nobody answers within a few seconds: whoever connects later may find it there."""
-    address = Address.parse(url, database=database)
+    try:
+        address = Address.parse(url, database=database)
+    except ValkeyUrlInvalid as error:
+        raise ValkeyUrlInvalid(f"{VARIABLE}: {error.detail}") from None
     try:
         async with asyncio.timeout(LOOK_SECONDS):
             about = await _greet(address)
@@ -78,7 +81,7 @@ async def _connect(address: Address) -> tuple[asyncio.StreamReader, asyncio.Stre
 async def _ask(
     address: Address, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *command: str | int
 ) -> object:
-    writer.write(hiredis.pack_command(command))
+    writer.write(hiredis.pack_command(command))  # pyright: ignore[reportArgumentType]  # the stub knows tuples of one
     parser = hiredis.Reader(notEnoughData=NOTHING)
     while (reply := _parsed(address, parser)) is NOTHING:
         chunk = await reader.read(4096)
