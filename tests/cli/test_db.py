@@ -258,7 +258,7 @@ def test_databases_that_do_not_fit_are_refused(sqlite_url: str, postgres_url: st
     assert "The source: The database has the schema 9999_future" in call("db", "copy", sqlite_url, postgres_url).output
     for one, words in (
         ("nothing", "has no scheme"),
-        ("mysql://me:secret@a/b", "'mysql' are not supported"),
+        ("mysql://me:secret@a/b", "'mysql', which is not supported"),
         ("postgresql://localhost:port/x", "check its host and port"),
     ):
         refused = call("db", "copy", one, postgres_url)

@@ -117,6 +117,7 @@ def test_a_failed_way_is_one_calm_line_and_both_are_told_when_none_works(
         tool.unlink(missing_ok=True)
         tool.write_text(f'#!/bin/sh\ncase "$*" in *run.txt*) echo "{name}: no index" >&2; exit $FAILS_{name};; esac\n')
         tool.chmod(0o755)
+    starter.STAMP.write_text(json.dumps({**starter.read_stamp(), "home": starter.home()}))
     with (tmp_path / "lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
         patch.setenv("FAILS_uv", "2")
         patch.setenv("FAILS_python", "0")

@@ -49,7 +49,7 @@ def test_urls_as_people_have_them(url: str, parts: tuple[object, ...]) -> None:
         ("sqlite:///", "must name a file"),
         ("sqlite:///:memory:", "must name a file"),
         ("sqlite:///x.db?mode=ro", "takes no options"),
-        ("mysql+pymysql://me:secret@db/x", "'mysql+pymysql' are not supported"),
+        ("mysql+pymysql://me:secret@db/x", "'mysql+pymysql', which is not supported"),
         ("jdbc:postgresql://db/x", "not supported"),
         ("host=db dbname=x password=secret", "has no scheme"),
         ("postgresql://me:sec/ret@db/x", "percent-encode"),

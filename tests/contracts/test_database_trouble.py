@@ -173,7 +173,7 @@ async def test_a_missing_schema_says_what_to_do(empty_url: str) -> None:
 def test_a_wrong_url_is_refused_at_once(url: str) -> None:
     with pytest.raises(Invalid) as caught:
         Database(url)
-    assert "database_url" in caught.value.detail
+    assert "database URL" in caught.value.detail
 
 
 def test_a_refused_url_is_not_quoted() -> None:

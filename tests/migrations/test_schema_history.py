@@ -20,6 +20,7 @@ from sqlalchemy import Engine, MetaData, Table, create_engine, func, inspect, se
 import safelight.bootstrap  # noqa: F401  # pyright: ignore[reportUnusedImport] - every slice with tables
 from safelight import migrations
 from safelight.db import Database, DatabaseUnavailable, Tx, metadata
+from safelight.folder import FolderUnusable
 from safelight.migrations import MigrationFailed, alembic_config, current, migrate
 from safelight.schema import REVISIONS, SchemaOutdated, SchemaTooNew, admit, judge, require
 from servers import PostgresServer
@@ -279,7 +280,7 @@ def test_a_database_that_is_away_is_told_plainly(tmp_path: Path) -> None:
     with pytest.raises(MigrationFailed, match="cannot be used"):
         migrate(f"postgresql+psycopg://nobody@/nothing?host={tmp_path}")
     (tmp_path / "file.db").write_bytes(b"this is no database, whatever its name says" * 100)
-    with pytest.raises(MigrationFailed, match="not a database"):
+    with pytest.raises(FolderUnusable, match="not a file of SQLite's"):
         migrate(f"sqlite:///{tmp_path / 'file.db'}")
 
 

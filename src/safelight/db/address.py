@@ -44,7 +44,7 @@ def parse_url(url: str) -> URL:
         return _sqlite(rest)
     if POSTGRESQL.fullmatch(scheme.lower()):
         return _postgresql(rest)
-    raise DatabaseUrlInvalid(f"Databases of the kind {scheme[:40]!r} are not supported: {FORMS}.")
+    raise DatabaseUrlInvalid(f"The database URL begins with {scheme[:40]!r}, which is not supported: {FORMS}.")
 
 
 def prove_file(url: URL) -> None:
