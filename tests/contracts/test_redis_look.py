@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from safelight.valkey import RedisUnsuitable, ValkeyAway, ValkeyUrlInvalid, require_redis
-from servers import ValkeyServer
+from servers import ValkeyServer, free_port
 
 pytestmark = pytest.mark.anyio
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -23,7 +23,8 @@ class ClusterNode(ValkeyServer):
     """A node of a cluster, alone."""
 
     def command_line(self) -> list[str]:
-        return [*super().command_line(), "--cluster-enabled", "yes"]
+        bus = free_port()  # else 10,000 above the other, which may be none
+        return [*super().command_line(), "--cluster-enabled", "yes", "--cluster-port", str(bus)]
 
 
 @contextlib.asynccontextmanager
