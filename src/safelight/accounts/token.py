@@ -151,7 +151,7 @@ class TokenVerifier:
             raise TokenInvalid(f"This token lacks the claim `{error.claim}`.") from None
         except jwt.InvalidSignatureError:
             raise TokenInvalid("The signature of this token is wrong.") from None
-        except jwt.InvalidTokenError:
+        except (jwt.InvalidTokenError, TypeError, ValueError, OverflowError):  # dates that are none, too
             raise TokenInvalid from None
         return _claims(said)
 
@@ -249,7 +249,7 @@ def _header(token: str) -> Mapping[str, Any]:
         raise TokenInvalid("This token is too long.")
     try:
         header = jwt.get_unverified_header(token)
-    except jwt.InvalidTokenError:
+    except (jwt.InvalidTokenError, ValueError, RecursionError):
         raise TokenInvalid("This is neither a key of this installation nor a token that can be read.") from None
     if "crit" in header:
         raise TokenInvalid("This token demands extensions that are not known here.")
@@ -263,6 +263,10 @@ def _claims(said: Mapping[str, Any]) -> Claims:
         raise TokenInvalid("The claims `sub` and `iss` of this token cannot be used.")
     if len(subject) > MAX_SUBJECT or len(issuer) > MAX_ISSUER:
         raise TokenInvalid(f"The claims `sub` and `iss` of this token may have {MAX_SUBJECT} characters at most.")
+    try:
+        expires_at = datetime.fromtimestamp(float(said["exp"]), UTC)
+    except (TypeError, ValueError, OverflowError, OSError):
+        raise TokenInvalid("The claim `exp` of this token is no date that can be kept.") from None
     # `app_metadata` is where Supabase keeps what users cannot change themselves; `user_metadata` they can.
     by_provider = said.get("app_metadata")
     more: Mapping[str, Any] = by_provider if isinstance(by_provider, dict) else {}
@@ -271,7 +275,7 @@ def _claims(said: Mapping[str, Any]) -> Claims:
     return Claims(
         issuer=issuer,
         subject=subject,
-        expires_at=datetime.fromtimestamp(float(said["exp"]), UTC),
+        expires_at=expires_at,
         scopes=granted(named or ["write"]),
         tier=tier if isinstance(tier, str) else None,
     )

@@ -6,7 +6,7 @@ import gc
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from safelight.api import document, events, jobs, plain, problems
 from safelight.api.accounts import keys, session
@@ -18,6 +18,7 @@ from safelight.api.job_view import Estimator
 from safelight.api.media import artifacts, files, imports
 from safelight.api.origin import Origins
 from safelight.api.proxy import Proxies
+from safelight.api.query import known_query
 from safelight.api.service import docs, front, health, providers, templates, webhooks
 from safelight.api.service.providers import Survey
 from safelight.api.stories import chapters, characters, projects, scenes
@@ -65,6 +66,7 @@ def create_app(settings: Settings) -> FastAPI:
         description=DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
+        dependencies=[Depends(known_query)],
         openapi_url=None,  # `service.docs` serves the document and its page
     )
     problems.install(app)

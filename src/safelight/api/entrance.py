@@ -9,8 +9,8 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
-from safelight.api import plain
 from safelight.api.authentication import HEALTH
+from safelight.api.body import BodyTooLarge, Incoming, replay
 from safelight.api.media import artifacts
 from safelight.api.origin import SAFE_METHODS, Origins
 from safelight.api.prefix import set_prefix
@@ -19,7 +19,6 @@ from safelight.api.proxy import Proxies
 from safelight.db import new_id
 from safelight.errors import SafelightError
 
-TOO_LARGE = b"\0too large"
 JOB_PATH = re.compile(r"/api/v1/generation-jobs/([0-9a-f-]{36})(?:/|$)")
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 
@@ -92,6 +91,8 @@ class Entrance:
         state["is_head"] = is_head = scope["method"] == "HEAD"
         cors = self._origins.headers(headers.get(b"origin"))
         status = 0
+        has_body = scope["method"] in ("POST", "PUT", "PATCH")
+        incoming = Incoming(receive, waits_for_leave=headers.get(b"expect", b"").lower() == b"100-continue")
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -99,6 +100,10 @@ class Entrance:
                 status = message["status"]
                 told = message["headers"] if not prefix else _moved(message["headers"], prefix)
                 message["headers"] = [*told, (b"x-request-id", request_id.encode()), NOSNIFF, *cors]
+            elif has_body and incoming.has_rest and not message.get("more_body", False):
+                await send({"type": "http.response.body", "body": message.get("body", b""), "more_body": True})
+                await incoming.drain()
+                message = {"type": "http.response.body", "body": b""}
             await send(message)
 
         out: Send = answer
@@ -114,17 +119,18 @@ class Entrance:
             most = self._larger.get(path, self._max_body_bytes)
             if refused is None:
                 refused = self._refuse(scope, headers, host, None if takes_files else most)
-            body: bytes | None = None
-            if refused is None and not takes_files:
-                body = await self._read(receive, most) if scope["method"] in ("POST", "PUT", "PATCH") else None
-                if body is TOO_LARGE:
+            channel = incoming.receive
+            if refused is None and has_body and not takes_files:
+                try:
+                    channel = replay(await incoming.read(most), receive)
+                except BodyTooLarge:
                     refused = self._too_large(request_id, most)
             if refused is not None:
-                await refused(inner, receive, out)
+                await refused(inner, channel, out)
             else:
                 set_prefix(prefix)
                 try:
-                    await self._app(inner, receive if body is None else plain.replay(body, receive), out)
+                    await self._app(inner, channel, out)
                 except Exception:
                     log.exception("request.broken")
                     if status:
@@ -156,6 +162,11 @@ class Entrance:
             return problem(request_id, 421, error.code, error.detail)
         except SafelightError as error:
             return problem_of(request_id, error)
+        encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")
+        if encoding.strip().lower() not in ("", "identity"):
+            detail = f"Send the body as it is: Content-Encoding {encoding[:40]!r} is not taken here."
+            accepted = {"Accept-Encoding": "identity", "Connection": "close"}
+            return problem(request_id, 415, "unsupported_content_encoding", detail, headers=accepted)
         length = headers.get(b"content-length", b"0")
         if most_bytes is not None and length.isdigit() and int(length) > most_bytes:
             return self._too_large(request_id, most_bytes)
@@ -183,21 +194,6 @@ class Entrance:
     def _too_large(self, request_id: str, most_bytes: int) -> ASGIApp:
         detail = f"The body may have at most {most_bytes} bytes."
         return problem(request_id, 413, "body_too_large", detail, headers={"Connection": "close"})
-
-    async def _read(self, receive: Receive, most_bytes: int) -> "bytes | None":
-        parts: list[bytes] = []
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return b""
-            part: bytes = message.get("body", b"")
-            size += len(part)
-            if size > most_bytes:
-                return TOO_LARGE
-            parts.append(part)
-            if not message.get("more_body", False):
-                return b"".join(parts)
 
 
 def _request_id(given: bytes) -> str:

@@ -1,12 +1,13 @@
 """The body of a submit: its fields, their bounds, and the row they become."""
 
 import hashlib
+import math
 import random
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, cast
 
 import orjson
 from pydantic import (
@@ -40,11 +41,13 @@ MAX_INPUT_IMAGES = 16
 MAX_SEED = 2**63 - MAX_PICTURES  # the seed of the last picture, higher by their number less one, must fit into 64 bits
 RANDOM_SEEDS = 2**32
 MAX_ROUTE = 8
+SHOWN_FAULTS = 3  # in the sentence; all of them are among the errors
 
 Answers = dict[bytes, InvalidParameters | None]  # of providers' servers, by what they were asked
 
 Int = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Seed = Annotated[int, Field(strict=True, ge=0, le=MAX_SEED)]  # as one: beside `| None` a bound becomes a float
 Name = Annotated[str, StringConstraints(min_length=1, max_length=300)]
 Reference = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
 OpaqueId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -89,7 +92,7 @@ class SamplerParams(Body):
     sampler: Name | None = None
     scheduler: Name | None = None
     denoise: Number | None = Field(None, ge=0, le=1)
-    seed: Int | None = Field(None, ge=0, le=MAX_SEED, description="The same as `seed` beside it")
+    seed: Seed | None = Field(None, description="The same as `seed` beside it")
 
 
 def storable(value: dict[str, Any], most_bytes: int) -> dict[str, Any]:
@@ -102,7 +105,18 @@ def storable(value: dict[str, Any], most_bytes: int) -> dict[str, Any]:
         raise ValueError(f"must be at most {most_bytes // 1024} KiB as JSON")
     if b"\\u0000" in encoded:
         raise ValueError("must not contain the character NUL")
+    if b"null" in encoded and not _is_finite(value):
+        raise ValueError("must not contain NaN or Infinity")
     return value
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether there is no NaN or infinity in it, which JSON has not and encoders make null of."""
+    if isinstance(value, dict):
+        return all(map(_is_finite, cast(dict[str, Any], value).values()))
+    if isinstance(value, list):
+        return all(map(_is_finite, cast(list[Any], value)))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 Metadata = Annotated[
@@ -130,8 +144,8 @@ class PictureRequest(Body):
     width: Int | None = Field(None, ge=16, le=8192, description="Pixels; default: the provider's")
     height: Int | None = Field(None, ge=16, le=8192, description="Pixels; default: the provider's")
     batch_size: Int = Field(1, ge=1, le=MAX_PICTURES, description="Pictures to make, as many as the model takes")
-    seed: Int | None = Field(
-        None, ge=0, le=MAX_SEED, description="Default: random, and told in the view; null where the model takes none"
+    seed: Seed | None = Field(
+        None, description="Default: random, and told in the view; null where the model takes none"
     )
     sampler_params: SamplerParams = Field(default_factory=lambda: SamplerParams.model_validate({}))
     provider_options: dict[str, Any] = Field({}, description="Checked by the provider; carries the mock's script")
@@ -272,6 +286,7 @@ def new_job(
     candidates: list[dict[str, Any]] = []
     skips: list[dict[str, Any]] = []
     refusals: list[InvalidParameters] = []
+    unknown: list[UnknownProvider] = []
     now = datetime.now(UTC)
     for name in names:
         try:
@@ -279,12 +294,12 @@ def new_job(
             parameters = _parameters(request, model, template)
             candidates.append(_as_taken_by(name, parameters, request.timeout_seconds, seed, providers, settings))
         except UnknownProvider as error:
-            raise _invalid(error) from None
+            unknown.append(error)
         except InvalidParameters as error:
             refusals.append(error)
             skips.append(skip(name, error.code, error.message, now))
-    if not candidates:
-        raise _invalid(*refusals)
+    if unknown or not candidates:
+        raise _invalid(*unknown, *refusals)
     place = next_open(candidates, closures or {}) or 0
     for passed in candidates[:place]:
         closure = (closures or {})[passed["provider"]]
@@ -373,16 +388,11 @@ def attempt_limits(provider: Provider, timeout_seconds: float | None, settings: 
 
 
 def _invalid(*refusals: InvalidParameters) -> Invalid:
-    """What each provider of a route has against a request."""
-    found = [problem for each in refusals for problem in _problems_of(each)]
-    errors = [FieldError("#/" + field.replace(".", "/") if field else "#", message) for field, message in found]
-    return Invalid(" ".join(dict.fromkeys(each.message for each in refusals)), errors=errors)
-
-
-def _problems_of(refusal: InvalidParameters) -> list[tuple[str, str]]:
-    """Fields and messages: all that a provider found, where it tells more than the first."""
-    problems = refusal.details.get("problems")
-    return [(each["field"], each["message"]) for each in problems] if problems else [(refusal.field, refusal.message)]
+    """All that each provider of a route has against a request."""
+    faults = [fault for refusal in refusals for fault in refusal.faults]
+    errors = [FieldError("#/" + each.field.replace(".", "/") if each.field else "#", each.message) for each in faults]
+    told = list(dict.fromkeys(each.message for each in faults))
+    return Invalid(" ".join(told[:SHOWN_FAULTS]), errors=list(dict.fromkeys(errors)))
 
 
 def _parameters(

@@ -13,9 +13,10 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from safelight.api import jobs
+from safelight.api.body import replay
 from safelight.api.deps import asker_of, parse_id, world_of
 from safelight.api.job_request import GenerationRequest
 from safelight.api.job_view import PREFIX
@@ -71,17 +72,3 @@ class _Documented:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["state"]["is_unusual"] = True
         await scope["app"].router(scope, replay(self._body, receive), send)
-
-
-def replay(body: bytes, receive: Receive) -> Receive:
-    """A receive channel that gives the body read already, then whatever follows."""
-    told = False
-
-    async def channel() -> Message:
-        nonlocal told
-        if told:
-            return await receive()
-        told = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return channel

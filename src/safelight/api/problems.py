@@ -1,5 +1,7 @@
 """Errors as RFC 9457 problem details: one table from kind to status, one shape for all."""
 
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,6 +48,8 @@ TITLES = {
 }
 RETRYABLE = {429, 503}
 TOLD = {401, 403, 413, 415, 421, 422, 429}  # to the log: somebody was turned away, or what they brought
+JSON_TYPE = re.compile(r"\s*application/([\w.+-]+\+)?json\s*(;|$)", re.IGNORECASE)
+MAX_ERRORS = 50  # told of one request
 BAD_CREDENTIAL = ', error="invalid_token"'
 
 log = structlog.get_logger()
@@ -89,13 +93,15 @@ def problem(
     """A problem as a response."""
     if status in TOLD:
         log.info("request.refused", status=status, code=code, reason=detail)
+    if len(errors) > MAX_ERRORS:
+        detail = f"{detail} ({MAX_ERRORS} of {len(errors)} errors are told.)"
     body = {
         "type": f"urn:safelight:problem:{code}",
         "title": TITLES.get(status, "Error"),
         "status": status,
         "detail": detail,
         "code": code,
-        "errors": [{"pointer": error.pointer, "detail": error.detail} for error in errors],
+        "errors": [{"pointer": error.pointer, "detail": error.detail} for error in errors[:MAX_ERRORS]],
         "request_id": request_id,
         "retryable": status in RETRYABLE,
     }
@@ -148,7 +154,7 @@ def install(app: FastAPI) -> None:
         codes = {400: "malformed_json", 404: "not_found", 405: "method_not_allowed"}
         method = "HEAD" if request.state.is_head else request.method
         details = {
-            400: "The body is not JSON in UTF-8, or it is nested too deeply.",
+            400: _unreadable(error.__cause__),
             404: f"There is nothing at {request.url.path}.",
             405: f"{method} is not possible at {request.url.path}.",
         }
@@ -161,17 +167,29 @@ def install(app: FastAPI) -> None:
         )
 
 
+def _unreadable(reason: BaseException | None) -> str:
+    """Why a body that claims to be JSON could not be read as such."""
+    if isinstance(reason, RecursionError):
+        return "The JSON of the body is nested too deeply."
+    if isinstance(reason, ValueError) and not isinstance(reason, UnicodeError):
+        return f"A number in the body is too long: it may have {sys.get_int_max_str_digits()} digits."
+    return "The body is not JSON in UTF-8."
+
+
 def _invalid(request: Request, found: Sequence[Any]) -> Response:
     request_id: str = request.state.request_id
     first = found[0]
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "")
         return problem(request_id, 400, "malformed_json", f"The body is not JSON: {reason}.")
-    is_json = "json" in request.headers.get("content-type", "").lower()
-    if first["loc"] == ("body",) and not is_json:
-        return problem(
-            request_id, 400, "not_json", "Send the body as JSON, with the header Content-Type: application/json."
-        )
+    declared = request.headers.get("content-type", "")
+    if first["loc"][0] == "body" and JSON_TYPE.match(declared) is None:  # so nobody has read it as such
+        asked = "Send the body as JSON, with the header Content-Type: application/json"
+        if not declared:
+            return problem(request_id, 400, "not_json", f"{asked}.")
+        accepted = {"Accept": "application/json"}
+        detail = f"{asked}, not {declared[:80]!r}."
+        return problem(request_id, 415, "unsupported_media_type", detail, headers=accepted)
     errors = [FieldError(_pointer(error["loc"]), _sentence(error)) for error in found]
     in_path = first["loc"][0] in ("path", "query", "header")
     return problem(request_id, 422 if not in_path else 400, "invalid_request", _summary(errors), errors=errors)

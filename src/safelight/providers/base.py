@@ -7,7 +7,8 @@ jobs, rows, queues or events; the runner alone turns its updates into state. Reg
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -183,14 +184,61 @@ class ProviderError(Exception):
 class InvalidParameters(ProviderError):
     """The provider cannot work with these parameters.
 
-    `field` is the name of the wrong field in the submit body (dotted below it, `provider_options.mock`).
+    `field` is the name of the wrong field in the submit body (dotted below it, `provider_options.mock`). `others` are
+    further faults of the same parameters: `Faults` gathers them.
     """
 
     code = "invalid_request"
 
-    def __init__(self, message: str, *, field: str = "", details: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str = "",
+        details: Mapping[str, Any] | None = None,
+        others: "Sequence[InvalidParameters]" = (),
+    ) -> None:
         super().__init__(message, details=details)
         self.field = field
+        self.others = tuple(others)
+
+    @property
+    def faults(self) -> "Sequence[InvalidParameters]":
+        """Itself, and the others."""
+        return (self, *self.others)
+
+
+class Faults:
+    """Gathers what is wrong with parameters, so that all of it is told at once:
+
+    faults = Faults()
+    if parameters.width > 2048:
+        faults.add("The width must be at most 2048 pixels.", field="width")
+    with faults.gathered():
+        check_options(parameters.options)  # raises InvalidParameters
+    faults.refuse()
+    """
+
+    def __init__(self) -> None:
+        self._found: list[InvalidParameters] = []
+
+    def add(self, message: str, *, field: str = "") -> None:
+        """One more."""
+        self._found.append(InvalidParameters(message, field=field))
+
+    @contextmanager
+    def gathered(self) -> Generator[None]:
+        """What is raised within goes to the others."""
+        try:
+            yield
+        except InvalidParameters as error:
+            self._found += error.faults
+
+    def refuse(self) -> None:
+        """Raise `InvalidParameters` with all that was found, if anything was."""
+        if self._found:
+            first, *others = self._found
+            raise InvalidParameters(first.message, field=first.field, details=first.details, others=others)
 
 
 class ContentRejected(ProviderError):

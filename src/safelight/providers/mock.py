@@ -30,8 +30,8 @@ from safelight.providers.base import (
     Accepted,
     Capabilities,
     ContentRejected,
+    Faults,
     Generation,
-    InvalidParameters,
     JobLost,
     Output,
     Parameters,
@@ -83,33 +83,35 @@ class MockProvider(Provider):
 
     def check(self, parameters: Parameters) -> Parameters:
         """Fill in model and size. Options of a played provider are let through; the mock's own are always checked."""
+        faults = Faults()
         model = parameters.model
         if self.plays is None:
             model = model or MODELS[0]
             if model not in MODELS:
                 meant = did_you_mean(model, MODELS, most=2)
                 message = f"The mock provider has no model {model!r}; it has {', '.join(MODELS)}.{meant}"
-                raise InvalidParameters(message, field="model")
+                faults.add(message, field="model")
         sides: dict[str, int] = {}
         for name, value in (("width", parameters.width), ("height", parameters.height)):
             side = DEFAULT_SIDE if value is None else value
             if not MIN_SIDE <= side <= MAX_SIDE:
                 message = f"The {name} must be {MIN_SIDE} to {MAX_SIDE} pixels, not {side}."
-                raise InvalidParameters(message, field=name)
+                faults.add(message, field=name)
             sides[name] = side
         for name in ("template", "inputs", "workflow", "input_images") if self.plays is None else ():
             if getattr(parameters, name):
-                raise InvalidParameters(
-                    f"The mock provider draws from the prompt alone; it takes no {name}.", field=name
-                )
+                faults.add(f"The mock provider draws from the prompt alone; it takes no {name}.", field=name)
         if not 1 <= parameters.batch_size <= MAX_BATCH:
             message = f"The batch size must be 1 to {MAX_BATCH}, not {parameters.batch_size}."
-            raise InvalidParameters(message, field="batch_size")
-        read_duration(parameters.options)
+            faults.add(message, field="batch_size")
+        with faults.gathered():
+            read_duration(parameters.options)
         if not self._takes_scripts and "mock" in parameters.options:
             message = "Scripts are for development: they are taken with AI_MOCK_MODE=true only."
-            raise InvalidParameters(message, field="provider_options.mock")
-        read_script(parameters.options, others_allowed=self.plays is not None)
+            faults.add(message, field="provider_options.mock")
+        with faults.gathered():
+            read_script(parameters.options, others_allowed=self.plays is not None)
+        faults.refuse()
         return replace(parameters, model=model, width=sides["width"], height=sides["height"])
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Update]:

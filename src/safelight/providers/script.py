@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from safelight.providers.base import InvalidParameters
+from safelight.providers.base import Faults, InvalidParameters
 from safelight.suggestion import did_you_mean
 
 ROOT = "provider_options"
@@ -90,11 +90,13 @@ def read_script(options: Mapping[str, Any], *, others_allowed: bool) -> Script:
 
 
 def _refuse_unknown(given: Mapping[str, Any], known: tuple[str, ...], root: str) -> None:
+    faults = Faults()
     for key in given:
         if key not in known:
             meant = did_you_mean(key, known)
             message = f"{root} has no key {str(key)[:60]!r}; it has {', '.join(known)}.{meant}"
-            raise InvalidParameters(message, field=f"{root}.{str(key)[:60]}")
+            faults.add(message, field=f"{root}.{str(key)[:60]}")
+    faults.refuse()
 
 
 def _number(value: Any, name: str, most: float) -> float:

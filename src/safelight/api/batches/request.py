@@ -18,7 +18,7 @@ from safelight.bootstrap import Safelight
 from safelight.errors import FieldError, Invalid
 from safelight.jobs import MAX_BATCH_JOBS, Job, NewJob
 
-MAX_FIELD_ERRORS = 50
+MAX_FIELD_ERRORS = 50  # after which no more jobs are looked at
 SLICE_SECONDS = 0.005  # of checking, after which others have their turn
 VERIFY_SECONDS = 3.0  # for asking providers' servers about all jobs together; what is not asked then, the attempt sees
 
@@ -74,10 +74,12 @@ async def checked_jobs(
     Raises `Invalid` with all that is wrong, up to a bound. Others have their turn on the loop every few milliseconds.
     """
     turn = _Turn()
+    seen = 0
     made: list[NewJob] = []
     wrong: list[FieldError] = []
     templates: dict[str | None, Mapping[str, Any] | None] = {None: None}
     for place, (body, origin) in enumerate(given):
+        seen = place
         await turn.over()
         try:
             if isinstance(body, dict) and cast(dict[str, Any], body).get("kind") == IMPORT:
@@ -108,10 +110,13 @@ async def checked_jobs(
             made[place] = await verified(new, world.providers, answers)
         except Invalid as error:
             wrong += _placed(place, error)
+            seen = place
         if len(wrong) >= MAX_FIELD_ERRORS:
             break
     if wrong:
-        raise invalid_fields(wrong[:MAX_FIELD_ERRORS])
+        found = invalid_fields(wrong)
+        rest = len(given) - 1 - seen
+        raise found if not rest else Invalid(f"{found.detail}; {rest} more jobs were not looked at", errors=wrong)
     return made
 
 

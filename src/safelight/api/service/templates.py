@@ -182,7 +182,7 @@ def _checked(world: Safelight, definition: Mapping[str, Any]) -> dict[str, Any]:
     try:
         checked = check_template(definition)
     except InvalidTemplate as error:
-        errors = [FieldError(_pointer(each.field), each.message) for each in error.problems[:50]]
+        errors = [FieldError(_pointer(each.field), each.message) for each in error.problems]
         raise Invalid(str(error)[:1000], errors=errors) from None
     if checked.name in _shared(world):
         raise TemplateShared(f"The name {checked.name} belongs to a template that everybody has; choose another.")

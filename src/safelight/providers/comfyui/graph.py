@@ -50,7 +50,8 @@ def refuse(found: Iterable[Problem]) -> None:
     problems = first_of(found)
     if problems:
         details = {"problems": [{"field": problem.field, "message": problem.message} for problem in problems]}
-        raise InvalidParameters(problems[0].message, field=problems[0].field, details=details)
+        others = [InvalidParameters(problem.message, field=problem.field) for problem in problems[1:]]
+        raise InvalidParameters(problems[0].message, field=problems[0].field, details=details, others=others)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from safelight.providers.base import InvalidParameters, Parameters
+from safelight.providers.base import Faults, Parameters
 from safelight.suggestion import near_names
 
 RATIO_TOLERANCE = 0.1  # a tenth
@@ -84,32 +84,35 @@ SAMPLER_FIELDS = {
 
 def fitted(name: str, model: Model, parameters: Parameters) -> Parameters:
     """The parameters as this model takes them. Raises `InvalidParameters` for what it would pass over in silence."""
+    faults = Faults()
     if model.max_prompt is not None and len(parameters.prompt) > model.max_prompt:
         message = (
             f"{name} takes prompts of about {model.max_prompt_tokens} tokens, which is {model.max_prompt} characters;"
             f" this one has {len(parameters.prompt)}."
         )
-        raise InvalidParameters(message, field="prompt")
+        faults.add(message, field="prompt")
     if not 1 <= parameters.batch_size <= model.max_samples:
         message = f"{name} makes 1 to {model.max_samples} pictures at once, not {parameters.batch_size}."
         if model.max_samples == 1:
             message = f"{name} makes one picture at a time, not {parameters.batch_size}."
-        raise InvalidParameters(message, field="batch_size")
+        faults.add(message, field="batch_size")
     if parameters.negative_prompt and not model.negative_prompt:
-        raise InvalidParameters(f"{name} takes no negative prompt; leave it out.", field="negative_prompt")
+        faults.add(f"{name} takes no negative prompt; leave it out.", field="negative_prompt")
     if parameters.lora_models and not model.loras:
-        raise InvalidParameters(f"{name} takes no LoRAs; leave them out.", field="lora_models")
-    _check_images(name, model, len(parameters.input_images))
+        faults.add(f"{name} takes no LoRAs; leave them out.", field="lora_models")
+    _check_images(name, model, len(parameters.input_images), faults)
     redraws = model.redraws and bool(parameters.input_images)
-    _check_sampler(name, model, parameters.sampler_params, redraws=redraws)
-    ratio = _check_options(name, model, parameters.options)
+    _check_sampler(name, model, parameters.sampler_params, faults, redraws=redraws)
+    ratio = _check_options(name, model, parameters.options, faults)
     if redraws:
         for field in ("width", "height"):
             if getattr(parameters, field) is not None:
                 message = f"{name} makes a picture as large as the one it starts from; leave width and height out."
-                raise InvalidParameters(message, field=field)
+                faults.add(message, field=field)
+        faults.refuse()
         return replace(parameters, model=name)
-    width, height = _size(name, model, parameters, ratio)
+    width, height = _size(name, model, parameters, ratio, faults)
+    faults.refuse()
     return replace(parameters, model=name, width=width, height=height)
 
 
@@ -147,51 +150,53 @@ def fields_of(
 # --- checking ---------------------------------------------------------------------------------------------------------
 
 
-def _check_images(name: str, model: Model, given: int) -> None:
+def _check_images(name: str, model: Model, given: int, faults: Faults) -> None:
     least, most = model.images
     if not most and given:
-        raise InvalidParameters(f"{name} takes no pictures to start from; leave them out.", field="input_images")
-    if not least <= given <= most:
+        faults.add(f"{name} takes no pictures to start from; leave them out.", field="input_images")
+    elif not least <= given <= most:
         takes = f"{least} to {most} pictures" if least != most else "one picture"
-        raise InvalidParameters(f"{name} takes {takes} to start from, not {given}.", field="input_images")
+        faults.add(f"{name} takes {takes} to start from, not {given}.", field="input_images")
 
 
-def _check_sampler(name: str, model: Model, given: Mapping[str, Any], *, redraws: bool) -> None:
+def _check_sampler(name: str, model: Model, given: Mapping[str, Any], faults: Faults, *, redraws: bool) -> None:
     for field, value in given.items():
         path = f"sampler_params.{field}"
         if field == "denoise" and redraws:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise InvalidParameters(f"{name} takes denoise from 0 to 1, not {value}.", field=path)
+                faults.add(f"{name} takes denoise from 0 to 1, not {value}.", field=path)
             continue
         if field == "scheduler" and model.schedulers:
             if value not in TABLE.schedulers:
                 near = near_names(value, TABLE.schedulers, most=3) or TABLE.schedulers
                 shown = str(value)[:60]
-                raise InvalidParameters(f"{name} has no scheduler {shown!r}; try {' or '.join(near)}.", field=path)
+                faults.add(f"{name} has no scheduler {shown!r}; try {' or '.join(near)}.", field=path)
             continue
         greatest = {"steps": model.max_steps, "cfg": model.max_cfg}.get(field, 0)
         if not greatest:
-            raise InvalidParameters(f"{name} takes no {field}; leave it out.", field=path)
-        if not isinstance(value, int | float) or not 1 <= value <= greatest:
-            raise InvalidParameters(f"{name} takes {field} from 1 to {greatest}, not {value}.", field=path)
+            faults.add(f"{name} takes no {field}; leave it out.", field=path)
+        elif not isinstance(value, int | float) or not 1 <= value <= greatest:
+            faults.add(f"{name} takes {field} from 1 to {greatest}, not {value}.", field=path)
 
 
-def _check_options(name: str, model: Model, given: Mapping[str, Any]) -> str | None:
+def _check_options(name: str, model: Model, given: Mapping[str, Any], faults: Faults) -> str | None:
     """The aspect ratio, if it is asked for by name."""
     known = model.options | ({"aspect_ratio"} if model.ratios else set())
     for field in given:
         if field not in known:
             takes = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
             message = f"{name} has no option {field[:60]!r}; {takes}."
-            raise InvalidParameters(message, field=f"provider_options.{field}")
+            faults.add(message, field=f"provider_options.{field}")
     ratio = given.get("aspect_ratio")
     if "aspect_ratio" in given and ratio not in model.ratios:
         message = f"{name} makes {', '.join(model.ratios)}, not {ratio!r}."
-        raise InvalidParameters(message, field="provider_options.aspect_ratio")
+        faults.add(message, field="provider_options.aspect_ratio")
     return ratio
 
 
-def _size(name: str, model: Model, parameters: Parameters, ratio: str | None) -> tuple[int | None, int | None]:
+def _size(
+    name: str, model: Model, parameters: Parameters, ratio: str | None, faults: Faults
+) -> tuple[int | None, int | None]:
     """Width and height as the model takes them; None where it chooses them itself."""
     width = parameters.width if parameters.width is not None else parameters.height
     height = parameters.height if parameters.height is not None else parameters.width
@@ -202,20 +207,21 @@ def _size(name: str, model: Model, parameters: Parameters, ratio: str | None) ->
             if not least <= side <= greatest or side % TABLE.side_step:
                 bounds = f"{least} to {greatest} pixels, divisible by {TABLE.side_step}"
                 message = f"{name} makes a {field} of {bounds}; not {side}."
-                raise InvalidParameters(message, field=field)
+                faults.add(message, field=field)
         return sizes["width"], sizes["height"]
     if width is None or height is None:
         return None, None
     for field, side in (("width", width), ("height", height)):
         if not 1 <= side <= MAX_SIDE:
-            raise InvalidParameters(f"The {field} must be at most {MAX_SIDE} pixels, not {side}.", field=field)
+            faults.add(f"The {field} must be at most {MAX_SIDE} pixels, not {side}.", field=field)
     if not model.ratios:
-        raise InvalidParameters(f"{name} chooses the size itself; leave width and height out.", field="width")
+        faults.add(f"{name} chooses the size itself; leave width and height out.", field="width")
+        return None, None
     nearest, distance = _nearest(model.ratios, width, height)
     if distance > RATIO_TOLERANCE or ratio not in {None, nearest}:
         wanted = f"{', '.join(model.ratios)}" if ratio is None else ratio
         message = f"{name} makes {wanted}; {width}x{height} is none of these, the nearest is {nearest}."
-        raise InvalidParameters(message, field="width")
+        faults.add(message, field="width")
     return width, height
 
 

@@ -26,6 +26,7 @@ from safelight.providers.base import (
     Accepted,
     BadOutput,
     Capabilities,
+    Faults,
     Generation,
     InputImage,
     InvalidParameters,
@@ -107,6 +108,7 @@ class ModelsLab(Provider):
 
     def check(self, parameters: Parameters) -> Parameters:
         """Fill in model and size, and refuse what the model does not take: ModelsLab would pass over it in silence."""
+        faults = Faults()
         for field, given in (
             ("template", parameters.template),
             ("workflow", parameters.workflow),
@@ -114,14 +116,18 @@ class ModelsLab(Provider):
         ):
             if given:
                 instead = "; name the model in model" if field == "checkpoint_model" else ""
-                raise InvalidParameters(f"ModelsLab takes no {field} here{instead}.", field=field)
+                faults.add(f"ModelsLab takes no {field} here{instead}.", field=field)
         name = parameters.model or self._default
         model = self._models.get(name)
         if model is None:
             meant = did_you_mean(name, self._models, most=3) or f" There are {listed(self._models)}."
             message = f"The model {name[:80]!r} is not known here.{meant} Others can be named in the settings."
-            raise InvalidParameters(message, field="model")
-        return fitted(name, model, parameters)
+            faults.add(message, field="model")
+        else:
+            with faults.gathered():
+                parameters = fitted(name, model, parameters)
+        faults.refuse()
+        return parameters
 
     def takes_seed(self, parameters: Parameters) -> bool:
         """Some models do."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from safelight.providers.base import InvalidParameters, Parameters
+from safelight.providers.base import Faults, Parameters
 
 OURS = {"model", "prompt", "n", "size", "stream", "image", "image[]"}  # what no option may replace
 
@@ -118,6 +118,7 @@ def living(today: date) -> list[str]:
 
 def fitted(name: str, parameters: Parameters) -> Parameters:
     """The parameters as this model takes them. Raises `InvalidParameters` for what it does not."""
+    faults = Faults()
     model = MODELS.get(name, OTHER)
     for field, given in (
         ("template", parameters.template),
@@ -128,19 +129,20 @@ def fitted(name: str, parameters: Parameters) -> Parameters:
         ("sampler_params", parameters.sampler_params),
     ):
         if given:
-            raise InvalidParameters(f"{name} takes no {field}; leave it out.", field=field)
+            faults.add(f"{name} takes no {field}; leave it out.", field=field)
     if model.max_prompt is not None and len(parameters.prompt) > model.max_prompt:
         message = f"{name} takes prompts of up to {model.max_prompt} characters, not {len(parameters.prompt)}."
-        raise InvalidParameters(message, field="prompt")
+        faults.add(message, field="prompt")
     if not 1 <= parameters.batch_size <= model.max_batch:
         message = f"{name} makes 1 to {model.max_batch} pictures at once, not {parameters.batch_size}."
-        raise InvalidParameters(message, field="batch_size")
+        faults.add(message, field="batch_size")
     if len(parameters.input_images) > model.max_input_images:
         takes = f"at most {model.max_input_images}" if model.max_input_images else "no"
         message = f"{name} takes {takes} input images, not {len(parameters.input_images)}."
-        raise InvalidParameters(message, field="input_images")
-    width, height = _size(name, model, parameters)
-    _check_options(name, model, parameters)
+        faults.add(message, field="input_images")
+    width, height = _size(name, model, parameters, faults)
+    _check_options(name, model, parameters, faults)
+    faults.refuse()
     return replace(parameters, model=name, width=width, height=height)
 
 
@@ -150,7 +152,7 @@ def can_stream(name: str, options: Mapping[str, Any]) -> bool:
     return model.streams and model.formats.get(str(options.get("output_format")), Format()).streams
 
 
-def _size(name: str, model: Model, parameters: Parameters) -> tuple[int | None, int | None]:
+def _size(name: str, model: Model, parameters: Parameters, faults: Faults) -> tuple[int | None, int | None]:
     """Width and height; None leaves the choice to the model."""
     width = parameters.width if parameters.width is not None else parameters.height
     height = parameters.height if parameters.height is not None else parameters.width
@@ -160,32 +162,32 @@ def _size(name: str, model: Model, parameters: Parameters) -> tuple[int | None, 
         if f"{width}x{height}" not in model.sizes:
             field = "width" if all(not size.startswith(f"{width}x") for size in model.sizes) else "height"
             message = f"{name} makes {', '.join(model.sizes)}; not {width}x{height}."
-            raise InvalidParameters(message, field=field)
+            faults.add(message, field=field)
         return width, height
     area = model.area
     for field, side in (("width", width), ("height", height)):
         if not 1 <= side <= area.longest or side % area.step:
             steps = f", divisible by {area.step}" if area.step > 1 else ""
             message = f"{name} makes a {field} of up to {area.longest} pixels{steps}; not {side}."
-            raise InvalidParameters(message, field=field)
+            faults.add(message, field=field)
     longer = "width" if width >= height else "height"
     if area.max_ratio is not None and max(width, height) > area.max_ratio * min(width, height):
         message = f"{name} makes one side at most {area.max_ratio:g} times the other; not {width}x{height}."
-        raise InvalidParameters(message, field=longer)
+        faults.add(message, field=longer)
     pixels = width * height
     if pixels < area.min_pixels or (area.max_pixels is not None and pixels > area.max_pixels):
         most = "" if area.max_pixels is None else f" to {area.max_pixels:,}"
         message = f"{name} makes {area.min_pixels:,}{most} pixels in all; {width}x{height} has {pixels:,}."
-        raise InvalidParameters(message, field=longer)
+        faults.add(message, field=longer)
     return width, height
 
 
-def _check_options(name: str, model: Model, parameters: Parameters) -> None:
+def _check_options(name: str, model: Model, parameters: Parameters, faults: Faults) -> None:
     given = parameters.options
     for option in given:
         if option in OURS:
             message = f"{option} is not an option: the request has a field of its own."
-            raise InvalidParameters(message, field=f"provider_options.{option}")
+            faults.add(message, field=f"provider_options.{option}")
     if model.options is None:
         return
     known: Mapping[str, Option] = dict(model.options)
@@ -197,18 +199,19 @@ def _check_options(name: str, model: Model, parameters: Parameters) -> None:
         takes = known.get(option)
         if takes is None:
             which = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
-            raise InvalidParameters(f"{name} has no option {option[:60]!r}; {which}.", field=field)
+            faults.add(f"{name} has no option {option[:60]!r}; {which}.", field=field)
+            continue
         if not takes.accepts(value):
-            raise InvalidParameters(f"{option} of {name} must be {takes.wanted}; not {value!r}.", field=field)
+            faults.add(f"{option} of {name} must be {takes.wanted}; not {value!r}.", field=field)
         if takes.formats and file_format not in takes.formats:
             message = f"{option} goes with an output_format of {_or(takes.formats)}, not with {file_format}."
-            raise InvalidParameters(message, field=field)
+            faults.add(message, field=field)
         if takes.with_images is not None and takes.with_images != bool(parameters.input_images):
             which = "goes with pictures to start from only" if takes.with_images else "does not go with input_images"
-            raise InvalidParameters(f"{option} {which}.", field=field)
+            faults.add(f"{option} {which}.", field=field)
     if given.get("background") == "transparent" and file_format not in model.transparent_formats:
         message = f"A transparent background needs an output_format of {_or(model.transparent_formats)}."
-        raise InvalidParameters(message, field="provider_options.background")
+        faults.add(message, field="provider_options.background")
 
 
 def _or(words: Sequence[str]) -> str:
