@@ -47,7 +47,7 @@ Answers = dict[bytes, InvalidParameters | None]  # of providers' servers, by wha
 
 Int = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Seed = Annotated[int, Field(strict=True, ge=0, le=MAX_SEED)]  # as one: beside `| None` a bound becomes a float
+Seed = Annotated[int, Field(strict=True, ge=0, le=MAX_SEED)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=300)]
 Reference = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
 OpaqueId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
