@@ -79,6 +79,13 @@ async def test_the_tier_of_a_token() -> None:
         (lambda: shared_token(iss="https://evil.example"), "token_wrong_issuer"),
         (lambda: shared_token(iss=None), "token_invalid"),
         (lambda: shared_token(exp=None), "token_invalid"),
+        (lambda: shared_token(exp=1_515_000_000_000), "token_invalid"),  # in the year 50,000
+        (lambda: shared_token(exp=10**400), "token_invalid"),
+        (lambda: shared_token(exp=float("inf")), "token_invalid"),
+        (lambda: shared_token(exp=float("nan")), "token_invalid"),
+        (lambda: shared_token(exp=[1]), "token_invalid"),
+        (lambda: shared_token(nbf=float("inf")), "token_invalid"),
+        (lambda: shared_token(iat=[]), "token_invalid"),
         (lambda: shared_token(sub=None), "token_invalid"),
         (lambda: shared_token(sub=""), "token_invalid"),
         (lambda: shared_token(sub="a\0b"), "token_invalid"),

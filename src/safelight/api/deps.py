@@ -91,7 +91,12 @@ def read_number_cursor(cursor: str | None) -> int | None:
     return int(text)
 
 
-async def _row_id(item_id: Annotated[str, Path(alias="id", description="A UUID")]) -> str:
+UUID_FORMAT = {"format": "uuid"}
+
+
+async def _row_id(
+    item_id: Annotated[str, Path(alias="id", description="A UUID", json_schema_extra=UUID_FORMAT)],
+) -> str:
     return parse_id(item_id)
 
 

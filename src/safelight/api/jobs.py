@@ -120,7 +120,9 @@ async def list_jobs(
     status: Annotated[list[Status] | None, Query(description="May be repeated")] = None,
     kind: Text | None = None,
     provider: Text | None = None,
-    batch_id: Annotated[str | None, Query(description="The jobs of a batch")] = None,
+    batch_id: Annotated[
+        str | None, Query(description="The jobs of a batch", json_schema_extra={"format": "uuid"})
+    ] = None,
     project_id: Text | None = None,
     chapter_id: Text | None = None,
     scene_number: Annotated[int | None, Query(ge=0, le=1_000_000)] = None,

@@ -26,10 +26,12 @@ PREFIX = "/api/v1/artifacts"
 router = APIRouter(prefix=PREFIX, tags=["artifacts"])
 
 LINK_SECONDS = (60, 7 * 24 * 3600)  # no store signs for longer than a week
+ANY_TYPE = "application/octet-stream"  # what generated clients send: the picture itself tells
+SIGNATURES = ((b"\x89PNG", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"RIFF", "image/webp"))
 UPLOAD_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "content": {name: {"schema": {"type": "string", "format": "binary"}} for name in UPLOAD_TYPES},
+        "content": {name: {"schema": {"type": "string", "format": "binary"}} for name in (*UPLOAD_TYPES, ANY_TYPE)},
     }
 }
 
@@ -64,7 +66,8 @@ async def upload_artifact(
     world: World,
     owner: Owner,
 ) -> Response:
-    """The bytes of the picture are the body; PNG, JPEG or WebP, as `Content-Type` says.
+    """The bytes of the picture are the body; PNG, JPEG or WebP, as `Content-Type` says, or
+    `application/octet-stream`.
 
     What it shows is checked and encoded anew, upright and in sRGB, without EXIF, GPS position or any other metadata; of
     an animation the first frame is kept. It is called by its id: no name is taken.
@@ -84,7 +87,7 @@ async def receive_picture(request: Request, world: Safelight, owner: str) -> Art
     """Store and record the picture that is the body of a request; or what to answer if it is none."""
     content_type = request.headers.get("content-type", "")
     declared = content_type.partition(";")[0].strip().lower().replace("image/jpg", "image/jpeg")
-    if declared not in UPLOAD_TYPES:
+    if declared not in (*UPLOAD_TYPES, ANY_TYPE):
         accepted = ", ".join(UPLOAD_TYPES)
         detail = f"Send the picture itself as the body, with its type as Content-Type: one of {accepted}."
         headers = {"Accept": accepted, "Connection": "close"}
@@ -105,6 +108,10 @@ async def receive_picture(request: Request, world: Safelight, owner: str) -> Art
         except ClientDisconnect:
             return Response(None, 400)  # nobody is there to read it
         file.flush()
+        if declared == ANY_TYPE:
+            file.seek(0)
+            head = file.read(4)
+            declared = next((name for start, name in SIGNATURES if head.startswith(start)), "image/png")
         artifact = await world.artifacts.store_upload(Path(file.name), content_type=declared, owner_id=owner)
     await world.retention.record_upload(artifact)
     log.info("artifact.uploaded", artifact_id=artifact.id, content_type=declared, size_bytes=artifact.size_bytes)

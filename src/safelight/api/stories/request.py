@@ -24,7 +24,7 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterVali
 Style = Annotated[str, StringConstraints(max_length=1000)]
 Script = Annotated[str, StringConstraints(max_length=100_000)]
 Description = Annotated[str, StringConstraints(max_length=2000)]
-Id = Annotated[str, AfterValidator(_a_uuid)]
+Id = Annotated[str, AfterValidator(_a_uuid), Field(json_schema_extra={"format": "uuid"})]
 Number = Annotated[Int, Field(ge=0, le=1_000_000)]
 
 
