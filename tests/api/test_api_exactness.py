@@ -145,7 +145,7 @@ def test_numbers_that_json_does_not_have(service: Service, field: str, number: s
     assert pointers(response)[0] == f"#/{field}"
 
 
-# --- uploads of clients that know no picture types ---------------------------------------------------------------------
+# --- uploads of clients that know no picture types --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
