@@ -37,19 +37,19 @@ def module(name: str) -> Any:
 def test_python_submits_uploads_and_lists(service: Service, generated: Path) -> None:
     made = {path.stem for path in (generated / "api").glob("*/*.py")}
     assert {"submit_job", "upload_artifact", "upload_character_reference", "list_jobs", "submit_batch"} <= made
-    client = module("client").Client(base_url=service.api.url)
-    body = module("models").GenerationRequest(prompt="a lighthouse")
-    assert body.to_dict() == {"prompt": "a lighthouse"}
-    job = module("api.jobs.submit_job").sync(client=client, body=body)
-    assert job.prompt == "a lighthouse"
-    listed = module("api.jobs.list_jobs").sync(client=client)
-    assert str(job.id) in [str(each.id) for each in listed.items]
-    picture = BytesIO()
-    Image.new("RGB", (8, 8), "teal").save(picture, "PNG")
-    picture.seek(0)
-    file = module("types").File(payload=picture, file_name="teal.png", mime_type="image/png")
-    stored = module("api.artifacts.upload_artifact").sync(client=client, body=file)
-    assert (stored.kind, stored.width) == ("input", 8)
-    wrong = module("models").GenerationRequest.from_dict(order() | {"width": 17})
-    refused = module("api.jobs.submit_job").sync(client=client, body=wrong)
-    assert (refused.code, refused.errors[0].pointer) == ("invalid_request", "#/width")
+    with module("client").Client(base_url=service.api.url) as client:
+        body = module("models").GenerationRequest(prompt="a lighthouse")
+        assert body.to_dict() == {"prompt": "a lighthouse"}
+        job = module("api.jobs.submit_job").sync(client=client, body=body)
+        assert job.prompt == "a lighthouse"
+        listed = module("api.jobs.list_jobs").sync(client=client)
+        assert str(job.id) in [str(each.id) for each in listed.items]
+        picture = BytesIO()
+        Image.new("RGB", (8, 8), "teal").save(picture, "PNG")
+        picture.seek(0)
+        file = module("types").File(payload=picture, file_name="teal.png", mime_type="image/png")
+        stored = module("api.artifacts.upload_artifact").sync(client=client, body=file)
+        assert (stored.kind, stored.width) == ("input", 8)
+        wrong = module("models").GenerationRequest.from_dict(order() | {"width": 17})
+        refused = module("api.jobs.submit_job").sync(client=client, body=wrong)
+        assert (refused.code, refused.errors[0].pointer) == ("invalid_request", "#/width")
