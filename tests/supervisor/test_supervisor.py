@@ -77,7 +77,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., FakeStack]]:
 def test_stops_in_order_and_leaves_nothing(start: Callable[..., FakeStack]) -> None:
     stack = start()
     stack.wait_until_ready()
-    await_true(lambda: len(stack.remains()) == 8)  # valkey, the API, two workers with two children each
+    await_true(lambda: len(stack.remains()) == 11)  # valkey, the API, three workers with two children each
 
     stack.process.send_signal(signal.SIGINT)
     output = stack.output()
