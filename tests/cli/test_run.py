@@ -174,3 +174,12 @@ def test_requirements_are_hashed_and_name_no_address(name: str) -> None:
     assert pinned
     for block in re.split(r"\n(?=[a-zA-Z])", text):
         assert "--hash=sha256:" in block or block.startswith("#")
+
+
+def test_locks_of_npm_name_no_address() -> None:
+    locks = [path for top in ("src", "client", "tests", "docs") for path in (ROOT / top).rglob("package-lock.json")]
+    assert locks
+    for lock in locks:
+        text = lock.read_text()
+        assert not re.search(r"\w+://|file:|\"resolved\"", text), lock
+        assert text.count('"integrity": "sha512-') > 1, lock
