@@ -80,11 +80,19 @@ class Settings(BaseSettings):
     port: int = Field(8080, ge=0, le=65535)
     max_body_bytes: int = 1024 * 1024
     max_batch_bytes: int = Field(8 * 1024 * 1024, ge=1)  # of a batch of jobs, which is read whole
+    max_body_values: int = Field(100_000, ge=100)  # in the JSON of a request: objects, lists, texts, numbers
+    max_held_bytes: int = Field(64 * 1024 * 1024, ge=1)  # of bodies that are being read or checked, in one process
     max_upload_bytes: int = Field(25 * 1024 * 1024, ge=1)
     max_picture_pixels: int = Field(64_000_000, ge=1)  # of a picture or a video's frame, from wherever it comes
     picture_threads: int = Field(2, ge=1)  # of a process, that decode and shrink pictures
     large_picture_threads: int = Field(1, ge=1)  # for large ones, which small ones never wait for
     large_picture_pixels: int = Field(8_000_000, ge=1)  # from which on a picture is large
+    max_connections: int = Field(10_000, ge=1)  # at once, of one process
+    max_head_bytes: int = Field(64 * 1024, ge=1024)  # of a request: its first line and its headers
+    head_seconds: float = Field(10, gt=0)  # for a head to arrive
+    body_seconds: float = Field(30, gt=0)  # for a body to arrive, and more by the next
+    body_bytes_per_second: int = Field(16 * 1024, ge=1)  # a body may take a second longer for so many
+    keep_alive_seconds: int = Field(65, ge=1)  # that a connection may be idle between two requests
     allowed_hosts: list[str] = []  # names this service is called by, beside loopback's; "*" with accounts only
     root_path: str = ""  # that a proxy serves this below, as in /safelight
     trusted_proxies: Annotated[list[IPv4Network | IPv6Network], NoDecode] = [  # whose X-Forwarded-* are believed

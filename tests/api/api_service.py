@@ -22,14 +22,13 @@ from typing import Any, Self, TypeVar, cast
 import httpx
 import orjson
 import redis
-import uvicorn
 from pydantic import BaseModel, SecretStr, TypeAdapter
 
 from patience import PATIENCE_SECONDS
-from safelight.api.app import create_app
 from safelight.api.batches.view import BatchList, BatchView
 from safelight.api.job_view import ArtifactView, AttemptList, JobList, JobView
 from safelight.api.problems import Problem
+from safelight.api.server import server_of
 from safelight.api.service.health import ReadyView
 from safelight.api.service.providers import ProviderList, ProviderView
 from safelight.api.stories.view import (
@@ -96,31 +95,20 @@ class Api:
     """The HTTP server in a thread of its own."""
 
     def __init__(self, settings: Settings) -> None:
-        self.app = create_app(settings)
         self._socket = socket.socket()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.bind((settings.host, 0))
         self.port = int(self._socket.getsockname()[1])
         self.url = f"http://{settings.host}:{self.port}"
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                self.app,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                ws="none",
-                loop="uvloop",
-                timeout_graceful_shutdown=1,
-            )
-        )
-        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="api", daemon=True)
+        self.server = server_of(settings, ws="none", loop="uvloop")
+        self.app = self.server.config.app
+        self._thread = threading.Thread(target=self.server.run, args=([self._socket],), name="api", daemon=True)
         self._thread.start()
-        eventually(lambda: self._server.started or not self._thread.is_alive(), "the API starts")
+        eventually(lambda: self.server.started or not self._thread.is_alive(), "the API starts")
         assert self._thread.is_alive(), "the API did not start"
 
     def close(self) -> None:
-        self._server.should_exit = True
+        self.server.should_exit = True
         self._thread.join(PATIENCE_SECONDS)
         assert not self._thread.is_alive(), "the API did not stop"
         self._socket.close()

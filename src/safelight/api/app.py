@@ -13,6 +13,7 @@ from safelight.api.accounts import keys, session
 from safelight.api.authentication import Authentication
 from safelight.api.batches import events as batch_events
 from safelight.api.batches import router as batches
+from safelight.api.body import Bodies
 from safelight.api.entrance import Entrance
 from safelight.api.job_view import Estimator
 from safelight.api.media import artifacts, files, imports
@@ -95,12 +96,14 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(module.router)
     plain.install(app)
     app.add_middleware(Authentication, has_accounts=settings.has_accounts)
+    bodies = Bodies(max_held_bytes=settings.max_held_bytes, max_values=settings.max_body_values)
     app.add_middleware(
         Entrance,
         hosts=LOCAL_HOSTS | {settings.host} | {host.lower() for host in settings.allowed_hosts},
         proxies=Proxies(settings.trusted_proxies, settings.root_path),
         origins=Origins(settings.cors_origins),
         max_body_bytes=settings.max_body_bytes,
+        bodies=bodies,
         larger={batches.PREFIX: settings.max_batch_bytes},
     )
     return app

@@ -1,29 +1,90 @@
-"""A request's body on its way in: read within a limit, given again, and let run out where it is refused.
+"""A request's body on its way in: read whole within bounds, worked on where that takes long, let run out where refused.
+
+What a body costs grows with its bytes and, far more, with the number of values in its JSON. Both are bounded before it
+is parsed, and so are the bytes of all bodies that a process holds at a time.
 
 Whoever is answered while still sending may never see the answer: a connection that is closed with bytes unread is
 reset, and most clients send all they have before they read. So the rest is taken in and dropped, within bounds.
 """
 
 import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
-from starlette.types import Message, Receive
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope
+
+from safelight.errors import SafelightError, Unavailable
 
 DRAIN_SECONDS = 10.0
 DRAIN_BYTES = 256 * 1024 * 1024
+SMALL_BYTES = 16 * 1024  # less is worked on at once: handing it to a thread would cost more
+PUNCTUATION = (b",", b":", b"[", b"{")  # each stands before a value
+
+Result = TypeVar("Result")
 
 
-class BodyTooLarge(Exception):
-    """There is more than may be sent."""
+class BodyTooLarge(SafelightError):
+    """The body is too large."""
+
+    kind = "too_large"
+    code = "body_too_large"
+
+
+class TooManyValues(SafelightError):
+    """The JSON of the body has too many values."""
+
+    kind = "too_large"
+    code = "too_many_values"
+
+
+class BodiesHeld(Unavailable):
+    """This process holds as many bytes of bodies as it may. Try again."""
+
+    code = "bodies_held"
+
+
+class Gone(Exception):
+    """The client went away before the body was whole."""
+
+
+class Bodies:
+    """The bodies that one process holds, together."""
+
+    def __init__(self, *, max_held_bytes: int, max_values: int) -> None:
+        self._max_held_bytes = max_held_bytes
+        self._max_values = max_values
+        self._held_bytes = 0
+
+    def take(self, count: int) -> None:
+        """Count so many bytes more. Raises `BodiesHeld`."""
+        if self._held_bytes + count > self._max_held_bytes:
+            raise BodiesHeld
+        self._held_bytes += count
+
+    def forget(self, count: int) -> None:
+        """Count so many bytes less."""
+        self._held_bytes -= count
+
+    def check(self, body: bytes) -> None:
+        """Raises `TooManyValues`."""
+        if has_more_values(body, self._max_values):
+            raise TooManyValues(f"The JSON of a request may have at most {self._max_values} values.")
 
 
 class Incoming:
     """The body of one request. `receive` is the channel for whoever reads it further on."""
 
-    def __init__(self, receive: Receive, *, waits_for_leave: bool) -> None:
+    def __init__(self, receive: Receive, bodies: Bodies, *, waits_for_leave: bool) -> None:
         """`waits_for_leave`: nothing is sent before somebody reads (`Expect: 100-continue`)."""
         self._receive = receive
+        self._bodies = bodies
         self._waits_for_leave = waits_for_leave
         self._is_over = False
+        self.size = 0
 
     async def receive(self) -> Message:
         self._waits_for_leave = False
@@ -32,16 +93,27 @@ class Incoming:
         return message
 
     async def read(self, most_bytes: int) -> bytes:
-        """All of it. Raises `BodyTooLarge`."""
+        """All of it, held until `forget`. Raises `BodyTooLarge`, `TooManyValues`, `BodiesHeld` and `Gone`."""
         parts: list[bytes] = []
-        size = 0
         while not self._is_over:
-            part: bytes = (await self.receive()).get("body", b"")
-            size += len(part)
-            if size > most_bytes:
-                raise BodyTooLarge
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise Gone
+            part: bytes = message.get("body", b"")
+            if self.size + len(part) > most_bytes:
+                raise too_large(most_bytes)
+            self._bodies.take(len(part))
+            self.size += len(part)
             parts.append(part)
-        return b"".join(parts)
+        body = b"".join(parts)
+        if self.size > SMALL_BYTES:
+            self._bodies.check(body)
+        return body
+
+    def forget(self) -> None:
+        """It is held no longer."""
+        self._bodies.forget(self.size)
+        self.size = 0
 
     @property
     def has_rest(self) -> bool:
@@ -59,6 +131,29 @@ class Incoming:
             return
 
 
+def too_large(most_bytes: int) -> BodyTooLarge:
+    """The error that tells how large a body may be."""
+    return BodyTooLarge(f"The body may have at most {most_bytes} bytes.")
+
+
+def has_more_values(body: bytes, most: int) -> bool:
+    """Whether JSON has more objects, lists, texts, numbers and the like than so many, counted without parsing it."""
+    if sum(map(body.count, PUNCTUATION)) < most:
+        return False
+    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")  # no quote is left that does not begin or end a text
+    if plain.count(b'"') > 4 * most:  # each value may have a name
+        return True
+    outside = b"".join(plain.split(b'"')[::2])
+    return sum(map(outside.count, PUNCTUATION)) >= most
+
+
+async def work(size_bytes: int, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Do what takes the longer the larger a body is: here if it is small, in a thread if not."""
+    if size_bytes <= SMALL_BYTES:
+        return function(*arguments)
+    return await asyncio.to_thread(function, *arguments)
+
+
 def replay(body: bytes, receive: Receive) -> Receive:
     """A receive channel that gives the body read already, then whatever follows."""
     told = False
@@ -71,3 +166,44 @@ def replay(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return channel
+
+
+class LargeRoute(APIRoute):
+    """Parses a large body in a thread."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def parse_first(request: Request) -> Response:
+            if size_of(request) <= SMALL_BYTES:
+                return await handle(request)
+            body = await request.body()
+            parsed = await asyncio.to_thread(_parsed, body)
+            return await handle(_ParsedRequest(request.scope, replay(body, request.receive), parsed))
+
+        return parse_first
+
+
+class _ParsedRequest(Request):
+    """A request whose JSON is known, or why it is none."""
+
+    def __init__(self, scope: Scope, receive: Receive, parsed: Any) -> None:
+        super().__init__(scope, receive)
+        self._parsed = parsed
+
+    async def json(self) -> Any:
+        if isinstance(self._parsed, Exception):
+            raise self._parsed
+        return self._parsed
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        return error
+
+
+def size_of(request: Request) -> int:
+    """The bytes of its body."""
+    return getattr(request.state, "body_bytes", 0)

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 import structlog
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
 from safelight.api.authentication import HEALTH
-from safelight.api.body import BodyTooLarge, Incoming, replay
+from safelight.api.body import Bodies, Gone, Incoming, replay, too_large
 from safelight.api.media import artifacts
 from safelight.api.origin import SAFE_METHODS, Origins
 from safelight.api.prefix import set_prefix
@@ -55,6 +56,7 @@ class Entrance:
         proxies: Proxies,
         origins: Origins,
         max_body_bytes: int,
+        bodies: Bodies,
         larger: Mapping[str, int],
     ) -> None:
         """`larger`: the paths that take more than `max_body_bytes`, and how much."""
@@ -64,6 +66,7 @@ class Entrance:
         self._origins = origins
         self._max_body_bytes = max_body_bytes
         self._larger = larger
+        self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -92,7 +95,8 @@ class Entrance:
         cors = self._origins.headers(headers.get(b"origin"))
         status = 0
         has_body = scope["method"] in ("POST", "PUT", "PATCH")
-        incoming = Incoming(receive, waits_for_leave=headers.get(b"expect", b"").lower() == b"100-continue")
+        waits_for_leave = headers.get(b"expect", b"").lower() == b"100-continue"
+        incoming = Incoming(receive, self._bodies, waits_for_leave=waits_for_leave)
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -120,24 +124,29 @@ class Entrance:
             if refused is None:
                 refused = self._refuse(scope, headers, host, None if takes_files else most)
             channel = incoming.receive
-            if refused is None and has_body and not takes_files:
-                try:
-                    channel = replay(await incoming.read(most), receive)
-                except BodyTooLarge:
-                    refused = self._too_large(request_id, most)
-            if refused is not None:
-                await refused(inner, channel, out)
-            else:
-                set_prefix(prefix)
-                try:
-                    await self._app(inner, channel, out)
-                except Exception:
-                    log.exception("request.broken")
-                    if status:
-                        raise
-                    await problem(request_id, 500, "internal_error", "Something went wrong inside Safelight.")(
-                        inner, receive, out
-                    )
+            try:
+                if refused is None and has_body and not takes_files:
+                    try:
+                        channel = replay(await incoming.read(most), receive)
+                        state["body_bytes"] = incoming.size
+                    except Gone:
+                        return
+                    except SafelightError as error:
+                        refused = _closing(request_id, error)
+                if refused is not None:
+                    await refused(inner, channel, out)
+                else:
+                    set_prefix(prefix)
+                    try:
+                        await self._app(inner, channel, out)
+                    except Exception:
+                        log.exception("request.broken")
+                        if status:
+                            raise
+                        detail = "Something went wrong inside Safelight."
+                        await problem(request_id, 500, "internal_error", detail)(inner, receive, out)
+            finally:
+                incoming.forget()
             log.debug(
                 "request.answered",
                 method=scope["method"],
@@ -168,8 +177,8 @@ class Entrance:
             accepted = {"Accept-Encoding": "identity", "Connection": "close"}
             return problem(request_id, 415, "unsupported_content_encoding", detail, headers=accepted)
         length = headers.get(b"content-length", b"0")
-        if most_bytes is not None and length.isdigit() and int(length) > most_bytes:
-            return self._too_large(request_id, most_bytes)
+        if most_bytes is not None and length.isdigit() and (len(length) > 18 or int(length) > most_bytes):
+            return _closing(request_id, too_large(most_bytes))
         return None
 
     def _check_host(self, scope: Scope, headers: dict[bytes, bytes], forwarded: bytes | None) -> None:
@@ -191,9 +200,12 @@ class Entrance:
                 )
             scope["state"]["is_stranger"] = True
 
-    def _too_large(self, request_id: str, most_bytes: int) -> ASGIApp:
-        detail = f"The body may have at most {most_bytes} bytes."
-        return problem(request_id, 413, "body_too_large", detail, headers={"Connection": "close"})
+
+def _closing(request_id: str, error: SafelightError) -> Response:
+    """The answer to a body that is not taken."""
+    response = problem_of(request_id, error)
+    response.headers["Connection"] = "close"
+    return response
 
 
 def _request_id(given: bytes) -> str:

@@ -1,19 +1,17 @@
 """The body of a submit: its fields, their bounds, and the row they become."""
 
 import hashlib
-import math
 import random
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Self, cast
+from typing import Annotated, Any, Self
 
 import orjson
 from pydantic import (
     AfterValidator,
     AwareDatetime,
-    BaseModel,
     ConfigDict,
     Field,
     StringConstraints,
@@ -21,6 +19,19 @@ from pydantic import (
     model_validator,
 )
 
+from safelight.api.fields import (
+    MAX_OPTIONS_BYTES,
+    Body,
+    Int,
+    Metadata,
+    Name,
+    Number,
+    OpaqueId,
+    Reference,
+    at_most,
+    has_words,
+    storable,
+)
 from safelight.config import Settings, Tier
 from safelight.db import new_id
 from safelight.errors import FieldError, Invalid
@@ -32,7 +43,6 @@ from safelight.providers.registry import NoDefault, Registry, UnknownProvider
 KIND = "image.generate"
 PAST_TOLERANCE = timedelta(seconds=5)
 FURTHEST_START = timedelta(days=366)
-MAX_OPTIONS_BYTES = 64 * 1024
 MAX_WORKFLOW_BYTES = 512 * 1024
 # Bounds of safety, far beyond what models take: what a model takes, its provider says, and refuses the rest exactly.
 MAX_PROMPT = 100_000  # characters
@@ -42,38 +52,12 @@ MAX_SEED = 2**63 - MAX_PICTURES  # the seed of the last picture, higher by their
 RANDOM_SEEDS = 2**32
 MAX_ROUTE = 8
 SHOWN_FAULTS = 3  # in the sentence; all of them are among the errors
+MAX_INPUTS = 1000
 
 Answers = dict[bytes, InvalidParameters | None]  # of providers' servers, by what they were asked
 
-Int = Annotated[int, Field(strict=True)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Seed = Annotated[int, Field(strict=True, ge=0, le=MAX_SEED)]
-Name = Annotated[str, StringConstraints(min_length=1, max_length=300)]
-Reference = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
-OpaqueId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-
-
-def has_words(value: str) -> str:
-    """Not only blanks: for a validator."""
-    if not value.strip():
-        raise ValueError("must not be blank")
-    return value
-
-
 Prompt = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT), AfterValidator(has_words)]
-
-
-class Body(BaseModel):
-    """Unknown fields are refused by name; NUL cannot be stored by every database."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def no_nul(cls, value: Any) -> Any:
-        if isinstance(value, str) and "\x00" in value:
-            raise ValueError("must not contain the character NUL")
-        return value
 
 
 class LoraRequest(Body):
@@ -93,39 +77,6 @@ class SamplerParams(Body):
     scheduler: Name | None = None
     denoise: Number | None = Field(None, ge=0, le=1)
     seed: Seed | None = Field(None, description="The same as `seed` beside it")
-
-
-def storable(value: dict[str, Any], most_bytes: int) -> dict[str, Any]:
-    """The value itself, if every database can keep it and it is not too large. Raises `ValueError`."""
-    try:
-        encoded = orjson.dumps(value)
-    except orjson.JSONEncodeError as error:
-        raise ValueError(f"cannot be stored as JSON: {error}") from None
-    if len(encoded) > most_bytes:
-        raise ValueError(f"must be at most {most_bytes // 1024} KiB as JSON")
-    if b"\\u0000" in encoded:
-        raise ValueError("must not contain the character NUL")
-    if b"null" in encoded and not _is_finite(value):
-        raise ValueError("must not contain NaN or Infinity")
-    return value
-
-
-def _is_finite(value: Any) -> bool:
-    """Whether there is no NaN or infinity in it, which JSON has not and encoders make null of."""
-    if isinstance(value, dict):
-        return all(map(_is_finite, cast(dict[str, Any], value).values()))
-    if isinstance(value, list):
-        return all(map(_is_finite, cast(list[Any], value)))
-    return not isinstance(value, float) or math.isfinite(value)
-
-
-Metadata = Annotated[
-    dict[
-        Annotated[str, StringConstraints(min_length=1, max_length=100)],
-        Annotated[str, StringConstraints(max_length=1000)],
-    ],
-    AfterValidator(lambda value: storable(value, MAX_OPTIONS_BYTES)),
-]
 
 
 class PictureRequest(Body):
@@ -150,7 +101,9 @@ class PictureRequest(Body):
     sampler_params: SamplerParams = Field(default_factory=lambda: SamplerParams.model_validate({}))
     provider_options: dict[str, Any] = Field({}, description="Checked by the provider; carries the mock's script")
     template: Name | None = Field(None, description="A workflow template, filled with `inputs`")
-    inputs: dict[Name, Any] = Field({}, description="What the template takes, by name: see `GET /api/v1/templates`")
+    inputs: Annotated[dict[Name, Any], at_most(MAX_INPUTS)] = Field(
+        {}, description="What the template takes, by name: see `GET /api/v1/templates`"
+    )
     workflow: dict[str, Any] | None = Field(None, description="A workflow of your own, as ComfyUI's `Export (API)`")
     input_images: list[Reference] = Field(
         [],

@@ -1,16 +1,19 @@
 """Jobs over HTTP: submit, look, list, cancel, retry."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any
 
 import structlog
 from fastapi import APIRouter, Body, Header, Query, Request
-from pydantic import AfterValidator, ValidationError
+from pydantic import ValidationError
 from starlette.responses import Response
 
 from safelight.accounts import Identity
+from safelight.api.body import SMALL_BYTES, LargeRoute, size_of
 from safelight.api.deps import (
     UNCHANGED,
     Asker,
@@ -30,16 +33,17 @@ from safelight.api.deps import (
     read_id_cursor,
 )
 from safelight.api.events import with_latest
-from safelight.api.job_request import GenerationRequest, new_job, verified
+from safelight.api.fields import Text
+from safelight.api.job_request import GenerationRequest, new_job, route_of, verified
 from safelight.api.job_view import PREFIX, AttemptList, Estimator, JobList, JobView, attempt_view_of, view_of
 from safelight.api.media.files import SANDBOX
 from safelight.api.media.import_request import IMPORT, MediaRequest, import_of, new_import, submit_import
-from safelight.api.problems import invalid_body, problem, refusals
+from safelight.api.problems import invalid_body, refusals
+from safelight.api.rate import take_tokens, tier_of, too_quick
 from safelight.api.repetition import request_of
 from safelight.api.service.templates import template_of
 from safelight.artifacts import Artifact
 from safelight.bootstrap import Safelight
-from safelight.config import Tier
 from safelight.errors import SafelightError
 from safelight.jobs import (
     Filter,
@@ -54,7 +58,7 @@ from safelight.jobs import (
     get,
     with_artifacts,
 )
-from safelight.limits import Policy, Verdict
+from safelight.providers.base import InvalidParameters
 
 MAX_IDS = 100
 
@@ -69,15 +73,7 @@ class JobNotEnded(SafelightError):
 log = structlog.get_logger()
 
 
-def _no_nul(value: str) -> str:
-    if "\0" in value:
-        raise ValueError("must not contain the character NUL")
-    return value
-
-
-Text = Annotated[str, AfterValidator(_no_nul)]  # PostgreSQL cannot compare with a text that contains NUL
-
-router = APIRouter(prefix=PREFIX, tags=["jobs"])
+router = APIRouter(prefix=PREFIX, tags=["jobs"], route_class=LargeRoute)
 
 
 Submitter = Callable[[NewJob], Awaitable[Submitted | SafelightError]]
@@ -107,7 +103,7 @@ async def submit(
     wait = preferred_wait(prefer)
     own = await template_of(world, asker.owner_id, body.template)
     template = None if own is None else own.definition
-    new = job_for(request, world, asker, body, template=template, key=idempotency_key(key))
+    new = await checked_job(request, world, asker, body, template=template, key=idempotency_key(key))
     return await answer_accepted(request, world, asker, new, wait=wait)
 
 
@@ -241,14 +237,14 @@ async def retry(
     if job.kind == IMPORT:
         return await _import_again(request, world, asker, job, overrides or {}, idempotency_key(key))
     try:
-        body = GenerationRequest.model_validate(request_of(job) | (overrides or {}))
+        body = await asyncio.to_thread(GenerationRequest.model_validate, request_of(job) | (overrides or {}))
     except ValidationError as error:
         raise invalid_body(error.errors()) from None
     template = job.template_definition
     if body.template != job.template:
         own = await template_of(world, asker.owner_id, body.template)
         template = None if own is None else own.definition
-    new = job_for(request, world, asker, body, template=template, key=idempotency_key(key), origin=job)
+    new = await checked_job(request, world, asker, body, template=template, key=idempotency_key(key), origin=job)
     return await answer_accepted(request, world, asker, new)
 
 
@@ -403,6 +399,31 @@ def job_for(
     )
 
 
+async def checked_job(
+    request: Request,
+    world: Safelight,
+    asker: Identity,
+    body: GenerationRequest,
+    *,
+    template: Mapping[str, Any] | None = None,
+    key: str | None = None,
+    origin: Job | None = None,
+) -> NewJob:
+    """`job_for`, in a thread where the body or what it names is large."""
+    make = partial(job_for, request, world, asker, body, template=template, key=key, origin=origin)
+    if template is None and origin is None and size_of(request) <= SMALL_BYTES:
+        return make()
+    resolve_all(body, world)
+    return await asyncio.to_thread(make)
+
+
+def resolve_all(body: GenerationRequest, world: Safelight) -> None:
+    """Have the providers of a request made here on the loop, before a thread asks for them."""
+    with contextlib.suppress(InvalidParameters):  # told where the job is checked
+        for name in route_of(body.provider, world.settings, world.providers):
+            world.providers.resolve(name)
+
+
 def import_for(
     request: Request,
     world: Safelight,
@@ -423,37 +444,6 @@ def import_for(
         idempotency_key=key,
         origin_job_id=None if origin is None else origin.id,
     )
-
-
-def tier_of(asker: Identity, world: Safelight) -> Tier | None:
-    """The tier of whoever asks; None without accounts."""
-    return None if asker.tier is None else world.settings.tiers[asker.tier]
-
-
-async def take_tokens(world: Safelight, asker: Identity, count: int = 1) -> Verdict | None:
-    """Let so many jobs be submitted now, all or none; more than a minute's worth count as a minute's worth.
-
-    None: there is no limit.
-    """
-    tier = tier_of(asker, world)
-    if tier is None or tier.submits_per_minute is None:
-        return None
-    policy = Policy("submit", tier.submits_per_minute)
-    wanted = min(count, policy.quota)
-    if wanted > 1:  # a refusal shall cost nothing
-        bucket = await world.limiter.take(policy, asker.owner_id, 0)
-        if bucket.tokens < wanted:
-            return replace(bucket, is_allowed=False)
-    return await world.limiter.take(policy, asker.owner_id, wanted)
-
-
-def too_quick(request: Request, verdict: Verdict, count: int = 1) -> Response:
-    """The answer to who submits more than a tier may."""
-    wait = verdict.seconds_until(count)
-    what = "the next one" if count == 1 else f"these {count}"
-    detail = f"You may submit {verdict.policy.quota} jobs a minute; {what} in {wait} s."
-    headers = {**verdict.headers, "Retry-After": str(wait)}
-    return problem(request.state.request_id, 429, "rate_limited", detail, headers=headers)
 
 
 async def _look(world: Safelight, job_id: str, owner: str) -> tuple[Job, Sequence[Artifact]]:

@@ -16,7 +16,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from safelight.api import jobs
-from safelight.api.body import replay
+from safelight.api.body import replay, work
 from safelight.api.deps import asker_of, parse_id, world_of
 from safelight.api.job_request import GenerationRequest
 from safelight.api.job_view import PREFIX
@@ -49,12 +49,16 @@ async def _submit(request: Request) -> Response | ASGIApp:
     if request.headers.get("content-type") != "application/json":
         return _Documented(body)
     try:
-        asked = GenerationRequest.model_validate(json.loads(body))
+        asked = await work(len(body), _read, body)
     except (ValidationError, ValueError, RecursionError):
         return _Documented(body)
     headers = request.headers
     key, prefer = headers.get("idempotency-key"), headers.get("prefer")
     return await jobs.submit(asked, request, await world_of(request), await asker_of(request), key, prefer)
+
+
+def _read(body: bytes) -> GenerationRequest:
+    return GenerationRequest.model_validate(json.loads(body))
 
 
 async def _look(request: Request) -> Response:

@@ -36,6 +36,7 @@ TITLES = {
     404: "Not found",
     405: "Method not allowed",
     409: "Not possible in this state",
+    408: "Too slow",
     410: "Deleted",
     413: "Too large",
     415: "Unsupported type",
@@ -43,10 +44,11 @@ TITLES = {
     421: "Wrong host",
     422: "A value is not acceptable",
     429: "Too many requests",
+    431: "Headers too large",
     500: "Internal error",
     503: "Unavailable at the moment",
 }
-RETRYABLE = {429, 503}
+RETRYABLE = {408, 429, 503}
 TOLD = {401, 403, 413, 415, 421, 422, 429}  # to the log: somebody was turned away, or what they brought
 JSON_TYPE = re.compile(r"\s*application/([\w.+-]+\+)?json\s*(;|$)", re.IGNORECASE)
 MAX_ERRORS = 50  # told of one request
@@ -197,7 +199,8 @@ def _invalid(request: Request, found: Sequence[Any]) -> Response:
 
 def invalid_body(found: Sequence[Any]) -> Invalid:
     """The same for a body that a route checks itself; the places that pydantic tells begin at the body."""
-    return invalid_fields([FieldError(_pointer(("body", *error["loc"])), _sentence(error)) for error in found])
+    told = found[:MAX_ERRORS]
+    return invalid_fields([FieldError(_pointer(("body", *error["loc"])), _sentence(error)) for error in told])
 
 
 def invalid_fields(errors: Sequence[FieldError]) -> Invalid:

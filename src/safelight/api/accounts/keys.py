@@ -21,7 +21,9 @@ from safelight.accounts import (
     revoke_key,
 )
 from safelight.api.deps import Asker, ItemId, World, json_response
-from safelight.api.job_request import Body, Name, Number
+from safelight.api.fields import Body, Name, Number
+from safelight.api.problems import refusals
+from safelight.api.rate import RATED
 from safelight.db import new_id
 
 DAY_SECONDS = 86400.0
@@ -69,7 +71,15 @@ class KeyList(BaseModel):
     items: list[KeyView]
 
 
-@router.post("", operation_id="createKey", status_code=201, response_model=NewKeyView, summary="Make an API key")
+@router.post(
+    "",
+    operation_id="createKey",
+    status_code=201,
+    response_model=NewKeyView,
+    summary="Make an API key",
+    dependencies=RATED,
+    responses=refusals(429),
+)
 async def make(body: KeyRequest, world: World, admin: Admin) -> Response:
     """It belongs to you, and to your tier. The answer alone holds the secret; only its hash is kept."""
     secret = new_secret()

@@ -9,8 +9,9 @@ from fastapi import Request
 from pydantic import ConfigDict, Field, SkipValidation, ValidationError, field_validator
 
 from safelight.accounts import Identity
-from safelight.api.job_request import Answers, Body, GenerationRequest, Metadata, verified
-from safelight.api.jobs import import_for, job_for
+from safelight.api.fields import Body, Metadata
+from safelight.api.job_request import Answers, GenerationRequest, verified
+from safelight.api.jobs import import_for, job_for, resolve_all
 from safelight.api.media.import_request import IMPORT, MediaRequest
 from safelight.api.problems import invalid_body, invalid_fields
 from safelight.api.service.templates import template_of
@@ -60,7 +61,7 @@ class BatchRequest(Body):
         },
     )
 
-    # Checked by `checked_jobs`, a slice at a time: a thousand at once would hold up everybody else.
+    # Checked by `checked_jobs`, in a thread: a thousand at once would hold up everybody else.
     jobs: list[SkipValidation[BatchJob | BatchImport]] = Field(min_length=1, max_length=MAX_BATCH_JOBS)
     name: str | None = Field(None, min_length=1, max_length=200)
     metadata: Metadata = Field({}, max_length=50, description="Your own notes, given back in every view")
@@ -71,35 +72,39 @@ async def checked_jobs(
 ) -> list[NewJob]:
     """The jobs that these bodies ask for, each beside the job it retries, if any; checked as a single one is.
 
-    Raises `Invalid` with all that is wrong, up to a bound. Others have their turn on the loop every few milliseconds.
+    Raises `Invalid` with all that is wrong, up to a bound. What takes long is done in a thread, or in
+    pieces of a few milliseconds.
     """
     turn = _Turn()
-    seen = 0
-    made: list[NewJob] = []
-    wrong: list[FieldError] = []
+    bodies = await asyncio.to_thread(_read, [body for body, _ in given])
     templates: dict[str | None, Mapping[str, Any] | None] = {None: None}
-    for place, (body, origin) in enumerate(given):
-        seen = place
-        await turn.over()
-        try:
-            if isinstance(body, dict) and cast(dict[str, Any], body).get("kind") == IMPORT:
-                made.append(import_for(request, world, asker, BatchImport.model_validate(body), origin=origin))
-            else:
-                picture = BatchJob.model_validate(body)
-                if origin is not None:
-                    template = origin.template_definition  # as it was then
-                elif picture.template in templates:
-                    template = templates[picture.template]
-                else:
-                    own = await template_of(world, asker.owner_id, picture.template)
-                    template = templates[picture.template] = None if own is None else own.definition
-                made.append(job_for(request, world, asker, picture, template=template, origin=origin))
-        except ValidationError as error:
-            wrong += _placed(place, invalid_body(error.errors()))
-        except Invalid as error:
-            wrong += _placed(place, error)
-        if len(wrong) >= MAX_FIELD_ERRORS:
-            break
+    for body, (_, origin) in zip(bodies, given, strict=False):  # reading ends early where much is wrong
+        if isinstance(body, BatchJob):
+            resolve_all(body, world)
+            if origin is None and body.template not in templates:
+                own = await template_of(world, asker.owner_id, body.template)
+                templates[body.template] = None if own is None else own.definition
+
+    def make() -> tuple[list[NewJob], list[FieldError], int]:
+        made: list[NewJob] = []
+        wrong: list[FieldError] = []
+        place = 0
+        for place, (body, (_, origin)) in enumerate(zip(bodies, given, strict=False)):
+            try:
+                if isinstance(body, Invalid):
+                    raise body
+                if isinstance(body, BatchImport):
+                    made.append(import_for(request, world, asker, body, origin=origin))
+                else:  # a retry takes the template as it was then
+                    template = templates[body.template] if origin is None else origin.template_definition
+                    made.append(job_for(request, world, asker, body, template=template, origin=origin))
+            except Invalid as error:
+                wrong += _placed(place, error)
+            if len(wrong) >= MAX_FIELD_ERRORS:
+                break
+        return made, wrong, place
+
+    made, wrong, seen = await asyncio.to_thread(make)
     answers: Answers = {}
     give_up = turn.now() + VERIFY_SECONDS
     for place, new in enumerate(made if not wrong else ()):
@@ -118,6 +123,23 @@ async def checked_jobs(
         rest = len(given) - 1 - seen
         raise found if not rest else Invalid(f"{found.detail}; {rest} more jobs were not looked at", errors=wrong)
     return made
+
+
+def _read(given: Sequence[Any]) -> list[BatchJob | BatchImport | Invalid]:
+    """What each of these bodies is, or what is wrong with it, as far as so much is told."""
+    read: list[BatchJob | BatchImport | Invalid] = []
+    wrong = 0
+    for body in given:
+        is_import = isinstance(body, dict) and cast(dict[str, Any], body).get("kind") == IMPORT
+        try:
+            read.append((BatchImport if is_import else BatchJob).model_validate(body))
+        except ValidationError as error:
+            invalid = invalid_body(error.errors())
+            read.append(invalid)
+            wrong += len(invalid.errors)
+            if wrong >= MAX_FIELD_ERRORS:
+                break
+    return read
 
 
 class _Turn:

@@ -22,6 +22,7 @@ from safelight.api.batches.view import (
     estimate_end,
     summary_of,
 )
+from safelight.api.body import LargeRoute
 from safelight.api.deps import (
     UNCHANGED,
     Asker,
@@ -37,9 +38,10 @@ from safelight.api.deps import (
     polled_response,
     read_id_cursor,
 )
-from safelight.api.jobs import has_room, take_tokens, too_quick
+from safelight.api.jobs import has_room
 from safelight.api.media.import_request import IMPORT, import_of, submit_imports
 from safelight.api.problems import refusals
+from safelight.api.rate import take_tokens, too_quick
 from safelight.api.repetition import request_of
 from safelight.bootstrap import Safelight
 from safelight.db import Tx, new_id
@@ -60,7 +62,7 @@ from safelight.jobs import (
 
 CANCEL_SECONDS = 5.0
 
-router = APIRouter(prefix=PREFIX, tags=["batches"])
+router = APIRouter(prefix=PREFIX, tags=["batches"], route_class=LargeRoute)
 
 log = structlog.get_logger()
 
@@ -102,7 +104,9 @@ async def submit(
     given: list[Any] = body.jobs
     checked_key = idempotency_key(key)
     checked = await checked_jobs([(each, None) for each in given], request, world, asker)
-    fingerprint = _fingerprint([body.name, body.metadata, given]) if checked_key is not None else ""
+    fingerprint = ""
+    if checked_key is not None:
+        fingerprint = await asyncio.to_thread(_fingerprint, [body.name, body.metadata, given])
     new = NewBatch(
         id=new_id(),
         owner_id=asker.owner_id,

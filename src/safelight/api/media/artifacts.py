@@ -16,6 +16,7 @@ from safelight.api.deps import ItemId, Owner, World, json_response
 from safelight.api.job_view import ArtifactView
 from safelight.api.media.files import ELSEWHERE, FILE, PART, deliver
 from safelight.api.problems import Problem, problem, refusals
+from safelight.api.rate import RATED
 from safelight.artifacts import Artifact, StoredFile, get
 from safelight.bootstrap import Safelight
 from safelight.errors import SafelightError
@@ -57,7 +58,8 @@ class LinkView(BaseModel):
     operation_id="uploadArtifact",
     status_code=201,
     response_model=ArtifactView,
-    responses={415: {"model": Problem, "description": "Not a PNG, JPEG or WebP"}},
+    dependencies=RATED,
+    responses={**refusals(429), 415: {"model": Problem, "description": "Not a PNG, JPEG or WebP"}},
     openapi_extra=UPLOAD_BODY,
     summary="Upload an input picture",
 )

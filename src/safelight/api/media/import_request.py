@@ -8,7 +8,8 @@ import orjson
 from pydantic import ConfigDict, Field, StringConstraints, field_validator
 
 from safelight import stories
-from safelight.api.job_request import Body, Int, Number, OpaqueId, attempt_limits
+from safelight.api.fields import Body, Int, Number, OpaqueId
+from safelight.api.job_request import attempt_limits
 from safelight.api.problems import invalid_fields
 from safelight.bootstrap import Safelight
 from safelight.config import Settings, Tier

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from safelight.api.deps import Asker, World, idempotency_key, json_response
 from safelight.api.job_view import JobView
-from safelight.api.jobs import JobKey, answer_accepted, import_for, take_tokens, too_quick
+from safelight.api.jobs import JobKey, answer_accepted, import_for
 from safelight.api.media.import_request import (
     IMPORT,
     PROVIDER,
@@ -18,6 +18,7 @@ from safelight.api.media.import_request import (
     submit_import,
 )
 from safelight.api.problems import problem, refusals
+from safelight.api.rate import take_tokens, too_quick
 from safelight.bootstrap import Safelight
 from safelight.errors import FieldError, Unavailable
 from safelight.providers.base import InvalidParameters, Parameters, ProviderError

@@ -1,5 +1,6 @@
 """Workflow templates over HTTP: what can be asked for by name, and the asker's own."""
 
+import asyncio
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
@@ -12,9 +13,11 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from safelight import template as own
+from safelight.api.body import LargeRoute
 from safelight.api.deps import Owner, World, json_response
-from safelight.api.job_request import storable
+from safelight.api.fields import storable
 from safelight.api.problems import refusals
+from safelight.api.rate import RATED
 from safelight.bootstrap import Safelight
 from safelight.errors import FieldError, Invalid, SafelightError, Unavailable
 from safelight.template import StoredTemplate, TemplateNotFound
@@ -22,7 +25,7 @@ from safelight.template import StoredTemplate, TemplateNotFound
 PREFIX = "/api/v1/templates"
 MAX_TEMPLATE_BYTES = 256 * 1024
 
-router = APIRouter(prefix=PREFIX, tags=["providers"])
+router = APIRouter(prefix=PREFIX, tags=["providers"], route_class=LargeRoute)
 
 
 class TemplateShared(SafelightError):
@@ -111,14 +114,15 @@ async def get_template(name: Name, world: World, owner: Owner) -> Response:
     status_code=201,
     response_model=WholeTemplateView,
     summary="Add a template of your own",
-    responses=refusals(409),
+    dependencies=RATED,
+    responses=refusals(409, 429),
 )
 async def add_template(definition: Definition, world: World, owner: Owner) -> Response:
     """Checked completely; the errors name each wrong part. A name you have already is refused: replace it by `PUT`.
 
     Whether the servers have its nodes and models is checked when a job names it.
     """
-    checked = _checked(world, definition)
+    checked = await asyncio.to_thread(_checked, world, definition)
     outcome = await world.database.write(own.add, owner, checked["name"], checked)
     if not isinstance(outcome, StoredTemplate):
         raise outcome
@@ -129,12 +133,13 @@ async def add_template(definition: Definition, world: World, owner: Owner) -> Re
     "/{name}",
     operation_id="putTemplate",
     response_model=WholeTemplateView,
-    responses={**refusals(409), 201: {"model": WholeTemplateView, "description": "It is new"}},
+    dependencies=RATED,
+    responses={**refusals(409, 429), 201: {"model": WholeTemplateView, "description": "It is new"}},
     summary="Replace a template of your own, or add it",
 )
 async def put_template(name: Name, definition: Definition, world: World, owner: Owner) -> Response:
     """Jobs that were accepted keep the template as it was."""
-    checked = _checked(world, {"name": name} | definition)
+    checked = await asyncio.to_thread(_checked, world, {"name": name} | definition)
     if checked["name"] != name:
         raise Invalid(
             "name: It differs from the name in the path.",

@@ -28,10 +28,12 @@ from safelight.api.deps import (
     read_number_cursor,
 )
 from safelight.api.events import with_latest
+from safelight.api.fields import Text
 from safelight.api.job_request import GenerationRequest
 from safelight.api.job_view import Estimator
-from safelight.api.jobs import Text, accept, job_for
+from safelight.api.jobs import accept, job_for
 from safelight.api.problems import invalid_fields, refusals
+from safelight.api.rate import RATED
 from safelight.api.stories import answer
 from safelight.api.stories.request import (
     ChapterChanges,
@@ -93,7 +95,14 @@ async def get(chapter_id: ItemId, world: World, owner: Owner) -> Response:
     return json_response(chapter_view(chapter))
 
 
-@router.patch("/{id}", operation_id="changeChapter", response_model=ChapterView, summary="Change or move a chapter")
+@router.patch(
+    "/{id}",
+    operation_id="changeChapter",
+    response_model=ChapterView,
+    summary="Change or move a chapter",
+    dependencies=RATED,
+    responses=refusals(429),
+)
 async def change(chapter_id: ItemId, body: ChapterChanges, world: World, owner: Owner) -> Response:
     """Title, script, and its position among the chapters of its project."""
     chapter = await world.database.write(
@@ -121,7 +130,8 @@ async def delete(chapter_id: ItemId, world: World, owner: Owner, images: WithIma
     status_code=201,
     response_model=SceneView,
     summary="Make a scene",
-    responses=refusals(409),
+    dependencies=RATED,
+    responses=refusals(409, 429),
 )
 async def create_scene(chapter_id: ItemId, body: SceneRequest, world: World, owner: Owner) -> Response:
     """Under a number that no other scene of the chapter has."""
@@ -152,6 +162,8 @@ async def list_scenes(
     status_code=204,
     response_class=Response,
     summary="Bring the scenes into an order",
+    dependencies=RATED,
+    responses=refusals(429),
 )
 async def order_scenes(chapter_id: ItemId, body: SceneOrder, world: World, owner: Owner) -> Response:
     """Numbers them from 1 as they are named here. Their pictures and their jobs go with them."""

@@ -26,6 +26,7 @@ from safelight.api.job_view import Estimator, EtaView
 from safelight.api.jobs import accept, job_for
 from safelight.api.media.artifacts import UPLOAD_BODY, receive_picture
 from safelight.api.problems import Problem, refusals
+from safelight.api.rate import RATED
 from safelight.api.stories import answer
 from safelight.api.stories.request import CharacterChanges, Choice, PortraitRequest, WithImages
 from safelight.api.stories.view import (
@@ -52,7 +53,14 @@ async def get(character_id: ItemId, world: World, owner: Owner) -> Response:
     return _shown(await world.database.read(stories.get_character, character_id, owner))
 
 
-@router.patch("/{id}", operation_id="changeCharacter", response_model=CharacterView, summary="Change a character")
+@router.patch(
+    "/{id}",
+    operation_id="changeCharacter",
+    response_model=CharacterView,
+    summary="Change a character",
+    dependencies=RATED,
+    responses=refusals(429),
+)
 async def change(character_id: ItemId, body: CharacterChanges, world: World, owner: Owner) -> Response:
     """Name, look, and which of your pictures portraits are drawn from."""
     reference = body.given()
@@ -84,7 +92,8 @@ async def delete(character_id: ItemId, world: World, owner: Owner, images: WithI
     "/{id}/reference",
     operation_id="uploadCharacterReference",
     response_model=CharacterView,
-    responses={415: {"model": Problem, "description": "Not a PNG, JPEG or WebP"}},
+    dependencies=RATED,
+    responses={**refusals(429), 415: {"model": Problem, "description": "Not a PNG, JPEG or WebP"}},
     openapi_extra=UPLOAD_BODY,
     summary="Upload the picture that portraits are drawn from",
 )
@@ -113,7 +122,8 @@ async def upload_reference(
     operation_id="chooseCharacterImage",
     response_model=CharacterView,
     summary="Show another portrait",
-    responses=refusals(410),
+    dependencies=RATED,
+    responses=refusals(410, 429),
 )
 async def choose(character_id: ItemId, body: Choice, world: World, owner: Owner) -> Response:
     """One that a job of this character made: `GET /characters/{id}/images` lists them.

@@ -15,6 +15,7 @@ from safelight.api.deps import (
     read_number_cursor,
 )
 from safelight.api.problems import refusals
+from safelight.api.rate import RATED
 from safelight.api.stories import answer
 from safelight.api.stories.request import (
     ChapterRequest,
@@ -41,7 +42,15 @@ from safelight.errors import SafelightError
 router = APIRouter(prefix=f"{API}/projects", tags=["stories"])
 
 
-@router.post("", operation_id="createProject", status_code=201, response_model=ProjectView, summary="Make a project")
+@router.post(
+    "",
+    operation_id="createProject",
+    status_code=201,
+    response_model=ProjectView,
+    summary="Make a project",
+    dependencies=RATED,
+    responses=refusals(429),
+)
 async def create(body: ProjectRequest, world: World, owner: Owner) -> Response:
     """A title, and the style of all its pictures."""
     project = await world.database.write(stories.create_project, new_id(), owner, body.title, body.style)
@@ -64,7 +73,14 @@ async def get(project_id: ItemId, world: World, owner: Owner) -> Response:
     return json_response(project_view(project))
 
 
-@router.patch("/{id}", operation_id="changeProject", response_model=ProjectView, summary="Change a project")
+@router.patch(
+    "/{id}",
+    operation_id="changeProject",
+    response_model=ProjectView,
+    summary="Change a project",
+    dependencies=RATED,
+    responses=refusals(429),
+)
 async def change(project_id: ItemId, body: ProjectChanges, world: World, owner: Owner) -> Response:
     """A new style is that of the pictures to come."""
     project = await world.database.write(stories.change_project, project_id, owner, body.given())
@@ -90,7 +106,8 @@ async def delete(project_id: ItemId, world: World, owner: Owner, images: WithIma
     status_code=201,
     response_model=ChapterView,
     summary="Make a chapter",
-    responses=refusals(409),
+    dependencies=RATED,
+    responses=refusals(409, 429),
 )
 async def create_chapter(project_id: ItemId, body: ChapterRequest, world: World, owner: Owner) -> Response:
     """At the end of the project."""
@@ -123,7 +140,8 @@ async def list_chapters(
     status_code=201,
     response_model=CharacterView,
     summary="Make a character",
-    responses=refusals(409),
+    dependencies=RATED,
+    responses=refusals(409, 429),
 )
 async def create_character(project_id: ItemId, body: CharacterRequest, world: World, owner: Owner) -> Response:
     """A name, and how they look in the project's pictures."""

@@ -6,7 +6,8 @@ from fastapi import Query
 from pydantic import AfterValidator, Field, StringConstraints, field_validator
 
 from safelight.api.deps import IdInvalid, parse_id
-from safelight.api.job_request import Body, Int, PictureRequest, Prompt, has_words
+from safelight.api.fields import Body, Int, has_words
+from safelight.api.job_request import PictureRequest, Prompt
 
 Images = Literal["keep", "delete"]
 WithImages = Annotated[Images, Query(alias="images", description="What becomes of the pictures that were made")]

@@ -6,6 +6,7 @@ from starlette.responses import Response
 from safelight import stories
 from safelight.api.deps import ItemId, Owner, World, json_response
 from safelight.api.problems import refusals
+from safelight.api.rate import RATED
 from safelight.api.stories import answer
 from safelight.api.stories.request import Choice, SceneChanges, WithImages
 from safelight.api.stories.view import API, SceneView, scene_view
@@ -25,7 +26,12 @@ async def get(scene_id: ItemId, world: World, owner: Owner) -> Response:
 
 
 @router.patch(
-    "/{id}", operation_id="changeScene", response_model=SceneView, summary="Change a scene", responses=refusals(409)
+    "/{id}",
+    operation_id="changeScene",
+    response_model=SceneView,
+    summary="Change a scene",
+    dependencies=RATED,
+    responses=refusals(409, 429),
 )
 async def change(scene_id: ItemId, body: SceneChanges, world: World, owner: Owner) -> Response:
     """Its pictures go with it to a new number, which must be free: `POST /chapters/{id}/scenes/order` moves several."""
@@ -41,7 +47,8 @@ async def change(scene_id: ItemId, body: SceneChanges, world: World, owner: Owne
     operation_id="chooseSceneImage",
     response_model=SceneView,
     summary="Show another picture of a scene",
-    responses=refusals(410),
+    dependencies=RATED,
+    responses=refusals(410, 429),
 )
 async def choose(scene_id: ItemId, body: Choice, world: World, owner: Owner) -> Response:
     """One that a job of this scene made: `GET /chapters/{id}/images?scene_number=` lists them.

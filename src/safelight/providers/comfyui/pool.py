@@ -158,9 +158,10 @@ async def problems_of(server: Server, plan: Plan) -> list[Problem] | None:
     """Why a server cannot run a plan, by a catalogue young enough to say so; None if it does not tell."""
     try:
         catalogue: Catalogue = await server.catalogue()
-        problems = catalogue.problems(plan)
+        problems = await asyncio.to_thread(catalogue.problems, plan)
         if problems:  # perhaps somebody has just added what is missing
-            problems = (await server.catalogue(max_age=FRESH_SECONDS)).problems(plan)
+            fresh = await server.catalogue(max_age=FRESH_SECONDS)
+            problems = await asyncio.to_thread(fresh.problems, plan)
     except Unreachable as error:
         server.mark_down(error.reason)
         return None

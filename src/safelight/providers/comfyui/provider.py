@@ -162,7 +162,7 @@ class ComfyUI(Provider):
 
     async def verify(self, parameters: Parameters) -> None:
         """Check nodes, models and ranges against every server. One that does not answer might have them all."""
-        plan = self._plan(parameters, 0)
+        plan = await asyncio.to_thread(self._plan, parameters, 0)
         servers = self._pool.servers
         asking = {server: asyncio.create_task(problems_of(server, plan)) for server in servers if not server.is_down}
         if asking:
@@ -173,10 +173,10 @@ class ComfyUI(Provider):
             if task is not None:
                 task.cancel()
             if found is None and server.known is not None:
-                found = server.known.problems(plan)
+                found = await asyncio.to_thread(server.known.problems, plan)
             if not found:  # it can, or nobody knows
                 return
-        refuse_everywhere(servers, plan)
+        await asyncio.to_thread(refuse_everywhere, servers, plan)
 
     def _template(self, parameters: Parameters) -> Template:
         name = parameters.template or ""
