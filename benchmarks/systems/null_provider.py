@@ -7,7 +7,7 @@ everything else is written as always. The rows called "full path" use neither.
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from safelight.artifacts import Artifact, ArtifactStore
 from safelight.artifacts.service import utc_now
 from safelight.db import new_id
 from safelight.providers.base import Accepted, Capabilities, Generation, Output, Parameters, Progress, Provider, Update
-from safelight.providers.registry import Registry
+from safelight.providers.registry import Own, Registry
 from safelight.worker import runner
 
 RESULT = b"a tiny fixed result"
@@ -93,8 +93,8 @@ class _Request(asyncio.Protocol):
 
 
 class _Registry(Registry):
-    def __init__(self, mock_mode: bool, default: str, own: Mapping[str, Callable[[], Provider]], **more: Any) -> None:
-        super().__init__(False, default, {**own, "null": NullProvider, "waiting": WaitingProvider}, **more)
+    def __init__(self, mock_mode: bool, default: str, own: Mapping[str, Own], **more: Any) -> None:
+        super().__init__(False, default, {**own, "null": Own(NullProvider), "waiting": Own(WaitingProvider)}, **more)
 
 
 async def _store(self: ArtifactStore, *, job_id: str, attempt: int, position: int, **order: Any) -> Artifact:

@@ -262,7 +262,7 @@ def test_ids(clean: Service, method: str, part: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        ("GET", "/", 404, "not_found"),
+        ("GET", "/nothing", 404, "not_found"),
         ("GET", "/api/v1/nothing", 404, "not_found"),
         ("GET", "/api/v2/generation-jobs", 404, "not_found"),
         ("PUT", JOBS, 405, "method_not_allowed"),

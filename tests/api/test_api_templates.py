@@ -189,7 +189,9 @@ def test_those_of_the_installation_are_everybodys(drawing: Service) -> None:
 def test_templates_of_the_installation_that_cannot_be_read_are_said_to_be(
     make_service: Callable[..., Service], tmp_path: Path
 ) -> None:
-    service = make_service(worker=False, mock_mode=False, comfyui_templates=tmp_path / "nothing")
+    service = make_service(
+        worker=False, mock_mode=False, comfyui_templates=tmp_path / "nothing", comfyui_urls=["http://127.0.0.1:9"]
+    )
     broken = service.http.get(TEMPLATES)
     assert problem_of(broken, 503) == "templates_broken" and "There is no folder" in broken.json()["detail"]
     refused = service.http.post(JOBS, json={"prompt": "x", "provider": "comfyui"})
