@@ -204,7 +204,12 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
         pause_seconds=settings.retry_seconds,
     )
     pictures = open_pictures(settings)
-    artifacts = ArtifactStore(storage, pictures, film_memory_bytes=settings.media_memory_bytes)
+    artifacts = ArtifactStore(
+        storage,
+        pictures,
+        film_memory_bytes=settings.media_memory_bytes,
+        max_waiting_uploads=settings.max_waiting_uploads,
+    )
     links = open_links(settings, storage)
     retention = Retention(
         database, artifacts, retention_days_of=retention_days_of, tombstone_days=settings.tombstone_days

@@ -83,6 +83,7 @@ class Settings(BaseSettings):
     max_body_values: int = Field(100_000, ge=100)  # in the JSON of a request: objects, lists, texts, numbers
     max_held_bytes: int = Field(64 * 1024 * 1024, ge=1)  # of bodies that are being read or checked, in one process
     max_upload_bytes: int = Field(25 * 1024 * 1024, ge=1)
+    max_waiting_uploads: int = Field(16, ge=0)  # to be decoded, in a process: large ones, and as many small ones
     max_picture_pixels: int = Field(64_000_000, ge=1)  # of a picture or a video's frame, from wherever it comes
     picture_threads: int = Field(2, ge=1)  # of a process, that decode and shrink pictures
     large_picture_threads: int = Field(1, ge=1)  # for large ones, which small ones never wait for

@@ -121,7 +121,7 @@ async def test_a_list_of_other_files_is_not_opened(tmp_path: Path) -> None:
         await inspected(tmp_path, b"ID3" + playlist)
 
 
-def test_what_pillow_reads_is_left_to_it() -> None:
+def test_pictures_are_no_films() -> None:
     for head in (b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF\0\0\0\0WEBPVP8X", b"\0\0\0\x20ftypavis", b"<html>", b""):
         assert not is_film(head)
     assert all(is_film(film(name)) for name in ("mp4", "mp3", "wav"))

@@ -221,7 +221,7 @@ def test_sounds_survive_the_way_back(empty_url: str, engine: Engine) -> None:
     left = read(engine)["artifacts"]
     assert [(row["width"], row["height"], row["thumbhash"]) for row in left] == [(0, 0, "")] * 2
     migrate(empty_url)
-    forgotten = {"duration_seconds": None, "details": None}
+    forgotten = dict.fromkeys(("duration_seconds", "details", "thumbnail_error", "content_credentials"))
     assert read(engine)["artifacts"] == [row | forgotten for row in sounds]
 
 

@@ -73,6 +73,8 @@ async def test_the_type_is_what_the_bytes_say(server: FileServer, client: httpx.
         (picture(8, 8, format="WEBP"), "image/webp"),
         (picture(8, 8, format="GIF"), "image/gif"),
         (picture(8, 8, format="AVIF"), "image/avif"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf", "image/avif"),
+        (b"\0\0\0\x1cftypmsf1\0\0\0\0msf1avisiso8", "image/avif"),
         (b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41", "video/mp4"),
         (b"\0\0\0\x14ftypqt  \0\0\2\0qt  ", "video/quicktime"),
         (b"\x1aE\xdf\xa3\x9fB\x86\x81\x01B\xf7\x81\x01B\xf2\x81\x04B\xf3\x81\x08B\x82\x84webm", "video/webm"),
@@ -86,7 +88,21 @@ async def test_types_are_known_by_their_marks(data: bytes, content_type: str) ->
     assert content_type_of(data) == content_type
 
 
-@pytest.mark.parametrize("data", [b"", b"<html>not yet</html>", b"PK\x03\x04", b"\xff", b"GIF"])
+UNTAKEN = (
+    picture(8, 8, format="TIFF"),
+    picture(8, 8, format="BMP"),
+    b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic",  # HEIC
+    b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+)
+
+
+@pytest.mark.parametrize("data", UNTAKEN)
+async def test_other_pictures_are_told_what_is_taken(data: bytes) -> None:
+    with pytest.raises(BadOutput, match="PNG, JPEG, WebP, GIF, AVIF"):
+        content_type_of(data)
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>not yet</html>", b"PK\x03\x04", b"\xff", b"GIF", *UNTAKEN])
 async def test_anything_else_is_no_output(data: bytes) -> None:
     with pytest.raises(BadOutput):
         content_type_of(data)

@@ -43,6 +43,7 @@ ORPHAN_AGE = timedelta(days=1)
 ORPHAN_BATCH = 500
 MAX_PICTURE_BYTES = 512 * 1024 * 1024
 READ_BYTES = 1024 * 1024
+MAX_WAITING_UPLOADS = 16
 FILMS_AT_ONCE = 4  # that ffmpeg looks at, in a process
 Attempt = tuple[str, int]  # job id, attempt
 
@@ -81,11 +82,13 @@ class ArtifactStore:
         pictures: PictureWorkers,
         now: Callable[[], datetime] = utc_now,
         film_memory_bytes: int = MEMORY_BYTES,
+        max_waiting_uploads: int = MAX_WAITING_UPLOADS,
     ) -> None:
         self._storage = storage
         self._pictures = pictures
         self._now = now
         self._film_memory_bytes = film_memory_bytes
+        self._max_waiting_uploads = max_waiting_uploads
         self._films = asyncio.Semaphore(FILMS_AT_ONCE)
 
     async def store(
@@ -132,10 +135,13 @@ class ArtifactStore:
     async def store_upload(self, file: bytes | Path, *, content_type: str, owner_id: str) -> Artifact:
         """Check an uploaded picture, store it without its metadata, and return its record, which is not yet a row.
 
-        Raises `BadUpload` before anything is stored, and `StorageUnavailable`.
+        Raises `BadUpload`, or `PicturesBusy` if too many others of its size wait to be decoded, before anything is
+        stored; and `StorageUnavailable`.
         """
         picture = await self._pictures.run(read_upload, file, content_type, self._pictures.max_pixels)
-        ready = await self._pictures.run(_prepare_upload, picture, pixels=picture.pixels)
+        ready = await self._pictures.run(
+            _prepare_upload, picture, pixels=picture.pixels, max_waiting=self._max_waiting_uploads
+        )
         artifact_id = new_id()
         return await self._keep(
             f"{UPLOADS}/{artifact_id}",

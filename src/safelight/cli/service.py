@@ -43,10 +43,12 @@ def up(host: str | None, port: int | None, data_dir: Path | None, workers: int) 
     """
     import asyncio
 
+    from safelight.pictures import libvips
     from safelight.supervisor import Supervisor
 
     settings = load_settings(host=host, port=port, data_dir=data_dir)
     with refusing():
+        libvips()  # which each of its children needs
         code = asyncio.run(Supervisor(settings, io_workers=workers, quiet=False).run_until_stopped())
     raise click.exceptions.Exit(code)
 

@@ -1,4 +1,4 @@
-"""What is looked at before a process begins: the folder, the database and the queue that its settings name.
+"""What is looked at before a process begins: libvips, and the folder, database and queue that its settings name.
 
 What cannot work is refused in one sentence that says what to write instead; what is only away is waited for.
 """
@@ -27,14 +27,16 @@ def refusing() -> Generator[None]:
 
 
 def refuse_unusable(settings: "Settings") -> None:
-    """For the API or a worker alone: end with what to do about its folder, its database or its queue."""
+    """For the API or a worker alone: end with what to do about libvips, its folder, database or queue."""
     import asyncio
 
     from safelight.bootstrap import require_database, require_folder
     from safelight.errors import Unavailable
+    from safelight.pictures import libvips
     from safelight.valkey import require_redis
 
     with refusing():
+        libvips()
         asyncio.run(require_database(settings))
         if not settings.redis_url.get_secret_value():
             raise Failure(

@@ -5,6 +5,7 @@ from safelight.pictures.frame import Frame, read_frame
 from safelight.pictures.mark import Mark, Origin, marked
 from safelight.pictures.picture import (
     MAX_PIXELS,
+    PICTURE_TYPES,
     BadPicture,
     Picture,
     decode,
@@ -15,10 +16,11 @@ from safelight.pictures.picture import (
 from safelight.pictures.thumbnail import Look, Miniature, look_at, look_at_frame
 from safelight.pictures.upload import UPLOAD_TYPES, BadUpload, clean, read_upload
 from safelight.pictures.vips import LibvipsMissing, libvips
-from safelight.pictures.workers import PictureWorkers
+from safelight.pictures.workers import PicturesBusy, PictureWorkers
 
 __all__ = [
     "MAX_PIXELS",
+    "PICTURE_TYPES",
     "UPLOAD_TYPES",
     "BadPicture",
     "BadUpload",
@@ -31,6 +33,7 @@ __all__ = [
     "Origin",
     "Picture",
     "PictureWorkers",
+    "PicturesBusy",
     "clean",
     "credentials_of",
     "decode",

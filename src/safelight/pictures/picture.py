@@ -14,6 +14,7 @@ from safelight.pictures.vips import libvips
 
 PNG, JPEG, WEBP, GIF, AVIF = "image/png", "image/jpeg", "image/webp", "image/gif", "image/avif"
 LOADERS = {PNG: "pngload", JPEG: "jpegload", WEBP: "webpload", GIF: "gifload", AVIF: "heifload"}
+PICTURE_TYPES = frozenset(LOADERS)
 EXTENSIONS = {PNG: "png", JPEG: "jpg", WEBP: "webp", GIF: "gif", AVIF: "avif"}
 MARKS = ((b"\x89PNG\r\n\x1a\n", PNG), (b"\xff\xd8\xff", JPEG), (b"GIF87a", GIF), (b"GIF89a", GIF))
 AVIF_BRANDS = {b"avif", b"avis"}

@@ -6,6 +6,7 @@ are kept at four bits each.
 
 import base64
 import math
+from functools import cache
 from operator import mul
 from typing import Any
 
@@ -14,22 +15,25 @@ SIDE = 32  # the hash holds at most 7x7 waves: more pixels change nothing but th
 
 def thumbhash(image: Any) -> str:
     """Average colour, aspect and a blur (base64) of a small picture, as libvips holds it: sRGB or grey, eight bits."""
-    shrink = min(1.0, SIDE / max(image.width, image.height))
-    width, height = max(1, round(image.width * shrink)), max(1, round(image.height * shrink))
-    small = image.thumbnail_image(width, height=height, size="force", no_rotate=True).colourspace("srgb")
-    count = width * height
-    pixels = bytes((small if small.hasalpha() else small.addalpha()).write_to_memory())
-    red, green, blue, alpha = ([value / 255 for value in pixels[channel::4]] for channel in range(4))
-
-    covered = sum(alpha)
-    has_alpha = covered < count - 1e-6
+    shrink = max(1.0, image.width / SIDE, image.height / SIDE)
+    small = image.premultiply() if image.hasalpha() else image
+    small = small.shrink(min(shrink, image.width), min(shrink, image.height))
+    width, height, bands = small.width, small.height, small.bands
+    pixels = memoryview(small.write_to_memory()).cast("f" if image.hasalpha() else "B").tolist()
+    channels = [pixels[band::bands] for band in range(bands)]
+    alpha = [value / 255 for value in channels.pop()] if image.hasalpha() else []
+    has_alpha = sum(alpha) < len(alpha) - 1e-3
     if has_alpha:  # what is transparent takes the average colour
-        for channel in (red, green, blue):
-            average = sum(map(mul, channel, alpha)) / covered if covered else 0.0
-            channel[:] = [average * (1 - a) + value * a for value, a in zip(channel, alpha, strict=True)]
-    luminance = [(r + g + b) / 3 for r, g, b in zip(red, green, blue, strict=True)]
-    yellow = [(r + g) / 2 - b for r, g, b in zip(red, green, blue, strict=True)]
-    reddish = [r - g for r, g in zip(red, green, strict=True)]
+        covered = sum(alpha)
+        averages = [sum(channel) / covered if covered else 0.0 for channel in channels]
+        channels = [
+            [average * (1 - a) + value for a, value in zip(alpha, channel, strict=True)]
+            for average, channel in zip(averages, channels, strict=True)
+        ]
+    red, green, blue = channels * 3 if len(channels) == 1 else channels
+    luminance = [(r + g + b) / 765 for r, g, b in zip(red, green, blue, strict=True)]
+    yellow = [(r + g) / 510 - b / 255 for r, g, b in zip(red, green, blue, strict=True)]
+    reddish = [(r - g) / 255 for r, g in zip(red, green, strict=True)]
 
     limit = 5 if has_alpha else 7  # fewer waves of luminance leave room for alpha
     across = max(1, _round(limit * width / max(width, height)))
@@ -61,11 +65,11 @@ def _round(value: float) -> int:
 
 def _waves(channel: list[float], width: int, height: int, across: int, down: int) -> tuple[float, list[float], float]:
     """The average of a channel, its waves scaled to 0-1, and that scale."""
-    rows = [channel[y * width : (y + 1) * width] for y in range(height)]
-    columns = [[math.cos(math.pi / height * cy * (y + 0.5)) for y in range(height)] for cy in range(down)]
+    rows = [channel[start : start + width] for start in range(0, width * height, width)]
+    columns = [_cosines(cy, height) for cy in range(down)]
     found: dict[tuple[int, int], float] = {}
     for cx in range(across):
-        cosines = [math.cos(math.pi / width * cx * (x + 0.5)) for x in range(width)]
+        cosines = _cosines(cx, width)
         sums = [sum(map(mul, row, cosines)) for row in rows]
         for cy in range(down):
             if cx * down < across * (down - cy):
@@ -74,3 +78,8 @@ def _waves(channel: list[float], width: int, height: int, across: int, down: int
     waves = [found[key] for key in sorted(found)]
     scale = max(map(abs, waves), default=0.0)
     return average, [0.5 + 0.5 / scale * wave for wave in waves] if scale > 0 else waves, scale
+
+
+@cache  # at most 7 waves of at most 32 samples
+def _cosines(wave: int, samples: int) -> list[float]:
+    return [math.cos(math.pi / samples * wave * (sample + 0.5)) for sample in range(samples)]

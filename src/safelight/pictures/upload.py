@@ -55,7 +55,10 @@ def read_upload(source: Source, content_type: str, max_pixels: int = MAX_PIXELS)
     """The head of an uploaded picture, which must be of the type it is given as. Raises `BadUpload`."""
     found = type_of(head_of(source))
     if found is None:
-        raise BadUpload(f"The uploaded file is not a picture, although its type is given as {content_type}.")
+        raise BadUpload(
+            f"The uploaded file is no picture of a known format, although its type is given as {content_type}. "
+            "A PNG, JPEG or WebP is taken."
+        )
     if found != content_type:
         raise UploadMismatch(f"The uploaded file is a picture of type {found}, although given as {content_type}.")
     try:

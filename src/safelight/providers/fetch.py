@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import httpx
 
+from safelight.pictures import PICTURE_TYPES, type_of
 from safelight.providers.address import (
     FetchRefused,
     Network,
@@ -119,33 +120,33 @@ def content_type_of(data: bytes) -> str:
     if not data:
         raise BadOutput("The file is empty.")
     head = data[:HEAD_BYTES]
+    if picture := type_of(head):
+        return picture
     for mark, content_type in MARKS:
         if head.startswith(mark):
             return content_type
     if head[:4] == b"RIFF" and head[8:12] in RIFFS:
         return RIFFS[head[8:12]]
-    if head[4:8] == b"ftyp":
+    if head[4:8] == b"ftyp" and head[8:12] not in OTHER_PICTURES:
         return BRANDS.get(head[8:12], "video/mp4")
     if head[:4] == b"\x1aE\xdf\xa3":
         return "video/webm" if b"webm" in head else "video/x-matroska"
     if head[0] == 0xFF and len(head) > 1 and head[1] & 0xE6 == 0xE2:  # MPEG audio layer III, any version
         return "audio/mpeg"
-    raise BadOutput("The file is no picture, video or sound of a known format.")
+    raise BadOutput("The file is no picture (PNG, JPEG, WebP, GIF, AVIF), video or sound of a known format.")
 
 
 MARKS = (
-    (b"\x89PNG\r\n\x1a\n", "image/png"),
-    (b"\xff\xd8\xff", "image/jpeg"),
-    (b"GIF87a", "image/gif"),
-    (b"GIF89a", "image/gif"),
     (b"ID3", "audio/mpeg"),
     (b"fLaC", "audio/flac"),
     (b"OggS", "audio/ogg"),
 )
-RIFFS = {b"WEBP": "image/webp", b"WAVE": "audio/wav", b"AVI ": "video/x-msvideo"}
-BRANDS = {b"avif": "image/avif", b"avis": "image/avif", b"qt  ": "video/quicktime", b"M4A ": "audio/mp4"}
+RIFFS = {b"WAVE": "audio/wav", b"AVI ": "video/x-msvideo"}
+BRANDS = {b"qt  ": "video/quicktime", b"M4A ": "audio/mp4"}
+OTHER_PICTURES = {b"mif1", b"msf1", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}  # HEIC, and what is no AVIF
 KNOWN_TYPES = frozenset(
-    {content_type for _, content_type in MARKS}
+    PICTURE_TYPES
+    | {content_type for _, content_type in MARKS}
     | {*RIFFS.values(), *BRANDS.values(), "video/mp4", "video/webm", "video/x-matroska"}
 )
 
