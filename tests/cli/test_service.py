@@ -9,7 +9,6 @@ import pytest
 
 from patience import PATIENCE_SECONDS
 
-
 NO_MODULE, NO_LIBRARY = "no module of this name", "libvips.so.42: cannot open shared object file"
 
 
