@@ -164,6 +164,16 @@ def test_several_pictures_of_a_size(service: Service) -> None:
     assert [(made["width"], made["height"]) for made in job["artifacts"]] == [(96, 64)] * 2
 
 
+def test_a_picture_that_is_too_tall_for_a_thumbnail_of_its_width_is_a_result(service: Service) -> None:
+    strip = {"class_type": "EmptyImage", "inputs": {"width": 512, "height": 16_384, "batch_size": 1, "color": 0}}
+    fields: dict[str, Any] = {"checkpoint_model": None, "width": None, "height": None, "seed": None}
+    job = service.end_of(submit(service, **fields, workflow=workflow(**{"1": strip})))
+    assert (job["status"], job["attempt"]) == ("completed", 1), job["error"]
+    [made] = job["artifacts"]
+    assert (made["width"], made["height"], made["thumbnail_error"]) == (512, 16_384, None)
+    assert made["thumbnails"][-1]["height"] == 16_383
+
+
 def test_a_seed_is_shown_where_one_is_used(service: Service) -> None:
     fields: dict[str, Any] = {"checkpoint_model": None, "width": None, "height": None, "seed": None}
     drawn = service.end_of(submit(service, seed=None))

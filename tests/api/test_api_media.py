@@ -12,6 +12,7 @@ from api_service import Json, Service, assert_shape, eventually, order, settings
 
 from films import film
 from hostile_urls import MALFORMED
+from made_pictures import RED_AT, encoded, halves, opened, turned
 from patience import PATIENCE_SECONDS
 from safelight.api.media.imports import MAX_PROBES, ProbeView
 from servers import ValkeyServer
@@ -98,6 +99,40 @@ def test_an_import_is_a_job_and_its_file_an_artifact(importer: Service, host: Me
     assert made["thumbnails"]
     assert importer.http.get(made["url"]).content == film("mp4")
     assert not unfinished(importer)
+
+
+@pytest.mark.parametrize(("name", "orientation"), [("JPEG", 6), ("PNG", 8), ("WEBP", 3), ("AVIF", 5)])
+def test_a_photograph_is_shown_as_it_was_held(importer: Service, host: MediaHost, name: str, orientation: int) -> None:
+    data = turned(name, "RGB", orientation)
+    host.files["/photo"] = (f"image/{name.lower()}", data)
+    ended = importer.end_of(store(importer, f"{host.url}/photo")["id"])
+    assert ended["status"] == "completed", ended["error"]
+    [made] = ended["artifacts"]
+    place = RED_AT[orientation]
+    size = (40, 20) if place[1] == 10 else (20, 40)
+    assert (made["content_type"], made["width"], made["height"]) == (f"image/{name.lower()}", *size)
+    assert importer.http.get(made["url"]).content == data
+    for thumbnail in made["thumbnails"]:
+        image = opened(importer.http.get(thumbnail["url"]).content).convert("RGB")
+        assert image.size == (thumbnail["width"], thumbnail["height"]) == size
+        red = image.getpixel(place)
+        assert isinstance(red, tuple)
+        assert red[0] > 180 > 60 > red[2]
+
+
+def test_a_phone_picture_of_two_pictures_is_imported_as_a_jpeg(importer: Service, host: MediaHost) -> None:
+    data = encoded(halves(), "MPO", save_all=True, append_images=[halves("L")])
+    host.files["/phone.jpg"] = ("image/jpeg", data)
+    ended = importer.end_of(store(importer, f"{host.url}/phone.jpg")["id"])
+    assert ended["status"] == "completed", ended["error"]
+    [made] = ended["artifacts"]
+    assert (made["content_type"], made["width"], made["height"], made["thumbnail_error"]) == (
+        "image/jpeg",
+        40,
+        20,
+        None,
+    )
+    assert importer.http.get(made["url"]).content == data
 
 
 def test_its_progress_is_told_in_bytes(importer: Service, host: MediaHost) -> None:

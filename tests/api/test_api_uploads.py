@@ -63,6 +63,27 @@ def test_an_upload_becomes_an_artifact(service: Service, name: str, ending: str)
 
 
 @pytest.mark.parametrize(
+    ("name", "size", "thumbnail"),
+    [
+        ("JPEG", (790, 36_861), (351, 16_383)),
+        ("PNG", (2, 20_000), (2, 16_383)),
+        ("JPEG", (20_000, 2), (512, 1)),
+    ],
+)
+def test_a_strip_of_any_length_is_taken(
+    service: Service, name: str, size: tuple[int, int], thumbnail: tuple[int, int]
+) -> None:
+    data = picture(name, size, quality=50)
+    response = service.http.post(UPLOADS, content=data, headers={"Content-Type": f"image/{name.lower()}"})
+    assert response.status_code == 201, response.text
+    artifact = response.json()
+    assert (artifact["width"], artifact["height"], artifact["thumbnail_error"]) == (*size, None)
+    largest = artifact["thumbnails"][-1]
+    assert (largest["width"], largest["height"]) == thumbnail
+    assert Image.open(BytesIO(service.http.get(largest["url"]).content)).size == thumbnail
+
+
+@pytest.mark.parametrize(
     "name", ["../../etc/passwd", "..\\..\\x", "a\0b.png", "/etc/passwd", "x" * 3000, "<script>.png"]
 )
 def test_a_hostile_name_is_not_taken(service: Service, name: str) -> None:
