@@ -94,7 +94,8 @@ class _Request(asyncio.Protocol):
 
 class _Registry(Registry):
     def __init__(self, mock_mode: bool, default: str, own: Mapping[str, Own], **more: Any) -> None:
-        super().__init__(False, default, {**own, "null": Own(NullProvider), "waiting": Own(WaitingProvider)}, **more)
+        ours = {"null": Own(NullProvider), "waiting": Own(WaitingProvider)}
+        super().__init__(False, default or "mock", {**own, **ours}, **more)
 
 
 async def _store(self: ArtifactStore, *, job_id: str, attempt: int, position: int, **order: Any) -> Artifact:

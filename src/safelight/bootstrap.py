@@ -62,7 +62,7 @@ class _Announcements:
         self._stream = stream
         self._hints = hints
 
-    def event(self, event: JobEvent) -> None:
+    def event(self, job: Job, event: JobEvent) -> None:
         payload = event.as_json()
         result = event.as_celery_result()
         self._stream.publish(event.job_id, event.task_id, event.as_message(payload), payload, result, event.batch_id)
@@ -71,6 +71,8 @@ class _Announcements:
             job_id=event.job_id,
             task_id=event.task_id,
             request_id=event.request_id,
+            owner_id=job.owner_id,
+            tier=job.tier,
             attempt=event.attempt,
             status=event.status,
             version=event.version,

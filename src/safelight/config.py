@@ -163,6 +163,7 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(30, gt=0)
     beat_seconds: float = Field(5, gt=0)
     rehint_seconds: float = Field(5, gt=0)  # first wait before an unclaimed hint is sent again
+    start_seconds: float = Field(300, gt=0)  # how long `up` waits for each of its parts, and for a Redis that is named
     drain_seconds: float = Field(20, ge=0)  # how long a worker lets running jobs finish after SIGTERM
     stuck_loop_seconds: float = Field(30, gt=0)  # a loop that stands still this long ends its process
     io_slots: int = Field(1000, ge=1)

@@ -29,7 +29,7 @@ from safelight.api.batches.view import BatchList, BatchView
 from safelight.api.job_view import ArtifactView, AttemptList, JobList, JobView
 from safelight.api.problems import Problem
 from safelight.api.server import server_of
-from safelight.api.service.health import ReadyView
+from safelight.api.service.health import BriefView, ReadyView
 from safelight.api.service.providers import ProviderList, ProviderView
 from safelight.api.stories.view import (
     ChapterList,
@@ -334,7 +334,7 @@ SHAPES: tuple[tuple[str, type[BaseModel] | UnionType], ...] = (
     (r"/api/v1/characters/[^/]+/image/status", PortraitView),
     (r"/api/v1/characters/[^/]+/images", ImageList),
     (r"/api/v1/artifacts/[^/]+", ArtifactView),
-    (r"(/api/v1)?/health/ready", ReadyView),
+    (r"(/api/v1)?/health/ready", ReadyView | BriefView),
     (r"/api/v1/providers", ProviderList),
     (r"/api/v1/providers/[^/]+", ProviderView),
 )

@@ -170,7 +170,7 @@ def test_the_same_key_is_the_same_import(importer: Service, host: MediaHost) -> 
 def test_a_failed_import_is_tried_again_as_asked(importer: Service, host: MediaHost) -> None:
     job = store(importer, f"{host.url}/nowhere.mp4", metadata={"user": "42"}, max_height=480)
     ended = importer.end_of(job["id"])
-    assert (ended["status"], ended["error"]["code"]) == ("failed", "source_not_found")
+    assert (ended["status"], ended["error"]["code"]) == ("failed", "source_refused")
     again = importer.http.post(job["urls"]["retry"], json={"url": f"{host.url}/lighthouse.webm"})
     assert again.status_code == 202, again.text
     assert again.json()["origin_job_id"] == job["id"]
@@ -284,7 +284,7 @@ def test_a_look(importer: Service, host: MediaHost) -> None:
     [
         ("/words.html", 422, "no_media"),
         ("/fake.mp4", 422, "not_media"),
-        ("/nowhere.mp4", 422, "source_not_found"),
+        ("/nowhere.mp4", 422, "source_refused"),
         ("/huge.mp4", 422, "media_too_large"),
         ("/status?code=503", 503, "source_unavailable"),
         ("/redirect?to=http://169.254.169.254/", 422, "address_refused"),

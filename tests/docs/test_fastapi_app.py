@@ -1,6 +1,7 @@
 """The app of the page on FastAPI apps, run as it stands beside a real Safelight: its users, streams and files."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,8 @@ def app_url(
     folder = tmp_path_factory.mktemp("app")
     database = f"sqlite:///{shutil.copy(sqlite_template, folder / 'safelight.db')}"
     accounts = {"auth": "required", "jwt_secret": SECRET, "jwt_audience": "safelight"}
-    service = Service(settings_for(folder, shared_valkey, database, **accounts), shared_valkey)
+    service = Service(settings_for(folder, shared_valkey, database, **accounts), shared_valkey, worker=False)
+    service.start_worker()  # whether it is heard from, nobody is told without a key
     [(_, program)] = blocks(PAGE, "python")
     # Beside what the page shows, so that the test can see what the app learnt.
     (folder / "app.py").write_text(program + '\n\n@app.get("/learnt")\nasync def learnt():\n    return pictures\n')
@@ -61,12 +63,17 @@ def test_a_wish_its_events_its_end_and_its_picture(app_url: str) -> None:
         job_id = asked.json()["id"]
         told = ada.get(f"/pictures/{job_id}/events").text  # to its end
         assert "event: job.snapshot" in told
-        assert ada.get(f"/pictures/{job_id}").json()["status"] == "completed"
+        job = ada.get(f"/pictures/{job_id}").json()
+        assert job["status"] == "completed"
         await_true(lambda: job_id in ada.get("/learnt").json())
-        assert ada.get("/learnt").json()[job_id][0].startswith("/api/v1/artifacts/")
-        assert ada.get(f"/pictures/{job_id}/0").content.startswith(b"\x89PNG")
-        again = ada.get(f"/pictures/{job_id}/events", headers={"Last-Event-ID": "2"})
-        assert "job.completed" in again.text and "job.snapshot" not in again.text
+        [url] = ada.get("/learnt").json()[job_id]
+        assert url == job["artifacts"][0]["url"]
+        assert ada.get(url).content.startswith(b"\x89PNG")
+        assert ada.get(url, headers={"X-User": "bob"}).status_code == 404
+        missed = ada.get(f"/pictures/{job_id}/events", headers={"Last-Event-ID": "2"})
+        assert "event: job.completed" in missed.text
+        last = re.findall(r"^id: (\d+)$", missed.text, re.MULTILINE)[-1]
+        assert ada.get(f"/pictures/{job_id}/events", headers={"Last-Event-ID": last}).status_code == 204
 
 
 def test_what_belongs_to_one_user_does_not_exist_for_another(app_url: str) -> None:
@@ -77,5 +84,5 @@ def test_what_belongs_to_one_user_does_not_exist_for_another(app_url: str) -> No
 
 
 def test_what_is_wrong_with_a_wish_is_told_as_safelight_says_it(app_url: str) -> None:
-    wrong = httpx.post(f"{app_url}/pictures", json={"prompt": "x" * 100_000}, headers={"X-User": "ada"}, timeout=60)
+    wrong = httpx.post(f"{app_url}/pictures", json={"prompt": ""}, headers={"X-User": "ada"}, timeout=60)
     assert (wrong.status_code, wrong.headers["content-type"]) == (422, "application/problem+json")

@@ -48,7 +48,9 @@ def celery(stack: Stack) -> Iterator[Celery]:
     yield begin
     for process in begun:
         process.kill()
-        process.communicate()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def answer(process: "subprocess.Popen[str]") -> str:

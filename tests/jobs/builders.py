@@ -51,7 +51,7 @@ class Tape:
         self.hints: list[Job] = []
         self.nudges: list[str] = []
 
-    def event(self, event: JobEvent) -> None:
+    def event(self, job: Job, event: JobEvent) -> None:
         self.events.append(event)
 
     def hint(self, job: Job) -> None:

@@ -132,18 +132,23 @@ async def test_only_waiting_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "code", "most"),
+    ("path", "status", "most"),
     [
-        ("/status?code=401", "source_refused", 1),
-        ("/status?code=451", "source_refused", 1),
-        ("/status?code=403", "source_refused", 2),  # yt-dlp may ask as well
-        ("/forbidden.html", "source_refused", 4),
-        ("/forbidden.m3u8", "source_refused", 9),  # yt-dlp asks for a piece four times
+        ("/gone.html", 404, 4),
+        ("/nowhere.mp4", 404, 1),
+        ("/status?code=410", 410, 1),
+        ("/status?code=401", 401, 1),
+        ("/status?code=451", 451, 1),
+        ("/status?code=403", 403, 2),  # yt-dlp may ask as well
+        ("/forbidden.html", 403, 4),
+        ("/forbidden.m3u8", None, 9),  # yt-dlp asks for a piece four times, and does not say why it gives up
+        ("/gone.m3u8", None, 9),
     ],
 )
-async def test_a_no_is_no_outage(make: Make, host: MediaHost, path: str, code: str, most: int) -> None:
+async def test_a_no_is_no_outage(make: Make, host: MediaHost, path: str, status: int | None, most: int) -> None:
     error = await refusal(make(), host.url + path)
-    assert (error.code, error.retryable) == (code, False)
+    assert (error.code, error.retryable, error.details.get("http_status")) == ("source_refused", False, status)
+    assert ("There is nothing" in error.message) == (status in (404, 410))
     assert len(host.asked) <= most
 
 

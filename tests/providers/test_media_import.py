@@ -213,8 +213,6 @@ async def test_a_name_that_stands_for_another_address_on_the_second_look(
         ("/fake.html", "not_media", False),
         ("/broken.mp4", "not_media", False),
         ("/empty.mp4", "not_media", False),
-        ("/nowhere.mp4", "source_not_found", False),
-        ("/status?code=410", "source_not_found", False),
         ("/status?code=503", "source_unavailable", True),
         ("/status?code=429", "source_unavailable", True),
         ("/huge.mp4", "media_too_large", False),

@@ -44,8 +44,10 @@ class MediaHost:
             "/choice.m3u8": ("application/vnd.apple.mpegurl", CHOICE),
             "/inner.m3u8": ("audio/x-mpegurl", _list("http://169.254.169.254/piece.ts")),
             "/forbidden.m3u8": ("application/vnd.apple.mpegurl", _list("/status?code=403")),
+            "/gone.m3u8": ("application/vnd.apple.mpegurl", _list("/status?code=404")),
             "/drip.html": ("text/html", _page('<video src="/drip"></video>')),
             "/forbidden.html": ("text/html", _page('<video src="/status?code=403"></video>')),
+            "/gone.html": ("text/html", _page('<video src="/status?code=404"></video>')),
             "/piece.ts": ("video/mp2t", film("ts")),
             "/words.html": ("text/html", _page("<p>Only words.</p>")),
         }

@@ -2,7 +2,8 @@
 
 `fake_stack.py up DATA_DIR` runs the real supervisor (and the real Valkey); the other roles are its children.
 `FAKE_WORKER` chooses how a worker behaves: `steady`, `stubborn` (ignores SIGTERM) or `broken` (dies at once);
-`FAKE_GRACE` is how many seconds it is given to stop.
+`FAKE_GRACE` is how many seconds it is given to stop. `FAKE_API=busy`: the API takes connections and is never ready;
+`FAKE_TELL` is how many seconds pass between two words on what is waited for.
 """
 
 import asyncio
@@ -29,6 +30,7 @@ def up(data_dir: str) -> int:
     stack.ChildHost = partial(ChildHost, restarts=Restarts(first_delay=0.05))  # pyright: ignore
     stack.python = lambda *arguments: (sys.executable, __file__, *arguments)
     stack.WORKER_GRACE = float(os.environ.get("FAKE_GRACE", stack.WORKER_GRACE))  # pyright: ignore
+    stack.TELL_SECONDS = float(os.environ.get("FAKE_TELL", stack.TELL_SECONDS))  # pyright: ignore
     supervisor = Supervisor(load_settings(data_dir=Path(data_dir), port=0), io_workers=1, quiet=False)
     try:
         return asyncio.run(supervisor.run_until_stopped())
@@ -39,7 +41,7 @@ def up(data_dir: str) -> int:
 
 class Api(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        self.answer(200, JOB)
+        self.answer(503 if os.environ.get("FAKE_API") == "busy" else 200, JOB)
 
     def do_POST(self) -> None:
         self.answer(202, JOB)

@@ -90,6 +90,20 @@ def test_stops_in_order_and_leaves_nothing(start: Callable[..., FakeStack]) -> N
     assert (stack.data_dir / "logs" / "io-1.log").read_text() == "working\n"
 
 
+def test_what_is_waited_for_is_told(start: Callable[..., FakeStack]) -> None:
+    stack = start(FAKE_API="busy", FAKE_TELL="0.1")
+    log = stack.data_dir / "logs" / "safelight.log"
+    await_true(lambda: log.exists() and "Waiting for the API to answer, " in log.read_text())
+    stack.process.send_signal(signal.SIGINT)
+    assert "Waiting for the API to answer, " in stack.output()
+
+
+def test_nothing_is_waited_for_longer_than_the_setting_says(start: Callable[..., FakeStack]) -> None:
+    stack = start(SAFELIGHT_START_SECONDS="0.001")
+    assert "Valkey did not answer within 0.001 s. SAFELIGHT_START_SECONDS lets" in stack.output()
+    assert stack.process.returncode == 5
+
+
 def test_kills_what_ignores_the_request_to_stop(start: Callable[..., FakeStack]) -> None:
     stack = start(FAKE_WORKER="stubborn")
     stack.wait_until_ready()

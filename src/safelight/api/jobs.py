@@ -324,7 +324,7 @@ async def accept(
     verdict = await take_tokens(world, asker)
     if verdict is not None and not verdict.is_allowed:
         return too_quick(request, verdict)
-    new = replace(new, hint=has_room(new, world))
+    new = replace(new, tier=asker.tier, hint=has_room(new, world))
     outcome = await (world.database.write_one(world.jobs.submit, new) if submit is None else submit(new))
     if not isinstance(outcome, Submitted):
         raise outcome
@@ -336,7 +336,8 @@ async def accept(
             task_id=job.celery_task_id,
             kind=job.kind,
             provider=job.provider,
-            tier=asker.tier,
+            owner_id=job.owner_id,
+            tier=job.tier,
             chapter_id=job.chapter_id,
             scene_number=job.scene_number,
         )

@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 from pydantic import SecretStr
 
-from safelight.cli.service import refuse_without_queue
 from safelight.cli.settings import load_settings
+from safelight.cli.start import refuse_without_queue
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from safelight.supervisor import Supervisor
 
 DEFAULT_DATA_DIR = Path(".safelight")  # as in config.py, which a client command has no need to load
-BUSY_SECONDS = 90.0  # how long to wait for a stack that is starting or being cleared away
+TELL_SECONDS = 10.0  # between two words on a start that takes long
 PATIENCE = 60.0  # seconds a server may be away while we watch; less where we could start one ourselves
 LOCAL_PATIENCE = 8.0
 
@@ -144,14 +144,17 @@ class StackAccess:
 
         settings = load_settings(data_dir=self.data_dir, host="127.0.0.1", port=0)
         self._say("Starting Safelight for this job...")
-        give_up = time.monotonic() + BUSY_SECONDS
+        begun = told = time.monotonic()  # at a stack of another that is starting or being cleared away
         while True:
             own = OwnStack(Supervisor(settings, io_workers=1, quiet=True))
             try:
-                url = own.start()
+                url = own.start(self._say)
             except StackRunning as error:
-                if time.monotonic() > give_up:
+                if time.monotonic() > begun + settings.start_seconds:
                     raise Failure(error.detail, Exit.UNAVAILABLE) from None
+                if time.monotonic() > told + TELL_SECONDS:
+                    told = time.monotonic()
+                    self._say(f"Still waiting: {error.detail}")
                 time.sleep(0.25)
                 if found := self._find():
                     return found
@@ -177,12 +180,17 @@ class OwnStack:
         self._ending = asyncio.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._live()), name="stack")
 
-    def start(self) -> str:
-        """Start it and return its address."""
+    def start(self, say: Callable[[str], None]) -> str:
+        """Start it and return its address; now and then a word that it takes long."""
         signal.signal(signal.SIGTERM, end_in_order)
         self._thread.start()
+        begun = time.monotonic()
         try:
-            return self._started.result()
+            while True:
+                done, _ = wait([self._started], TELL_SECONDS)
+                if done:
+                    return self._started.result()
+                say(f"Safelight is still starting, {time.monotonic() - begun:.0f} s so far.")
         except BaseException:
             self.stop()
             raise

@@ -38,12 +38,17 @@ def refuse_unusable(settings: "Settings") -> None:
     with refusing():
         libvips()
         asyncio.run(require_database(settings))
-        if not settings.redis_url.get_secret_value():
-            raise Failure(
-                "SAFELIGHT_REDIS_URL is not set. `safelight up` starts a queue of its own; the API or a worker alone "
-                "needs to be told of one, as in redis://127.0.0.1:6379.",
-                Exit.USAGE,
-            )
+        refuse_without_queue(settings)
         require_folder(settings)
         with contextlib.suppress(Unavailable):  # it is waited for, and the log says so
             asyncio.run(require_redis(settings.redis_url.get_secret_value(), database=settings.redis_database))
+
+
+def refuse_without_queue(settings: "Settings") -> None:
+    """End the command if no setting names a queue."""
+    if not settings.redis_url.get_secret_value():
+        raise Failure(
+            "SAFELIGHT_REDIS_URL is not set. `safelight up` starts a queue of its own; the API or a worker alone "
+            "needs to be told of one, as in redis://127.0.0.1:6379.",
+            Exit.USAGE,
+        )

@@ -213,6 +213,8 @@ class Dispatcher:
                 job_id=job.id,
                 task_id=job.celery_task_id,
                 request_id=job.request_id,
+                owner_id=job.owner_id,
+                tier=job.tier,
                 attempt=job.attempt,
                 to=job.status,
             )

@@ -145,6 +145,7 @@ class Job:
     input_images: list[str] | None = None
     template_definition: dict[str, Any] | None = None
     progress_reached: int | None = None
+    tier: str | None = None
 
     @property
     def is_terminal(self) -> bool:
@@ -173,6 +174,7 @@ class NewJob:
     start_within_seconds: float | None = None
     idempotency_key: str | None = None
     fingerprint: str = ""
+    tier: str | None = None  # of whoever submits it
     hint: bool = False  # the caller found room for a hint: wake a worker as soon as this is committed
 
     @property
@@ -252,6 +254,7 @@ jobs = Table(
     Column("input_images", Json),
     Column("template_definition", Json),  # what the template said when the job was submitted
     Column("progress_reached", Integer),  # the furthest that an attempt before this one came
+    Column("tier", String(40)),  # of whoever submitted it, at that time
 )
 
 # States of a row in the words of the indexes' conditions, so that those can serve. Without the type Boolean, or SQLite

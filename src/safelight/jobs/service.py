@@ -85,7 +85,7 @@ class Submitted:
 class Announcer(Protocol):
     """Where events, hints and nudges go once they are committed. None of them waits or fails."""
 
-    def event(self, event: JobEvent) -> None: ...
+    def event(self, job: Job, event: JobEvent) -> None: ...
 
     def hint(self, job: Job) -> None: ...
 
@@ -165,6 +165,7 @@ class Jobs:
                 "celery_task_id": each.id,
                 "kind": each.kind,
                 "owner_id": each.owner_id,
+                "tier": each.tier,
                 "queue": each.queue,
                 "hint_count": int(each.hint),
             }
@@ -280,7 +281,7 @@ class Jobs:
         return taken
 
     def _tell(self, job: Job) -> None:
-        self._announcer.event(events.of_state(job))
+        self._announcer.event(job, events.of_state(job))
 
     def decline(self, tx: Tx, job_id: str) -> None:
         """A leaving worker met a hint: let dispatch send another at once."""
@@ -526,7 +527,7 @@ class Jobs:
     def _settled(self, tx: Tx, job: Job, made: Sequence[Artifact]) -> None:
         for follower in self._followers:
             follower.settled(tx, job)
-        tx.on_commit(lambda: self._announcer.event(events.of_state(job, made)))
+        tx.on_commit(lambda: self._announcer.event(job, events.of_state(job, made)))
 
 
 def get(tx: Tx, job_id: str, owner_id: str) -> Job | None:

@@ -8,7 +8,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 API = "/api/v1"
-PROBE_SECONDS = 60.0
 PROBE_JOB = {
     "prompt": "safelight probe",
     "provider": "mock",
@@ -25,9 +24,9 @@ async def is_live(url: str) -> bool:
     return (await request(url, "GET", f"{API}/health/live"))[0] == 200
 
 
-async def send_job(url: str, api_key: str | None = None) -> str:
-    """Send the probe job through the queue and return why it did not come back, or nothing when it did."""
-    give_up = time.monotonic() + PROBE_SECONDS
+async def send_job(url: str, seconds: float, api_key: str | None = None) -> str:
+    """Send the probe job through the queue and return why it did not come back in time, or nothing when it did."""
+    give_up = time.monotonic() + seconds
     status, job = await request(url, "POST", f"{API}/generation-jobs", PROBE_JOB, wait=2, api_key=api_key)
     if status not in (200, 202):
         return f"the API refused it ({status or 'no answer'}: {job.get('detail') or 'no details'})"

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -39,8 +39,9 @@ from safelight.valkey import require_redis
 # Stopping takes at most 5 s in all, and graces nest: a worker drains for less than it is given.
 DRAIN_SECONDS = 1.5
 WORKER_GRACE, API_GRACE, VALKEY_GRACE = 2.5, 1.5, 0.7
-START_SECONDS = 120.0  # for each thing waited for; on an idle machine all of them need 3
+TELL_SECONDS = 10.0  # between two words on what is waited for; on an idle machine all of it needs 3
 REFUSAL = "Error: "  # how a command begins the sentence with which it refuses
+PAUSE = 0.03  # between two looks at a part that starts
 REDIS_PAUSE = 5.0  # between two looks at a Redis that is away
 LINE_WIDTH = 240  # of a child's last words inside a message; its file has them whole
 
@@ -127,7 +128,7 @@ class Supervisor:
         ]
         for child in (self._api, *self._workers):
             child.start()
-        await self._unless_lost(until(lambda: is_live(self.url), "The API did not answer"), self._api)
+        await self._unless_lost(self._until("the API", lambda: is_live(self.url)), self._api)
         await self._unless_lost(self._probe(), self._api)
         self._lock.publish(self.url, None if redis_url else embedded_url, everywhere=not self._quiet)
         self._is_ready = True
@@ -162,14 +163,16 @@ class Supervisor:
 
     async def _migrate(self, host: ChildHost) -> None:
         child = self._child(host, "migrate", python("migrate"), shows=lambda line: not line.startswith(REFUSAL))
-        if await child.run_once():
+        async with self._telling("the database to be brought up to date"):
+            code = await child.run_once()
+        if code:
             if child.tail and child.tail[-1].startswith(REFUSAL):  # which says what is wrong and what to do
                 raise StartFailed(child.tail[-1].removeprefix(REFUSAL))
             raise StartFailed(f"The database could not be migrated.{last_lines(child)}")
 
     async def _await_redis(self, url: str) -> None:
         """What can never work is refused at once; a server that is away may start beside us."""
-        give_up = time.monotonic() + START_SECONDS
+        give_up = time.monotonic() + self._settings.start_seconds
         while True:
             try:
                 await require_redis(url, database=self._settings.redis_database)
@@ -194,7 +197,7 @@ class Supervisor:
             self._valkey = self._child(host, "valkey", command, shows=valkey.is_worth_showing)
             self._valkey.start()
             try:
-                waiting = until(lambda: valkey.answers(socket_path), "Valkey did not answer", pause=0.02)
+                waiting = self._until("Valkey", lambda: valkey.answers(socket_path))
                 await self._unless_lost(waiting, self._valkey)
                 return
             except StartFailed:
@@ -207,11 +210,39 @@ class Supervisor:
                 self._say(f"Valkey could not start on its files; beginning with new ones. The old: {aside}")
 
     async def _probe(self) -> None:
-        async with passing_key(self._settings) as api_key:
-            problem = await send_job(self.url, api_key)
+        async with passing_key(self._settings) as api_key, self._telling("the first job to come back"):
+            problem = await send_job(self.url, self._settings.start_seconds, api_key)
         if problem:
             told = "".join(f"\n  {worker.name} said:{last_lines(worker)}" for worker in self._workers[:1])
             raise StartFailed(f"The probe job did not get through: {problem}.{told}")
+
+    async def _until(self, what: str, answers: Callable[[], Awaitable[bool]]) -> None:
+        """Wait until it answers, and fail with a sentence instead of waiting for ever."""
+        async with self._telling(f"{what} to answer"):
+            give_up = time.monotonic() + self._settings.start_seconds
+            while not await answers():
+                if time.monotonic() > give_up:
+                    raise StartFailed(
+                        f"{what[0].upper()}{what[1:]} did not answer within {self._settings.start_seconds:g} s. "
+                        "SAFELIGHT_START_SECONDS lets a slow machine take longer."
+                    )
+                await asyncio.sleep(PAUSE)
+
+    @contextlib.asynccontextmanager
+    async def _telling(self, what: str) -> AsyncGenerator[None]:
+        """Say now and then what is waited for: silence looks like a hang."""
+
+        async def tell() -> None:
+            begun = time.monotonic()
+            while True:
+                await asyncio.sleep(TELL_SECONDS)
+                self._say(f"Waiting for {what}, {time.monotonic() - begun:.0f} s so far.")
+
+        telling = asyncio.create_task(tell())
+        try:
+            yield
+        finally:
+            telling.cancel()
 
     async def _unless_lost(self, waiting: Coroutine[Any, Any, None], child: Child) -> None:
         """Wait, but not for something that cannot come any more: this child died, or another was given up."""
@@ -363,15 +394,6 @@ def make_runtime_dir() -> Path:
         return made
     made.rmdir()
     return Path(tempfile.mkdtemp(prefix="safelight-", dir="/tmp"))
-
-
-async def until(check: Callable[[], Awaitable[bool]], otherwise: str, *, pause: float = 0.05) -> None:
-    """Wait until the check holds, and fail with a sentence instead of waiting for ever."""
-    give_up = time.monotonic() + START_SECONDS
-    while not await check():
-        if time.monotonic() > give_up:
-            raise StartFailed(f"{otherwise} within {START_SECONDS:g} s.")
-        await asyncio.sleep(pause)
 
 
 def last_lines(child: Child) -> str:

@@ -533,6 +533,7 @@ def log_fields(job: Job) -> dict[str, Any]:
         "attempt": job.attempt,
         "request_id": job.request_id,
         "owner_id": job.owner_id,
+        "tier": job.tier,
         "batch_id": job.batch_id,
         "chapter_id": job.chapter_id,
         "scene_number": job.scene_number,

@@ -240,7 +240,7 @@ async def accept_batch(
     verdict = await take_tokens(world, asker, len(new.jobs))
     if verdict is not None and not verdict.is_allowed:
         return too_quick(request, verdict, len(new.jobs))
-    hinted = [replace(each, hint=has_room(each, world)) for each in new.jobs]
+    hinted = [replace(each, tier=asker.tier, hint=has_room(each, world)) for each in new.jobs]
     new = replace(new, jobs=hinted)
     outcome = await (submit_imports(world) if submit is None else submit)(new)
     if not isinstance(outcome, SubmittedBatch):

@@ -15,12 +15,6 @@ class NotMedia(ProviderError):
     code = "not_media"
 
 
-class SourceMissing(ProviderError):
-    """There is nothing at this URL."""
-
-    code = "source_not_found"
-
-
 class SourceRefuses(ProviderError):
     """The site does not give this to us."""
 

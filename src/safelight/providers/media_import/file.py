@@ -14,7 +14,7 @@ from safelight.providers.address import Network, shown
 from safelight.providers.base import BadOutput, ProviderUnavailable
 from safelight.providers.fetch import HEAD_BYTES, KNOWN_TYPES, content_type_of, opened, retry_after
 from safelight.providers.media_import.encoding import Decoder
-from safelight.providers.media_import.error import NotMedia, SourceMissing, SourceRefuses, SourceUnavailable, TooLarge
+from safelight.providers.media_import.error import NotMedia, SourceRefuses, SourceUnavailable, TooLarge
 from safelight.providers.media_import.pace import Pace
 from safelight.providers.media_import.page import Transfer
 from safelight.providers.media_import.title import title_of
@@ -134,14 +134,16 @@ class Files:
 
     def _judge(self, response: httpx.Response, found_at: httpx.URL, head: bytes, decoder: Decoder) -> Answer:
         status, place = response.status_code, shown(found_at)
+        details = {"http_status": status}
         if status in (404, 410):
-            raise SourceMissing(f"There is nothing at {place} (HTTP {status}).")
+            raise SourceRefuses(f"There is nothing at {place} (HTTP {status}).", details=details)
         if status in REFUSALS:
-            raise SourceRefuses(f"{place} does not give this to us (HTTP {status}).")
+            raise SourceRefuses(f"{place} does not give this to us (HTTP {status}).", details=details)
         if status >= 500 or status == 429:
             raise SourceUnavailable(
                 f"{place} cannot be fetched now (HTTP {status}).",
                 retry_after=retry_after(response.headers.get("retry-after", "")),
+                details=details,
             )
         if status != 200:
             return Answer(found_at, None, None)  # yt-dlp may know how to ask

@@ -15,7 +15,6 @@ from safelight.providers.base import ProviderError
 from safelight.providers.media_import.error import (
     NoMedia,
     SiteNotAllowed,
-    SourceMissing,
     SourceRefuses,
     SourceUnavailable,
     TooLarge,
@@ -44,7 +43,7 @@ FAILURES: Sequence[tuple[str, type[ProviderError], str]] = (
         "What the source sent takes more memory than there is for it.",
     ),
     (r"File too large", TooLarge, "The media is larger than this installation takes."),
-    (r"HTTP Error (404|410)", SourceMissing, "There is nothing at this URL any more."),
+    (r"HTTP Error (404|410)", SourceRefuses, "There is nothing at this URL."),
     (r"HTTP Error (401|403|407|451)", SourceRefuses, ""),
     (
         r"HTTP Error (429|5\d\d)|timed out|[Cc]onnection|Unable to download|[Pp]roxy|reset by peer",
@@ -223,11 +222,14 @@ def _why(said: str, retry_after: float | None) -> ProviderError:
     """The failure that yt-dlp's words mean. A source that is busy says when to come again."""
     words = next((line for line in reversed(said.splitlines()) if line.startswith("ERROR:")), said[-300:])
     words = words.removeprefix("ERROR: ").partition("; please report")[0].partition(" (caused by")[0][:300].strip()
+    details: dict[str, Any] = {"tool": words}
+    if status := re.search(r"HTTP Error (\d{3})", words):
+        details["http_status"] = int(status[1])
     for pattern, kind, sentence in FAILURES:
         if re.search(pattern, words):
             return kind(
                 sentence or f"{kind.__doc__} yt-dlp says: {words}",
-                details={"tool": words},
+                details=details,
                 retry_after=retry_after if kind.retryable else None,
             )
-    return SourceRefuses(f"yt-dlp cannot import this: {words or 'it says nothing'}", details={"tool": words})
+    return SourceRefuses(f"yt-dlp cannot import this: {words or 'it says nothing'}", details=details)
