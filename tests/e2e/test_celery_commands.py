@@ -59,14 +59,27 @@ def answer(process: "subprocess.Popen[str]") -> str:
     return words
 
 
+def ours(data_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`safelight celery ...` beside the stack of a data directory."""
+    return subprocess.run(
+        [sys.executable, "-m", "safelight", "celery", *arguments],
+        env={**os.environ, "SAFELIGHT_DATA_DIR": str(data_dir)},
+        capture_output=True,
+        text=True,
+    )
+
+
 def test_inspect_tells_what_runs_and_what_can(stack: Stack, celery: Celery) -> None:
     with Client(stack.url) as client:
         job = client.submit(prompt="slow", provider_options={"duration_seconds": 600}, width=64, height=64)
         await_true(lambda: client.get(job["id"])["status"] == "processing")
         asked = {what: celery("inspect", *ASKED, what) for what in ("active", "registered", "stats")}
         told = {what: json.loads(answer(process))[IO_WORKER] for what, process in asked.items()}
+        done = ours(stack.data_dir, "inspect", *ASKED, "active")  # which finds the queue of the stack by itself
         client.cancel(job["id"])
-    assert [task["id"] for task in told["active"]] == [job["task_id"]]
+    assert done.returncode == 0, done.stderr
+    for active in (told["active"], json.loads(done.stdout)[IO_WORKER]):
+        assert [task["id"] for task in active] == [job["task_id"]]
     assert TASK_NAME in told["registered"]
     assert told["stats"]["pool"]["max-concurrency"] == 1000
 
@@ -87,23 +100,7 @@ def test_task_events_tell_of_a_job_from_beginning_to_end(stack: Stack, celery: C
     assert told == ["received", "started", "succeeded"]
 
 
-def test_the_command_of_ours_finds_the_queue_of_the_stack(stack: Stack) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "safelight", "celery", "inspect", *ASKED, "ping"],
-        env={**os.environ, "SAFELIGHT_DATA_DIR": str(stack.data_dir)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {IO_WORKER: {"ok": "pong"}}
-
-
 def test_without_a_queue_it_says_which_setting_is_missing(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "safelight", "celery", "inspect", "ping"],
-        env={**os.environ, "SAFELIGHT_DATA_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
+    done = ours(tmp_path, "inspect", "ping")
     assert done.returncode == 2
     assert "SAFELIGHT_REDIS_URL is not set" in done.stderr
