@@ -27,6 +27,7 @@ def test_a_misspelt_setting_is_refused(variable: str, meant: str) -> None:
     ("variable", "words"),
     [
         ("SAFELIGHT_QQQQQQQQQQQ", "is no setting and changes nothing.\n"),
+        ("SAFELIGHT_FAULTS_PIPE", "is no setting and changes nothing.\n"),  # a little like DEFAULT_TIER
         ("APP_EVN", "Did you mean APP_ENV?"),
         ("AI_MOCKMODE", "Did you mean AI_MOCK_MODE?"),
         ("APP_NAME", ""),

@@ -31,8 +31,8 @@ from safelight.queue import HintQueue
 from safelight.worker.process import run_worker
 from safelight.worker.runner import Attempt, Runner
 
-DISPATCH_VARIABLE = "SAFELIGHT_FAULTS_DISPATCH_LEASE"  # seconds, for a short form
-WATCH_VARIABLE = "SAFELIGHT_FAULTS_PIPE"
+DISPATCH_VARIABLE = "SAFELIGHT_TEST_FAULTS_DISPATCH_LEASE"  # seconds, for a short form
+WATCH_VARIABLE = "SAFELIGHT_TEST_FAULTS_PIPE"
 
 
 class Countdown:

@@ -15,7 +15,8 @@ PREFIX = "SAFELIGHT_"
 OTHERS = ("SAFELIGHT_API_KEY", "SAFELIGHT_COMMAND", "SAFELIGHT_STACK", "SAFELIGHT_URL")  # of the command line
 # What Kubernetes sets in every container for a service that is called safelight.
 OF_A_SERVICE = re.compile(r"SAFELIGHT_(?:\w+_)?(SERVICE_(HOST|PORT\w*)|PORT_\d+_(TCP|UDP|SCTP)\w*)")
-SLIP = 80  # of 100: how like AI_MOCK_MODE or APP_ENV a foreign program's variable must be to be taken for a slip
+# Of 100, how like a setting a variable must be to be taken for a slip of it: one of ours, and a foreign program's.
+OWN_SLIP, FOREIGN_SLIP = 75, 80
 
 
 def load_settings(**given: Any) -> Settings:
@@ -52,10 +53,10 @@ def check_names(environment: Mapping[str, str]) -> None:
         if name in known or name in OTHERS or name.startswith("SAFELIGHT_TEST_") or OF_A_SERVICE.fullmatch(name):
             continue
         if name.startswith(PREFIX):
-            near = near_names(name.removeprefix(PREFIX), [each.removeprefix(PREFIX) for each in known])
+            near = near_names(name.removeprefix(PREFIX), [each.removeprefix(PREFIX) for each in known], alike=OWN_SLIP)
             if near:
                 meant = near[0] if near[0] in foreign else f"{PREFIX}{near[0]}"
                 raise click.UsageError(f"{variable} is no setting. Did you mean {meant}? Unset it, or write that.")
             click.echo(f"Warning: {variable} is no setting and changes nothing.", err=True)
-        elif name.startswith(("AI_", "APP_")) and (near := near_names(name, foreign, alike=SLIP)):
+        elif name.startswith(("AI_", "APP_")) and (near := near_names(name, foreign, alike=FOREIGN_SLIP)):
             click.echo(f"Warning: {variable} is no setting and changes nothing. Did you mean {near[0]}?", err=True)
