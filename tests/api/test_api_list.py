@@ -104,10 +104,10 @@ def test_a_job_made_meanwhile_does_not_shift_the_pages(service: Service) -> None
 @pytest.mark.parametrize(
     ("query", "code", "pointer"),
     [
-        ({"cursor": "nonsense"}, "invalid_cursor", None),
-        ({"cursor": "ü"}, "invalid_cursor", None),
-        ({"cursor": ""}, "invalid_cursor", None),
-        ({"ids": "1,2"}, "invalid_id", None),
+        ({"cursor": "nonsense"}, "invalid_cursor", "cursor"),
+        ({"cursor": "ü"}, "invalid_cursor", "cursor"),
+        ({"cursor": ""}, "invalid_cursor", "cursor"),
+        ({"ids": "1,2"}, "invalid_id", "ids"),
         ({"ids": ",".join([str(uuid.uuid4())] * 101)}, "invalid_id", None),
         ({"status": "done"}, "invalid_request", "status/0"),
         ({"limit": 0}, "invalid_request", "limit"),

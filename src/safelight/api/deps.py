@@ -12,31 +12,37 @@ from starlette.responses import Response
 from safelight.accounts import Identity, Unauthenticated
 from safelight.api.prefix import encode
 from safelight.bootstrap import Safelight
-from safelight.errors import SafelightError
+from safelight.errors import FieldError, SafelightError
 
 MAX_WAIT_SECONDS = 60
 RETRY_AFTER_SECONDS = 2
 
 
 class HeaderInvalid(SafelightError):
-    """A header of the request cannot be read."""
+    """A header of the request cannot be read: which one, and what it takes."""
 
     kind = "malformed"
     code = "invalid_header"
 
+    def __init__(self, name: str, takes: str) -> None:
+        super().__init__(f"{name} {takes}.", errors=[FieldError(name, takes)])
+
 
 class IdInvalid(SafelightError):
-    """This is not an id; ids are UUIDs as in the `id` of a job."""
+    """This is not an id; ids are UUIDs."""
 
     kind = "malformed"
     code = "invalid_id"
 
 
 class CursorInvalid(SafelightError):
-    """This cursor does not come from such a list."""
+    """This cursor does not come from such a list; give the `next_cursor` of the page before."""
 
     kind = "malformed"
     code = "invalid_cursor"
+
+    def __init__(self) -> None:
+        super().__init__(errors=[FieldError("cursor", "Give the `next_cursor` of the page before, as it is")])
 
 
 async def world_of(request: Request) -> Safelight:
@@ -55,12 +61,13 @@ async def _owner(request: Request) -> str:
     return (await asker_of(request)).owner_id
 
 
-def parse_id(value: str) -> str:
-    """A UUID in its canonical spelling. Raises `IdInvalid`."""
+def parse_id(value: str, field: str = "id") -> str:
+    """A UUID in its canonical spelling. Raises `IdInvalid`, which names the field."""
     try:
         return str(uuid.UUID(value))
     except ValueError:
-        raise IdInvalid(f"{value[:80]!r} is not an id; ids are UUIDs, as in the field `id` of a job.") from None
+        detail = f"{value[:80]!r} is not an id; ids are UUIDs, as in the field `id` of a job, a story or a file."
+        raise IdInvalid(detail, errors=[FieldError(field, "This must be a UUID")]) from None
 
 
 def cursor_of(last: str | int) -> str:
@@ -141,7 +148,7 @@ def idempotency_key(value: str | None) -> str | None:
         return None
     key = value[1:-1] if len(value) >= 2 and value[0] == value[-1] == '"' else value
     if not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
-        raise HeaderInvalid("Idempotency-Key must be 1 to 255 visible ASCII characters, for example a UUID.")
+        raise HeaderInvalid("Idempotency-Key", "must be 1 to 255 visible ASCII characters, for example a UUID")
     return key
 
 
@@ -160,6 +167,6 @@ def preferred_wait(value: str | None) -> int | None:
         if not seconds:
             return MAX_WAIT_SECONDS
         if not re.fullmatch(r"\s*\d{1,6}\s*", seconds) or int(seconds) < 1:
-            raise HeaderInvalid("Prefer: wait=n takes whole seconds from 1 to 60.")
+            raise HeaderInvalid("Prefer", "takes whole seconds from 1 to 60 as wait=n")
         return min(int(seconds), MAX_WAIT_SECONDS)
     return None

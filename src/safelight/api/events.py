@@ -229,5 +229,5 @@ def _version(value: str | None) -> int | None:
     if value is None or value == "":
         return None
     if not value.isdecimal() or len(value) > 9:
-        raise HeaderInvalid("Last-Event-ID must be the id of an event of this job: a whole number.")
+        raise HeaderInvalid("Last-Event-ID", "must be the id of an event of this job: a whole number")
     return int(value)

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
@@ -43,6 +44,8 @@ from safelight.providers.registry import NoDefault, Registry, UnknownProvider
 KIND = "image.generate"
 PAST_TOLERANCE = timedelta(seconds=5)
 FURTHEST_START = timedelta(days=366)
+MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:[0-5]\d(\.\d+)?)?([Zz]|[+-]\d\d:?\d\d)?", re.ASCII)
+NO_MOMENT = "must be a moment as text with its offset (RFC 3339), for example 2027-01-31T18:00:00Z"
 MAX_WORKFLOW_BYTES = 512 * 1024
 # Bounds of safety, far beyond what models take: what a model takes, its provider says, and refuses the rest exactly.
 MAX_PROMPT = 100_000  # characters
@@ -135,6 +138,14 @@ class PictureRequest(Body):
         if len(set(names)) < len(names):
             raise ValueError("must name each provider once")
         return value
+
+    @field_validator("run_at", mode="before")
+    @classmethod
+    def moment(cls, value: Any) -> Any:
+        """One sentence for whatever is no moment; numbers are none, as nobody could say of which unit they are."""
+        if value is None or (isinstance(value, str) and MOMENT.fullmatch(value)):
+            return value
+        raise ValueError(NO_MOMENT)
 
     @field_validator("run_at")
     @classmethod

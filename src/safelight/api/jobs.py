@@ -136,7 +136,7 @@ async def list_jobs(
         statuses=status,
         kind=kind,
         provider=provider,
-        batch_id=None if batch_id is None else parse_id(batch_id),
+        batch_id=None if batch_id is None else parse_id(batch_id, "batch_id"),
         project_id=project_id,
         chapter_id=chapter_id,
         scene_number=scene_number,
@@ -491,7 +491,7 @@ async def _wait_for_end(world: Safelight, job_id: str, owner: str, seconds: int)
 def _ids(value: str | None) -> list[str] | None:
     if value is None:
         return None
-    ids = [parse_id(part.strip()) for part in value.split(",") if part.strip()]
+    ids = [parse_id(part.strip(), "ids") for part in value.split(",") if part.strip()]
     if len(ids) > MAX_IDS:
         raise IdInvalid(f"ids takes at most {MAX_IDS} ids at a time.")
     return ids

@@ -148,9 +148,10 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def on_http(request: Request, error: HTTPException) -> Response:  # pyright: ignore[reportUnusedFunction]
-        headers = error.headers
+        headers, allowed = error.headers, ""
         if error.status_code == 405:
-            headers = {"Allow": ", ".join(allowed_methods(app.routes, request.scope))}
+            allowed = ", ".join(allowed_methods(app.routes, request.scope))
+            headers = {"Allow": allowed}
             if request.method == "OPTIONS":
                 return Response(None, 204, headers)
         codes = {400: "malformed_json", 404: "not_found", 405: "method_not_allowed"}
@@ -158,7 +159,7 @@ def install(app: FastAPI) -> None:
         details = {
             400: _unreadable(error.__cause__),
             404: f"There is nothing at {request.url.path}.",
-            405: f"{method} is not possible at {request.url.path}.",
+            405: f"{method} is not possible at {request.url.path}; {allowed} are.",
         }
         return problem(
             request.state.request_id,
@@ -224,5 +225,9 @@ def _sentence(error: Mapping[str, Any]) -> str:
         return "There is no such field"
     if error["type"] == "missing":
         return "This field is required"
+    if error["type"] == "model_attributes_type":
+        return "This must be a JSON object"
+    if error["type"] == "string_unicode":
+        return "This must be text that UTF-8 can write: it contains half of a surrogate pair"
     message: str = error["msg"]
-    return message.removeprefix("Value error, ")
+    return message.removeprefix("Value error, ").replace(" after validation", "")

@@ -173,5 +173,5 @@ def _known(event_id: str | None) -> Position | None:
         return None
     position = Position.parse(event_id)
     if position is None:
-        raise HeaderInvalid("Last-Event-ID must be the id of an event of this batch, as `3x40.2.1x9~81`.")
+        raise HeaderInvalid("Last-Event-ID", "must be the id of an event of this batch, as `3x40.2.1x9~81`")
     return position

@@ -181,7 +181,7 @@ def _checked(world: Safelight, definition: Mapping[str, Any]) -> dict[str, Any]:
     from safelight.providers.comfyui import InvalidTemplate, check_template  # noqa: PLC0415 - as below
 
     try:
-        storable(dict(definition), MAX_TEMPLATE_BYTES)
+        storable({key: value for key, value in definition.items() if key != "name"}, MAX_TEMPLATE_BYTES)
     except ValueError as error:
         raise Invalid(f"The template {error}.", errors=[FieldError("#", f"The template {error}.")]) from None
     try:
