@@ -1,6 +1,5 @@
 """Batches over HTTP: all or nothing, counted, listed, cancelled, retried."""
 
-import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ import httpx
 import orjson
 import pytest
 from api_service import BATCHES, JOBS, Json, Service, assert_shape, order
+from watchdog import MOST_SECONDS, watched
 
 from safelight.api.batches.view import BatchList
 from safelight.providers.base import InvalidParameters, Parameters
@@ -64,16 +64,17 @@ def test_each_job_of_a_batch_may_wait_for_its_own_time(service: Service) -> None
 
 def test_a_thousand_jobs_at_once_hold_up_nobody(idle: Service) -> None:
     jobs = [order(prompt=f"scene {n}", metadata={"n": str(n)}) for n in range(1000)]
-    slowest = 0.0
-    with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=idle.api.url) as other:
+    with watched(idle.api) as watchdog, ThreadPoolExecutor(1) as pool, httpx.Client(base_url=idle.api.url) as other:
+        watchdog.read()
         submitting = pool.submit(idle.http.post, BATCHES, json={"jobs": jobs})
+        meanwhile = 0
         while not submitting.done():
-            began = time.perf_counter()
-            assert other.get("/health/live").is_success
-            slowest = max(slowest, time.perf_counter() - began)
+            assert other.get("/health/live", timeout=60).is_success
+            meanwhile += 1
         answer = submitting.result()
+        assert watchdog.read() < MOST_SECONDS
     assert answer.status_code == 202, answer.text
-    assert slowest < 0.5  # generous: the machine is busy with other tests
+    assert meanwhile > 3
     view = idle.look_at_batch(answer.json()["id"])
     assert (view["counts"]["pending"], len(view["job_ids"])) == (1000, 1000)
     assert idle.http.post(f"{BATCHES}/{view['id']}/cancel").json()["counts"]["cancelled"] == 1000

@@ -4,18 +4,16 @@ However it is answered, the loop does not stand still meanwhile. That is measure
 own thread between two of its turns, so a busy machine changes nothing.
 """
 
-import asyncio
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
-from api_service import Api, Json, Service, eventually
+from api_service import Json, Service
+from watchdog import MOST_SECONDS, Watchdog, watched
 
 MOST_BYTES = 1024 * 1024
-MOST_SECONDS = 0.1  # of work in one turn of the loop
 ID = "00000000-0000-7000-8000-000000000000"
 KEYS = {f"k{n}": 0 for n in range(45_000)}
 TEMPLATE: dict[str, Any] = {
@@ -34,47 +32,6 @@ MORE: dict[str, list[Any]] = {
     "putTemplate": [TEMPLATE | {"name": "ugly"}],
     "submitBatch": [{"jobs": [{"prompt": "é" * 3900}] * 1000}, {"jobs": [{"prompt": "x", "metadata": KEYS}] * 2}],
 }
-
-
-class Watchdog:
-    """The longest that the loop's thread was at work between two turns."""
-
-    def __init__(self, api: Api) -> None:
-        self._loop: asyncio.AbstractEventLoop = api.server.servers[0].get_loop()
-        self._last = 0.0
-        self.worst = 0.0
-        self.turns = 0
-        self._is_on = True
-        self._loop.call_soon_threadsafe(self._begin)
-
-    def _begin(self) -> None:
-        self._last = time.thread_time()
-        self._beat()
-
-    def _beat(self) -> None:
-        now = time.thread_time()
-        self.worst = max(self.worst, now - self._last)
-        self._last = now
-        self.turns += 1
-        if self._is_on:
-            self._loop.call_later(0.002, self._beat)
-
-    def read(self) -> float:
-        """The worst so far, once the loop has had its turn after all that was asked."""
-        seen = self.turns
-        eventually(lambda: self.turns > seen + 1, "the loop goes on")
-        worst, self.worst = self.worst, 0.0
-        return worst
-
-    def close(self) -> None:
-        self._is_on = False
-
-
-@pytest.fixture
-def watchdog(service: Service) -> Iterator[Watchdog]:
-    made = Watchdog(service.api)
-    yield made
-    made.close()
 
 
 def operations(document: Json) -> Iterator[tuple[str, str, Json]]:
@@ -104,7 +61,12 @@ def ugly_values(document: Json, schema: Json) -> Iterator[Any]:
         yield {name: kinds[number % len(kinds)]}
 
 
-def test_the_loop_goes_on_whatever_is_sent(service: Service, watchdog: Watchdog) -> None:
+def test_the_loop_goes_on_whatever_is_sent(service: Service) -> None:
+    with watched(service.api) as watchdog:
+        walk(service, watchdog)
+
+
+def walk(service: Service, watchdog: Watchdog) -> None:
     document = service.http.get("/api/v1/openapi.json").json()
     slow: list[tuple[str, int, int, float]] = []
     known: set[str] = set()

@@ -95,6 +95,7 @@ def create_app(settings: Settings) -> FastAPI:
     ):
         app.include_router(module.router)
     plain.install(app)
+    _make_routes(app)
     app.add_middleware(Authentication, has_accounts=settings.has_accounts)
     bodies = Bodies(max_held_bytes=settings.max_held_bytes, max_values=settings.max_body_values)
     app.add_middleware(
@@ -107,6 +108,13 @@ def create_app(settings: Settings) -> FastAPI:
         larger={batches.PREFIX: settings.max_batch_bytes},
     )
     return app
+
+
+def _make_routes(app: FastAPI) -> None:
+    """Have FastAPI make all routes now: it would do so at the first request of each router, and hold up the loop."""
+    scope = {"type": "http", "method": "GET", "path": "/", "root_path": "", "query_string": b"none", "headers": []}
+    for route in app.routes:
+        route.matches(scope)
 
 
 async def _missed(safelight: Safelight, versions: Any) -> Any:

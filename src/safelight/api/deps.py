@@ -1,13 +1,15 @@
 """What routes are given: the world, the owner, and small parsers of headers."""
 
+import asyncio
 import base64
 import re
 import uuid
 import zlib
+from collections.abc import AsyncGenerator, Iterable
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Path, Query, Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from safelight.accounts import Identity, Unauthenticated
 from safelight.api.prefix import encode
@@ -16,6 +18,7 @@ from safelight.errors import FieldError, SafelightError
 
 MAX_WAIT_SECONDS = 60
 RETRY_AFTER_SECONDS = 2
+PIECE_BYTES = 256 * 1024  # of a list that is encoded at once
 
 
 class HeaderInvalid(SafelightError):
@@ -120,6 +123,32 @@ IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key")]
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """JSON from plain values and datetimes (RFC 3339, UTC)."""
     return Response(encode(content), status, headers, "application/json")
+
+
+async def list_response(items: Iterable[Any], **beside: Any) -> Response:
+    """A list as JSON, and what stands beside its `items`. Between the pieces of a long one others have their turn."""
+    pieces: list[bytes] = []
+    parts: list[bytes] = [b'{"items":[']
+    size = 0
+    for number, item in enumerate(items):
+        encoded = encode(item)
+        parts += (b",", encoded) if number else (encoded,)
+        size += len(encoded)
+        if size > PIECE_BYTES:
+            pieces.append(b"".join(parts))
+            parts, size = [], 0
+            await asyncio.sleep(0)
+    parts += (b"],", encode(beside)[1:]) if beside else (b"]}",)
+    pieces.append(b"".join(parts))
+    if len(pieces) == 1:
+        return Response(pieces[0], media_type="application/json")
+    length = str(sum(map(len, pieces)))
+    return StreamingResponse(_each(pieces), headers={"Content-Length": length}, media_type="application/json")
+
+
+async def _each(pieces: Iterable[bytes]) -> AsyncGenerator[bytes]:
+    for piece in pieces:
+        yield piece
 
 
 def polled_response(

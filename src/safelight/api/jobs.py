@@ -27,6 +27,7 @@ from safelight.api.deps import (
     cursor_of,
     idempotency_key,
     json_response,
+    list_response,
     parse_id,
     polled_response,
     preferred_wait,
@@ -152,7 +153,7 @@ async def list_jobs(
     current = await asyncio.gather(*(with_latest(world.stream, job) for job in page.jobs))
     items = [view_of(job, page.artifacts.get(job.id, ()), await estimator.estimate(job)) for job, _ in current]
     next_cursor = cursor_of(page.jobs[-1].id) if page.more else None
-    return json_response({"items": items, "next_cursor": next_cursor})
+    return await list_response(items, next_cursor=next_cursor)
 
 
 @router.get(

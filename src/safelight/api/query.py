@@ -9,6 +9,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
+from safelight.api.problems import MAX_ERRORS
 from safelight.suggestion import did_you_mean, listed
 
 FOREIGN = "/webhooks/"  # whoever calls there has an address from us, and may add to it what it likes
@@ -34,6 +35,8 @@ async def known_query(request: Request) -> None:
             errors.append(_error(name[:80], f"There is no such parameter.{meant}"))
         elif times > 1 and not takes[name]:
             errors.append(_error(name, f"Give this parameter once, not {times} times"))
+        if len(errors) == MAX_ERRORS:  # looking for what was meant takes its time
+            break
     if errors:
         raise RequestValidationError(errors)
 

@@ -75,10 +75,11 @@ async def checked_jobs(
     Raises `Invalid` with all that is wrong, up to a bound. What takes long is done in a thread, or in
     pieces of a few milliseconds.
     """
-    turn = _Turn()
+    turn = Turn()
     bodies = await asyncio.to_thread(_read, [body for body, _ in given])
     templates: dict[str | None, Mapping[str, Any] | None] = {None: None}
     for body, (_, origin) in zip(bodies, given, strict=False):  # reading ends early where much is wrong
+        await turn.over()
         if isinstance(body, BatchJob):
             resolve_all(body, world)
             if origin is None and body.template not in templates:
@@ -142,7 +143,7 @@ def _read(given: Sequence[Any]) -> list[BatchJob | BatchImport | Invalid]:
     return read
 
 
-class _Turn:
+class Turn:
     """One's time on the loop."""
 
     def __init__(self) -> None:

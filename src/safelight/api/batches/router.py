@@ -13,7 +13,7 @@ from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
 
 from safelight.accounts import Identity
-from safelight.api.batches.request import BatchRequest, checked_jobs
+from safelight.api.batches.request import BatchRequest, Turn, checked_jobs
 from safelight.api.batches.view import (
     PREFIX,
     BatchList,
@@ -52,6 +52,7 @@ from safelight.jobs import (
     BatchNotFound,
     Job,
     NewBatch,
+    NewJob,
     Standing,
     SubmittedBatch,
     find_batches,
@@ -240,7 +241,11 @@ async def accept_batch(
     verdict = await take_tokens(world, asker, len(new.jobs))
     if verdict is not None and not verdict.is_allowed:
         return too_quick(request, verdict, len(new.jobs))
-    hinted = [replace(each, tier=asker.tier, hint=has_room(each, world)) for each in new.jobs]
+    turn = Turn()
+    hinted: list[NewJob] = []
+    for each in new.jobs:
+        await turn.over()
+        hinted.append(replace(each, tier=asker.tier, hint=has_room(each, world)))
     new = replace(new, jobs=hinted)
     outcome = await (submit_imports(world) if submit is None else submit)(new)
     if not isinstance(outcome, SubmittedBatch):

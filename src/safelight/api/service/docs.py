@@ -1,5 +1,6 @@
 """The page of the API at `/api/v1/docs`: Swagger UI, served by ourselves, so that it works without any other host."""
 
+import asyncio
 import gzip
 from pathlib import Path
 
@@ -61,6 +62,6 @@ async def load(name: str, request: Request) -> Response:
 @router.get(OPENAPI_URL)
 async def describe(request: Request) -> Response:
     """The OpenAPI document; below a path it says so."""
-    document = request.app.openapi()
+    document = await asyncio.to_thread(request.app.openapi)  # made at the first time
     prefix = current_prefix()
     return json_response(document | {"servers": [{"url": prefix}]} if prefix else document)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from starlette.responses import Response
 
 from safelight import template as own
 from safelight.api.body import LargeRoute
-from safelight.api.deps import Owner, World, json_response
+from safelight.api.deps import Owner, World, json_response, list_response
 from safelight.api.fields import storable
 from safelight.api.problems import refusals
 from safelight.api.rate import RATED
@@ -92,10 +93,9 @@ Definition = Annotated[
 @router.get("", operation_id="listTemplates", response_model=TemplateList, summary="List the templates")
 async def list_templates(world: World, owner: Owner) -> Response:
     """What `template` of a submit may name, for the provider comfyui: everybody's, then your own."""
-    mine = [_own_view(found) for found in await world.database.read(own.list_all, owner)]
-    views = [*_shared(world).values(), *mine]
+    mine = map(_own_view, await world.database.read(own.list_all, owner))
     fields = TemplateView.model_fields
-    return json_response({"items": [{name: view[name] for name in fields} for view in views]})
+    return await list_response({name: view[name] for name in fields} for view in chain(_shared(world).values(), mine))
 
 
 @router.get("/{name}", operation_id="getTemplate", response_model=WholeTemplateView, summary="Look at a template")

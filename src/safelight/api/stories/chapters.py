@@ -153,7 +153,7 @@ async def list_scenes(
     found = await world.database.read(stories.list_scenes, chapter_id, owner, -1 if after is None else after, limit + 1)
     if isinstance(found, SafelightError):
         raise found
-    return answer.page(found, limit, scene_view, lambda scene: scene.scene_number)
+    return await answer.page(found, limit, scene_view, lambda scene: scene.scene_number)
 
 
 @router.post(
@@ -257,7 +257,7 @@ async def list_images(
     found = await world.database.read(_images_of, chapter_id, owner, scene_number, read_id_cursor(cursor), limit)
     if isinstance(found, SafelightError):
         raise found
-    return answer.pictures(found)
+    return await answer.pictures(found)
 
 
 @router.post(

@@ -143,7 +143,7 @@ async def list_images(
     found = await world.database.read(_images_of, character_id, owner, read_id_cursor(cursor), limit)
     if isinstance(found, SafelightError):
         raise found
-    return answer.pictures(found)
+    return await answer.pictures(found)
 
 
 @router.post(

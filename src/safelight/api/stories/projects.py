@@ -61,7 +61,7 @@ async def create(body: ProjectRequest, world: World, owner: Owner) -> Response:
 async def list_all(world: World, owner: Owner, cursor: Cursor = None, limit: Limit = 50) -> Response:
     """A page of them."""
     found = await world.database.read(stories.list_projects, owner, read_id_cursor(cursor), limit + 1)
-    return answer.page(found, limit, project_view, lambda project: project.id)
+    return await answer.page(found, limit, project_view, lambda project: project.id)
 
 
 @router.get("/{id}", operation_id="getProject", response_model=ProjectView, summary="Look at a project")
@@ -131,7 +131,7 @@ async def list_chapters(
     found = await world.database.read(stories.list_chapters, project_id, owner, after, limit + 1)
     if isinstance(found, SafelightError):
         raise found
-    return answer.page(found, limit, chapter_view, lambda chapter: chapter.position)
+    return await answer.page(found, limit, chapter_view, lambda chapter: chapter.position)
 
 
 @router.post(
@@ -166,4 +166,4 @@ async def list_characters(
     found = await world.database.read(stories.list_characters, project_id, owner, read_id_cursor(cursor), limit + 1)
     if isinstance(found, SafelightError):
         raise found
-    return answer.page(found, limit, character_view, lambda character: character.id)
+    return await answer.page(found, limit, character_view, lambda character: character.id)
