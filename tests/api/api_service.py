@@ -22,6 +22,7 @@ from typing import Any, Self, TypeVar, cast
 import httpx
 import orjson
 import redis
+from fastapi import FastAPI
 from pydantic import BaseModel, SecretStr, TypeAdapter
 
 from patience import PATIENCE_SECONDS
@@ -101,7 +102,7 @@ class Api:
         self.port = int(self._socket.getsockname()[1])
         self.url = f"http://{settings.host}:{self.port}"
         self.server = server_of(settings, ws="none", loop="uvloop")
-        self.app = self.server.config.app
+        self.app = cast(FastAPI, self.server.config.app)
         self._thread = threading.Thread(target=self.server.run, args=([self._socket],), name="api", daemon=True)
         self._thread.start()
         eventually(lambda: self.server.started or not self._thread.is_alive(), "the API starts")
