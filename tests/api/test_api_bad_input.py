@@ -138,7 +138,7 @@ WRONG_FIELDS: list[tuple[str, Any, str]] = [
     ("batch_size", 65, "less than or equal to 64"),
     ("batch_size", None, "valid integer"),
     ("seed", -1, "greater than or equal to 0"),
-    ("seed", 2**63 - 63, "less than or equal to"),
+    ("seed", 2**63 - 1023, "less than or equal to"),
     ("seed", 2**70, "less than or equal to"),
     ("seed", "7", "valid integer"),
     ("sampler_params", [], "a JSON object"),

@@ -144,7 +144,7 @@ def test_the_view_has_an_example_that_is_right(document: Json) -> None:
 
 def test_the_shape_of_events_is_described(document: Json, operations: dict[str, Json]) -> None:
     answers = operations[f"GET {JOBS}/{{id}}/events"]["responses"]
-    assert answers["200"]["content"]["text/event-stream"]["schema"]["$ref"].endswith("/JobEvent")
+    assert "/JobEvent'" in str(answers["200"]["content"]["text/event-stream"]["schema"])
     schema = document["components"]["schemas"]["JobEvent"]
     assert "job.snapshot" in schema["properties"]["type"]["enum"]
     assert set(schema["required"]) == set(schema["properties"])

@@ -26,7 +26,7 @@ FIELDS: Json = {
     "width": 96,
     "height": 64,
     "batch_size": 2,
-    "seed": 2**63 - 64,
+    "seed": 2**63 - 1024,
     "sampler_params": {"steps": 20, "cfg": 7.5, "sampler": "euler", "scheduler": "karras", "denoise": 1.0},
     "provider_options": {"duration_seconds": 0.0, "anything": {"of": ["the", "provider"]}},
     "image_type": "cover",

@@ -1,7 +1,6 @@
 """What routes are given: the world, the owner, and small parsers of headers."""
 
 import asyncio
-import base64
 import re
 import uuid
 import zlib
@@ -17,6 +16,10 @@ from safelight.bootstrap import Safelight
 from safelight.errors import FieldError, SafelightError
 
 MAX_WAIT_SECONDS = 60
+MAX_IDS = 100
+UUID = "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+NUMBER = "[0-9]{1,9}"
+KEY = "[!-~]{1,255}"
 RETRY_AFTER_SECONDS = 2
 PIECE_BYTES = 256 * 1024  # of a list that is encoded at once
 
@@ -73,9 +76,12 @@ def parse_id(value: str, field: str = "id") -> str:
         raise IdInvalid(detail, errors=[FieldError(field, "This must be a UUID")]) from None
 
 
-def cursor_of(last: str | int) -> str:
-    """What asks for the page after the one that ends with this id or number."""
-    return base64.urlsafe_b64encode(str(last).encode()).decode()
+def parse_ids(value: str) -> list[str]:
+    """Ids with commas between them. Raises `IdInvalid`."""
+    ids = [parse_id(part.strip(), "ids") for part in value.split(",")] if value.strip() else []
+    if len(ids) > MAX_IDS:
+        raise IdInvalid(f"ids takes at most {MAX_IDS} ids at a time.")
+    return ids
 
 
 def read_id_cursor(cursor: str | None) -> str | None:
@@ -83,8 +89,8 @@ def read_id_cursor(cursor: str | None) -> str | None:
     if cursor is None:
         return None
     try:
-        return parse_id(base64.urlsafe_b64decode(cursor.encode()).decode())
-    except (ValueError, IdInvalid):
+        return parse_id(cursor)
+    except IdInvalid:
         raise CursorInvalid from None
 
 
@@ -92,13 +98,9 @@ def read_number_cursor(cursor: str | None) -> int | None:
     """The last number of the page before, if there was one. Raises `CursorInvalid`."""
     if cursor is None:
         return None
-    try:
-        text = base64.urlsafe_b64decode(cursor.encode()).decode()
-    except ValueError:
-        raise CursorInvalid from None
-    if not re.fullmatch(r"[0-9]{1,9}", text):
+    if not re.fullmatch(NUMBER, cursor):
         raise CursorInvalid
-    return int(text)
+    return int(cursor)
 
 
 UUID_FORMAT = {"format": "uuid"}
@@ -114,10 +116,20 @@ World = Annotated[Safelight, Depends(world_of)]
 Asker = Annotated[Identity, Depends(asker_of)]
 Owner = Annotated[str, Depends(_owner)]
 ItemId = Annotated[str, Depends(_row_id)]
-Cursor = Annotated[str | None, Query(description="`next_cursor` of the page before")]
+Ids = Annotated[
+    str | None,
+    Query(
+        description=f"Up to {MAX_IDS} ids, comma-separated, for batched polling",
+        json_schema_extra={"pattern": f"^ *({UUID}( *, *{UUID}){{0,{MAX_IDS - 1}}} *)?$"},
+    ),
+]
+CURSOR = "`next_cursor` of the page before"
+IdCursor = Annotated[str | None, Query(description=CURSOR, json_schema_extra=UUID_FORMAT)]
+NumberCursor = Annotated[str | None, Query(description=CURSOR, json_schema_extra={"pattern": f"^{NUMBER}$"})]
 Limit = Annotated[int, Query(ge=1, le=100)]
 UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "Nothing differs from what `If-None-Match` names"}}
-IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key")]
+KEY_FORM = {"pattern": f'^({KEY}|"{KEY}")$'}
+IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", json_schema_extra=KEY_FORM)]
 
 
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -175,8 +187,8 @@ def idempotency_key(value: str | None) -> str | None:
     """The key of an `Idempotency-Key` header, with or without the quotes of a structured field."""
     if value is None:
         return None
-    key = value[1:-1] if len(value) >= 2 and value[0] == value[-1] == '"' else value
-    if not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
+    key = value[1:-1] if len(value) > 2 and value[0] == value[-1] == '"' else value
+    if not re.fullmatch(KEY, key):
         raise HeaderInvalid("Idempotency-Key", "must be 1 to 255 visible ASCII characters, for example a UUID")
     return key
 

@@ -48,9 +48,17 @@ NO_NUL = "^[^\\u0000]*$"
 UNKNOWN = "..."  # stands in an example where nothing is known of a text
 
 
-def reference(event: type) -> Json:
-    """The schema of an event, for a route that streams it."""
-    return {"$ref": SCHEMAS + event.__name__}
+def stream_of(*events: type) -> Json:
+    """The content of an answer that streams such events: each with its fields, `data` being the event as JSON."""
+    references = [{"$ref": SCHEMAS + event.__name__} for event in events]
+    data = references[0] if len(references) == 1 else {"anyOf": references}
+    fields = {
+        "event": {"type": "string"},
+        "id": {"type": "string"},
+        "retry": {"type": "integer", "minimum": 0},
+        "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": data},
+    }
+    return {"text/event-stream": {"schema": {"type": "object", "required": ["data"], "properties": fields}}}
 
 
 def install(app: FastAPI) -> None:
@@ -77,6 +85,9 @@ def completed(document: Json) -> Json:
     for schema in schemas.values():
         if "examples" in schema:
             schema["examples"] = [_with_nulls(each, schema, schemas) for each in schema["examples"]]
+    for schema in _objects(schemas):
+        if schema.get("type") == "integer":
+            schema |= {bound: int(schema[bound]) for bound in ("minimum", "maximum") if bound in schema}
     for name in sorted(_sent(document, schemas)):
         _word_for_senders(schemas[name])
     for path, operation in operations(document):
@@ -155,6 +166,8 @@ def _word_for_senders(schema: Json) -> None:
                 each["description"] = f"{told} (default: {orjson.dumps(default).decode()})".strip()
         if each.get("type") == "string" and not each.keys() & {"pattern", "format", "enum", "const"}:
             each["pattern"] = NO_NUL
+        if "propertyNames" in each:
+            each["propertyNames"] = {"pattern": NO_NUL, **each["propertyNames"]}
 
 
 # --- what is answered -------------------------------------------------------------------------------------------------

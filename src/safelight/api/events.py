@@ -1,6 +1,7 @@
 """A job's events as server-sent events: a snapshot, what was missed, then live, as ready bytes."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import replace
 from functools import partial
@@ -13,8 +14,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from safelight.api.authentication import may_stay
-from safelight.api.deps import HeaderInvalid, ItemId, Owner, World
-from safelight.api.document import reference
+from safelight.api.deps import NUMBER, HeaderInvalid, ItemId, Owner, World
+from safelight.api.document import stream_of
 from safelight.api.job_view import PREFIX
 from safelight.api.prefix import current_prefix, frames_below
 from safelight.api.problems import refusals
@@ -33,15 +34,24 @@ router = APIRouter(prefix=PREFIX, tags=["events"])
 log = structlog.get_logger()
 
 
-async def _last_event_id(
-    last_event_id: Annotated[str | None, Header()] = None,
-    resume_from: Annotated[str | None, Query(alias="last_event_id")] = None,
-) -> str | None:
+def _version(value: str | None) -> int | None:
+    if not value:
+        return None
+    if not re.fullmatch(NUMBER, value):
+        raise HeaderInvalid("Last-Event-ID", "must be the id of an event of this job: a whole number")
+    return int(value)
+
+
+ID_FORM = {"pattern": f"^({NUMBER})?$"}
+
+
+async def _last_version(
+    last_event_id: Annotated[str | None, Header(json_schema_extra=ID_FORM)] = None,
+    resume_from: Annotated[str | None, Query(alias="last_event_id", json_schema_extra=ID_FORM)] = None,
+) -> int | None:
     """By the header, or by the query for those who cannot set one."""
-    return last_event_id if last_event_id is not None else resume_from
-
-
-LastEventId = Annotated[str | None, Depends(_last_event_id)]
+    by_header, by_query = _version(last_event_id), _version(resume_from)
+    return by_query if last_event_id is None else by_header
 
 
 class Stay:
@@ -73,7 +83,7 @@ class Stay:
     responses={
         **refusals(410),
         200: {
-            "content": {"text/event-stream": {"schema": reference(JobEvent)}},
+            "content": stream_of(JobEvent),
             "description": "`job.snapshot`, then every state event once and the latest progress; ends after the end",
         },
         204: {"description": "Everything up to the terminal event was received before; do not reconnect"},
@@ -84,12 +94,11 @@ async def follow(
     request: Request,
     world: World,
     owner: Owner,
-    last_event_id: LastEventId,
+    known: Annotated[int | None, Depends(_last_version)],
 ) -> Response:
     """Resume with the id of the last event received (`Last-Event-ID`, or the query): no state event is missed or
     told twice. Progress and previews have no id; after a break the latest is told. A comment every 15 s keeps the
     connection open. It ends early, within a minute and a half, when the key, token or session no longer holds."""
-    known = _version(last_event_id)
     found = await world.database.read_one(with_artifacts, (job_id, owner))
     if found is None:
         raise JobNotFound(f"There is no job {job_id}.")
@@ -223,11 +232,3 @@ async def with_latest(stream: Stream, job: Job) -> tuple[Job, int]:
         return job, 0
     current = replace(job, progress=event["progress"], stage=event["stage"], message=event["message"])
     return current, event["seq"]
-
-
-def _version(value: str | None) -> int | None:
-    if value is None or value == "":
-        return None
-    if not value.isdecimal() or len(value) > 9:
-        raise HeaderInvalid("Last-Event-ID", "must be the id of an event of this job: a whole number")
-    return int(value)

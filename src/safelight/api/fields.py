@@ -1,6 +1,7 @@
 """What the fields of a request's body are made of: types with their bounds, and the base of all bodies."""
 
 import math
+import re
 from typing import Annotated, Any, cast
 
 import orjson
@@ -15,22 +16,33 @@ from pydantic import (
     model_validator,
 )
 
+from safelight.api.deps import UUID
+from safelight.api.document import NO_NUL
+
 MAX_FIELDS = 100
 MAX_NOTES = 50
 MAX_OPTIONS_BYTES = 64 * 1024
+SHOWN = re.compile(r"[^\s\u0000-\u001f\u007f-\u009f\ufeff]")  # what is neither a blank nor a control character
 
 Int = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=300)]
-Reference = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
+Reference = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=2000),
+    Field(json_schema_extra={"pattern": f"^({UUID}$|https?://[^\\u0000]+$)"}),
+]
 OpaqueId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
-def has_words(value: str) -> str:
-    """Not only blanks: for a validator."""
-    if not value.strip():
+def _has_words(value: str) -> str:
+    if SHOWN.search(value) is None:
         raise ValueError("must not be blank")
     return value
+
+
+HAS_SHOWN: dict[str, Any] = {"pattern": f"^[^\\u0000]*{SHOWN.pattern}[^\\u0000]*$"}
+HasWords = [AfterValidator(_has_words), Field(json_schema_extra=HAS_SHOWN)]
 
 
 def no_nul(value: str) -> str:
@@ -40,7 +52,7 @@ def no_nul(value: str) -> str:
     return value
 
 
-Text = Annotated[str, AfterValidator(no_nul)]
+Text = Annotated[str, AfterValidator(no_nul), Field(json_schema_extra={"pattern": NO_NUL})]
 
 
 def storable(value: dict[str, Any], most_bytes: int) -> dict[str, Any]:

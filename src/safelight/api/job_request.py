@@ -11,7 +11,6 @@ from typing import Annotated, Any, Self
 
 import orjson
 from pydantic import (
-    AfterValidator,
     AwareDatetime,
     ConfigDict,
     Field,
@@ -23,6 +22,7 @@ from pydantic import (
 from safelight.api.fields import (
     MAX_OPTIONS_BYTES,
     Body,
+    HasWords,
     Int,
     Metadata,
     Name,
@@ -30,7 +30,6 @@ from safelight.api.fields import (
     OpaqueId,
     Reference,
     at_most,
-    has_words,
     storable,
 )
 from safelight.config import Settings, Tier
@@ -51,7 +50,8 @@ MAX_WORKFLOW_BYTES = 512 * 1024
 MAX_PROMPT = 100_000  # characters
 MAX_PICTURES = 64
 MAX_INPUT_IMAGES = 16
-MAX_SEED = 2**63 - MAX_PICTURES  # the seed of the last picture, higher by their number less one, must fit into 64 bits
+# The seed of the last picture, higher by their number less one, must fit into 64 bits; floats can tell this exactly.
+MAX_SEED = 2**63 - 1024
 RANDOM_SEEDS = 2**32
 MAX_ROUTE = 8
 SHOWN_FAULTS = 3  # in the sentence; all of them are among the errors
@@ -60,7 +60,7 @@ MAX_INPUTS = 1000
 Answers = dict[bytes, InvalidParameters | None]  # of providers' servers, by what they were asked
 
 Seed = Annotated[int, Field(strict=True, ge=0, le=MAX_SEED)]
-Prompt = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT), AfterValidator(has_words)]
+Prompt = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT), *HasWords]
 
 
 class LoraRequest(Body):
@@ -82,11 +82,15 @@ class SamplerParams(Body):
     seed: Seed | None = Field(None, description="The same as `seed` beside it")
 
 
+ProviderName = Annotated[str, Field(json_schema_extra={"minLength": 1, "maxLength": 200})]
+EACH_ONCE = Field(json_schema_extra={"minItems": 1, "maxItems": MAX_ROUTE, "uniqueItems": True})
+
+
 class PictureRequest(Body):
     """How one or more pictures are to be made, whatever they show."""
 
     negative_prompt: str | None = Field(None, max_length=MAX_PROMPT)
-    provider: str | list[str] | None = Field(
+    provider: ProviderName | Annotated[list[ProviderName], EACH_ONCE] | None = Field(
         None,
         description="A provider, a route of the installation, or a list of providers to try in turn. "
         "Default: the installation's own, which `GET /api/v1/providers` marks; without one it has to be named",

@@ -15,20 +15,22 @@ from starlette.responses import Response
 from safelight.accounts import Identity
 from safelight.api.body import SMALL_BYTES, LargeRoute, size_of
 from safelight.api.deps import (
+    KEY_FORM,
+    MAX_IDS,
     UNCHANGED,
     Asker,
-    Cursor,
+    IdCursor,
     IdempotencyKey,
-    IdInvalid,
+    Ids,
     ItemId,
     Limit,
     Owner,
     World,
-    cursor_of,
     idempotency_key,
     json_response,
     list_response,
     parse_id,
+    parse_ids,
     polled_response,
     preferred_wait,
     read_id_cursor,
@@ -61,8 +63,6 @@ from safelight.jobs import (
 )
 from safelight.providers.base import InvalidParameters
 
-MAX_IDS = 100
-
 
 class JobNotEnded(SafelightError):
     """Only a failed or cancelled job can be retried."""
@@ -80,7 +80,12 @@ router = APIRouter(prefix=PREFIX, tags=["jobs"], route_class=LargeRoute)
 Submitter = Callable[[NewJob], Awaitable[Submitted | SafelightError]]
 
 JobKey = Annotated[
-    str | None, Header(alias="Idempotency-Key", description="Same key, same body: the first job again. Kept for 24 h")
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        description="Same key, same body: the first job again. Kept for 24 h",
+        json_schema_extra=KEY_FORM,
+    ),
 ]
 
 
@@ -113,7 +118,7 @@ async def list_jobs(
     request: Request,
     world: World,
     owner: Owner,
-    ids: Annotated[str | None, Query(description="Up to 100 ids, comma-separated, for batched polling")] = None,
+    ids: Ids = None,
     status: Annotated[list[Status] | None, Query(description="May be repeated")] = None,
     kind: Text | None = None,
     provider: Text | None = None,
@@ -127,13 +132,13 @@ async def list_jobs(
     text: Annotated[Text | None, Query(max_length=200, description="Part of the prompt")] = None,
     younger_than_seconds: Annotated[float | None, Query(ge=0, le=1e9, allow_inf_nan=False)] = None,
     older_than_seconds: Annotated[float | None, Query(ge=0, le=1e9, allow_inf_nan=False)] = None,
-    cursor: Cursor = None,
+    cursor: IdCursor = None,
     limit: Limit = 50,
 ) -> Response:
     """Your jobs that match all filters given."""
     wanted = Filter(
         owner_id=owner,
-        ids=_ids(ids),
+        ids=None if ids is None else parse_ids(ids),
         statuses=status,
         kind=kind,
         provider=provider,
@@ -152,7 +157,7 @@ async def list_jobs(
     estimator: Estimator = request.app.state.estimator
     current = await asyncio.gather(*(with_latest(world.stream, job) for job in page.jobs))
     items = [view_of(job, page.artifacts.get(job.id, ()), await estimator.estimate(job)) for job, _ in current]
-    next_cursor = cursor_of(page.jobs[-1].id) if page.more else None
+    next_cursor = page.jobs[-1].id if page.more else None
     return await list_response(items, next_cursor=next_cursor)
 
 
@@ -487,12 +492,3 @@ async def _wait_for_end(world: Safelight, job_id: str, owner: str, seconds: int)
         watch.start(job.version)
         while not watch.ended and (left := deadline - loop.time()) > 0:
             await watch.next(left)
-
-
-def _ids(value: str | None) -> list[str] | None:
-    if value is None:
-        return None
-    ids = [parse_id(part.strip(), "ids") for part in value.split(",") if part.strip()]
-    if len(ids) > MAX_IDS:
-        raise IdInvalid(f"ids takes at most {MAX_IDS} ids at a time.")
-    return ids

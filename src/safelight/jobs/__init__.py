@@ -64,12 +64,13 @@ from safelight.jobs.settlement import (
     job_error,
     time_limit_error,
 )
-from safelight.jobs.tally import ALL_TOLD, BatchEvent, Position, Tally
+from safelight.jobs.tally import ALL_TOLD, POSITION, BatchEvent, Position, Tally
 from safelight.jobs.waiting import Caps
 
 __all__ = [
     "ALL_TOLD",
     "MAX_BATCH_JOBS",
+    "POSITION",
     "QUEUE_OF_KIND",
     "ArtifactDeleted",
     "ArtifactNotFound",

@@ -32,7 +32,8 @@ STATUS_OF: dict[str, Status] = {
     "job.cancelled": "cancelled",
 }
 ALL_TOLD = "end"  # the id of the terminal event
-_RUN = r"\d{1,9}(?:x\d{1,4})?"
+_RUN = r"[0-9]{1,9}(x[0-9]{1,4})?"
+POSITION = rf"{_RUN}(\.{_RUN})*~[0-9]{{1,3}}"  # the form of every other id
 
 
 class Position(NamedTuple):
@@ -49,7 +50,7 @@ class Position(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> "Position | None":
         """The position of an id; None if it is none."""
-        if len(text) > 16 * MAX_BATCH_JOBS or re.fullmatch(rf"{_RUN}(?:\.{_RUN})*~\d{{1,3}}", text) is None:
+        if len(text) > 16 * MAX_BATCH_JOBS or re.fullmatch(POSITION, text) is None:
             return None
         runs, _, progress = text.partition("~")
         versions: list[int] = []

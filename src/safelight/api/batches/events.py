@@ -3,22 +3,24 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Header, Query, Request
 from starlette.responses import Response, StreamingResponse
 
 from safelight.api import events
 from safelight.api.batches.view import PREFIX
 from safelight.api.deps import HeaderInvalid, ItemId, Owner, World
-from safelight.api.document import reference
-from safelight.api.events import HEADERS, RECONNECT_MILLISECONDS, LastEventId, Stay
+from safelight.api.document import stream_of
+from safelight.api.events import HEADERS, RECONNECT_MILLISECONDS, Stay
 from safelight.api.prefix import current_prefix, frames_below
 from safelight.api.problems import refusals
 from safelight.bootstrap import Safelight
 from safelight.db import Tx
 from safelight.jobs import (
     ALL_TOLD,
+    POSITION,
     BatchEvent,
     BatchNotFound,
     JobEvent,
@@ -36,6 +38,18 @@ PROGRESS_SECONDS = 0.4  # between two `batch.progress` at least
 
 router = APIRouter(prefix=PREFIX, tags=["events"])
 
+ID_FORM = {"pattern": f"^({ALL_TOLD}|{POSITION})?$"}
+
+
+async def _last_event_id(
+    last_event_id: Annotated[str | None, Header(json_schema_extra=ID_FORM)] = None,
+    resume_from: Annotated[str | None, Query(alias="last_event_id", json_schema_extra=ID_FORM)] = None,
+) -> str | None:
+    """By the header, or by the query for those who cannot set one; each is the id of an event of a batch."""
+    for given in (last_event_id, resume_from):
+        _known(given)
+    return resume_from if last_event_id is None else last_event_id
+
 
 @router.get(
     "/{id}/events",
@@ -45,7 +59,7 @@ router = APIRouter(prefix=PREFIX, tags=["events"])
     responses={
         **refusals(410),
         200: {
-            "content": {"text/event-stream": {"schema": {"anyOf": [reference(BatchEvent), reference(JobEvent)]}}},
+            "content": stream_of(BatchEvent, JobEvent),
             "description": "`batch.snapshot`, then the state events of its jobs, each once, and `batch.progress`; ends "
             "after `batch.completed`, `batch.failed` or `batch.cancelled`",
         },
@@ -57,7 +71,7 @@ async def follow(
     request: Request,
     world: World,
     owner: Owner,
-    last_event_id: LastEventId,
+    last_event_id: Annotated[str | None, Depends(_last_event_id)],
 ) -> Response:
     """One stream for all jobs. Whoever comes without an id is told the end of each job that has ended; resume with the
     id of the last event received (`Last-Event-ID`, or the query) and no state event is missed. `batch.progress` comes

@@ -24,15 +24,15 @@ from safelight.api.batches.view import (
 )
 from safelight.api.body import LargeRoute
 from safelight.api.deps import (
+    KEY_FORM,
     UNCHANGED,
     Asker,
-    Cursor,
+    IdCursor,
     IdempotencyKey,
     ItemId,
     Limit,
     Owner,
     World,
-    cursor_of,
     idempotency_key,
     json_response,
     polled_response,
@@ -97,7 +97,11 @@ async def submit(
     asker: Asker,
     key: Annotated[
         str | None,
-        Header(alias="Idempotency-Key", description="Same key, same body: the first batch again. Kept for 24 h"),
+        Header(
+            alias="Idempotency-Key",
+            description="Same key, same body: the first batch again. Kept for 24 h",
+            json_schema_extra=KEY_FORM,
+        ),
     ] = None,
 ) -> Response:
     """Accept up to 1,000 jobs, all of them or none, and answer at once. What is wrong is told by its place, as
@@ -124,13 +128,13 @@ async def submit(
 async def list_batches(
     world: World,
     owner: Owner,
-    cursor: Cursor = None,
+    cursor: IdCursor = None,
     limit: Limit = 50,
 ) -> Response:
     """Your batches, each with its counts and progress."""
     page = await world.database.read(find_batches, owner, read_id_cursor(cursor), limit)
     items = [summary_of(batch, standing) for batch, standing in page.batches]
-    next_cursor = cursor_of(page.batches[-1][0].id) if page.more else None
+    next_cursor = page.batches[-1][0].id if page.more else None
     return json_response({"items": items, "next_cursor": next_cursor})
 
 

@@ -23,7 +23,11 @@ from safelight.providers.registry import Registry
 IMPORT = "media.import"
 PROVIDER = "media"
 
-Url = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
+Url = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=2000),
+    Field(json_schema_extra={"pattern": "^https?://[^\\u0000]+$"}),
+]
 
 
 class UrlNotFetched(Invalid):

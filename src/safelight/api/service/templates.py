@@ -80,14 +80,29 @@ class TemplateList(BaseModel):
 
 
 Name = Annotated[str, PathParameter(description="As in the field `template` of a job", max_length=80)]
-Definition = Annotated[
-    dict[str, Any],
-    Body(
-        description="The template as `safelight templates check` takes it: `name`, `title`, `workflow` (ComfyUI's "
-        "`Export (API)`), and perhaps `description` and `inputs`. At most 256 KiB.",
-        examples=[EXAMPLE],
-    ),
-]
+TOLD = (
+    "The template as `safelight templates check` takes it: `name`, `title`, `workflow` (ComfyUI's `Export (API)`), and "
+    "perhaps `description` and `inputs`. At most 256 KiB."
+)
+
+
+def _tell(schema: dict[str, Any]) -> None:
+    """What a template is made of, in the document."""
+    from safelight.providers.comfyui import Template  # noqa: PLC0415 - many have no ComfyUI
+
+    found = Template.model_json_schema()
+    found["properties"]["inputs"]["additionalProperties"] = found.pop("$defs")["TemplateInput"]
+    schema |= {name: found[name] for name in ("properties", "required", "additionalProperties")}
+
+
+def _tell_of_named(schema: dict[str, Any]) -> None:
+    """The same where the path says the name."""
+    _tell(schema)
+    schema["required"].remove("name")
+
+
+Definition = Annotated[dict[str, Any], Body(description=TOLD, examples=[EXAMPLE], json_schema_extra=_tell)]
+Named = Annotated[dict[str, Any], Body(description=TOLD, examples=[EXAMPLE], json_schema_extra=_tell_of_named)]
 
 
 @router.get("", operation_id="listTemplates", response_model=TemplateList, summary="List the templates")
@@ -137,7 +152,7 @@ async def add_template(definition: Definition, world: World, owner: Owner) -> Re
     responses={**refusals(409, 429), 201: {"model": WholeTemplateView, "description": "It is new"}},
     summary="Replace a template of your own, or add it",
 )
-async def put_template(name: Name, definition: Definition, world: World, owner: Owner) -> Response:
+async def put_template(name: Name, definition: Named, world: World, owner: Owner) -> Response:
     """Jobs that were accepted keep the template as it was."""
     checked = await asyncio.to_thread(_checked, world, {"name": name} | definition)
     if checked["name"] != name:

@@ -5,7 +5,7 @@ from typing import Any, Protocol, TypeVar
 
 from starlette.responses import Response
 
-from safelight.api.deps import cursor_of, list_response
+from safelight.api.deps import list_response
 from safelight.api.stories.request import Images
 from safelight.api.stories.view import image_view, pictures_among
 from safelight.bootstrap import Safelight
@@ -29,14 +29,14 @@ async def page(
 ) -> Response:
     """The first `limit` of the rows, of which one more was asked for, and the cursor that goes on after their last."""
     shown = found[:limit]
-    following = cursor_of(place(shown[-1])) if len(found) > limit else None
+    following = str(place(shown[-1])) if len(found) > limit else None
     return await list_response(map(view, shown), next_cursor=following)
 
 
 async def pictures(found: Page) -> Response:
     """An `ImageList`: what these jobs made."""
     items = [image_view(job, image) for job in found.jobs for image in pictures_among(found.artifacts.get(job.id, ()))]
-    following = cursor_of(found.jobs[-1].id) if found.more else None
+    following = found.jobs[-1].id if found.more else None
     return await list_response(items, next_cursor=following)
 
 

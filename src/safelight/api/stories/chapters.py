@@ -16,10 +16,11 @@ from safelight.api.batches.view import BatchView
 from safelight.api.deps import (
     RETRY_AFTER_SECONDS,
     Asker,
-    Cursor,
+    IdCursor,
     IdempotencyKey,
     ItemId,
     Limit,
+    NumberCursor,
     Owner,
     World,
     idempotency_key,
@@ -146,7 +147,7 @@ async def create_scene(chapter_id: ItemId, body: SceneRequest, world: World, own
     "/{id}/scenes", operation_id="listScenes", response_model=SceneList, summary="The scenes of a chapter, by number"
 )
 async def list_scenes(
-    chapter_id: ItemId, world: World, owner: Owner, cursor: Cursor = None, limit: Limit = 50
+    chapter_id: ItemId, world: World, owner: Owner, cursor: NumberCursor = None, limit: Limit = 50
 ) -> Response:
     """A page of them, each with its picture and how its newest job stands."""
     after = read_number_cursor(cursor)
@@ -250,7 +251,7 @@ async def list_images(
     world: World,
     owner: Owner,
     scene_number: Annotated[int | None, Query(ge=0, le=1_000_000)] = None,
-    cursor: Cursor = None,
+    cursor: IdCursor = None,
     limit: Limit = 50,
 ) -> Response:
     """Whatever was made for it, newest first, until it is deleted; of one scene, if a number is given."""

@@ -10,7 +10,7 @@ from safelight import stories
 from safelight.accounts import Identity
 from safelight.api.deps import (
     Asker,
-    Cursor,
+    IdCursor,
     IdempotencyKey,
     ItemId,
     Limit,
@@ -137,7 +137,7 @@ async def choose(character_id: ItemId, body: Choice, world: World, owner: Owner)
     "/{id}/images", operation_id="listCharacterImages", response_model=ImageList, summary="All portraits of a character"
 )
 async def list_images(
-    character_id: ItemId, world: World, owner: Owner, cursor: Cursor = None, limit: Limit = 50
+    character_id: ItemId, world: World, owner: Owner, cursor: IdCursor = None, limit: Limit = 50
 ) -> Response:
     """Newest first, until they are deleted."""
     found = await world.database.read(_images_of, character_id, owner, read_id_cursor(cursor), limit)

@@ -5,9 +5,10 @@ from starlette.responses import Response
 
 from safelight import stories
 from safelight.api.deps import (
-    Cursor,
+    IdCursor,
     ItemId,
     Limit,
+    NumberCursor,
     Owner,
     World,
     json_response,
@@ -58,7 +59,7 @@ async def create(body: ProjectRequest, world: World, owner: Owner) -> Response:
 
 
 @router.get("", operation_id="listProjects", response_model=ProjectList, summary="Your projects, newest first")
-async def list_all(world: World, owner: Owner, cursor: Cursor = None, limit: Limit = 50) -> Response:
+async def list_all(world: World, owner: Owner, cursor: IdCursor = None, limit: Limit = 50) -> Response:
     """A page of them."""
     found = await world.database.read(stories.list_projects, owner, read_id_cursor(cursor), limit + 1)
     return await answer.page(found, limit, project_view, lambda project: project.id)
@@ -124,7 +125,7 @@ async def create_chapter(project_id: ItemId, body: ChapterRequest, world: World,
     summary="The chapters of a project, in their order",
 )
 async def list_chapters(
-    project_id: ItemId, world: World, owner: Owner, cursor: Cursor = None, limit: Limit = 50
+    project_id: ItemId, world: World, owner: Owner, cursor: NumberCursor = None, limit: Limit = 50
 ) -> Response:
     """A page of them."""
     after = read_number_cursor(cursor) or 0
@@ -160,7 +161,7 @@ async def create_character(project_id: ItemId, body: CharacterRequest, world: Wo
     summary="The characters of a project",
 )
 async def list_characters(
-    project_id: ItemId, world: World, owner: Owner, cursor: Cursor = None, limit: Limit = 50
+    project_id: ItemId, world: World, owner: Owner, cursor: IdCursor = None, limit: Limit = 50
 ) -> Response:
     """A page of them, in the order in which they were made."""
     found = await world.database.read(stories.list_characters, project_id, owner, read_id_cursor(cursor), limit + 1)

@@ -1,12 +1,13 @@
 """What clients send about stories: its fields and their bounds."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import Query
-from pydantic import AfterValidator, Field, StringConstraints, field_validator
+from pydantic import AfterValidator, Field, GetJsonSchemaHandler, StringConstraints, field_validator
+from pydantic_core import CoreSchema
 
 from safelight.api.deps import IdInvalid, parse_id
-from safelight.api.fields import Body, Int, has_words
+from safelight.api.fields import Body, HasWords, Int
 from safelight.api.job_request import PictureRequest, Prompt
 
 Images = Literal["keep", "delete"]
@@ -20,12 +21,13 @@ def _a_uuid(value: str) -> str:
         raise ValueError("must be an id: a UUID") from None
 
 
-Words = Annotated[str, StringConstraints(min_length=1, max_length=300), AfterValidator(has_words)]
-Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(has_words)]
+Words = Annotated[str, StringConstraints(min_length=1, max_length=300), *HasWords]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200), *HasWords]
 Style = Annotated[str, StringConstraints(max_length=1000)]
 Script = Annotated[str, StringConstraints(max_length=100_000)]
 Description = Annotated[str, StringConstraints(max_length=2000)]
 Id = Annotated[str, AfterValidator(_a_uuid), Field(json_schema_extra={"format": "uuid"})]
+Ids = Annotated[list[Id], Field(json_schema_extra={"uniqueItems": True})]
 Number = Annotated[Int, Field(ge=0, le=1_000_000)]
 
 
@@ -57,7 +59,7 @@ class SceneRequest(CastRequest):
 
     scene_number: Number | None = Field(None, description="Default: one more than the last")
     description: Description = Field("", description="What it shows", examples=["She lights the lamp at dusk"])
-    character_ids: list[Id] = Field([], max_length=16, description="Who is in it: characters of the project")
+    character_ids: Ids = Field([], max_length=16, description="Who is in it: characters of the project")
 
 
 class CharacterRequest(Body):
@@ -70,10 +72,22 @@ class CharacterRequest(Body):
 class _Changes(Body):
     """Fields that are left out stay as they are; none can be set to nothing unless it says so."""
 
+    REMOVABLE: ClassVar = ("script", "reference_artifact_id")
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Tells of null only where it is taken."""
+        schema = handler(core_schema)
+        for name, field in handler.resolve_ref_schema(schema)["properties"].items():
+            if name not in cls.REMOVABLE:
+                field |= next(option for option in field.pop("anyOf") if option != {"type": "null"})
+                del field["default"]
+        return schema
+
     @field_validator("*", mode="before")
     @classmethod
     def not_nothing(cls, value: Any, info: Any) -> Any:
-        if value is None and info.field_name not in ("script", "reference_artifact_id"):
+        if value is None and info.field_name not in cls.REMOVABLE:
             raise ValueError("cannot be null; leave it out to keep it")
         return value
 
@@ -84,14 +98,14 @@ class _Changes(Body):
 class ProjectChanges(_Changes):
     """What shall differ. Pictures that are there stay as they are."""
 
-    title: Words | None = None
-    style: Style | None = None
+    title: Words | None = Field(None, examples=["The lighthouse keeper"])
+    style: Style | None = Field(None, examples=["ink and watercolour"])
 
 
 class ChapterChanges(_Changes):
     """What shall differ. With a `position` the chapter moves there, and the others make room."""
 
-    title: Words | None = None
+    title: Words | None = Field(None, examples=["The storm"])
     script: Script | None = Field(None, description="null removes it")
     position: Annotated[Int, Field(ge=1, le=1_000_000)] | None = Field(
         None, description="From 1; beyond the last: last"
@@ -102,15 +116,15 @@ class SceneChanges(_Changes, CastRequest):
     """What shall differ. The pictures of a scene go with it to its new number."""
 
     scene_number: Number | None = None
-    description: Description | None = None
-    character_ids: Annotated[list[Id], Field(max_length=16)] | None = None
+    description: Description | None = Field(None, examples=["She lights the lamp at dusk"])
+    character_ids: Annotated[Ids, Field(max_length=16)] | None = None
 
 
 class CharacterChanges(_Changes):
     """What shall differ. Pictures that are there stay as they are."""
 
-    name: Name | None = None
-    description: Description | None = None
+    name: Name | None = Field(None, examples=["Ada"])
+    description: Description | None = Field(None, examples=["tall, red hair, yellow oilskin"])
     reference_artifact_id: Id | None = Field(
         None, description="One of your pictures, for portraits to be drawn from; null: none"
     )
@@ -119,7 +133,7 @@ class CharacterChanges(_Changes):
 class SceneOrder(Body):
     """Every scene of the chapter, in the order that shall be theirs."""
 
-    scene_ids: list[Id] = Field(max_length=1000)
+    scene_ids: Ids = Field(max_length=1000)
 
 
 class Choice(Body):

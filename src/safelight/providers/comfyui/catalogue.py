@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, cast
 
-from safelight.providers.comfyui.graph import Plan, Problem, first_of, is_link, needed_by
+from safelight.providers.comfyui.graph import Plan, Problem, exact, first_of, is_link, needed_by
 from safelight.suggestion import MAX_NAMES, did_you_mean, near_names
 
 MODEL_INPUTS = {
@@ -216,9 +216,9 @@ def _check_value(name: str, value: Any, spec: Input, node: str) -> str | None:
         wanted = "a whole number" if spec.kind == "INT" else "a number"
         return f"{name} of {node} must be {wanted}, not {str(value)[:60]!r}."
     if (spec.minimum is not None and number < spec.minimum) or (spec.maximum is not None and number > spec.maximum):
-        least = "" if spec.minimum is None else f" from {spec.minimum:.15g}"
-        most = "" if spec.maximum is None else f" to {spec.maximum:.15g}"
-        return f"{name} of {node} must be a number{least}{most}, not {number:.15g}."
+        least = "" if spec.minimum is None else f" from {exact(spec.minimum)}"
+        most = "" if spec.maximum is None else f" to {exact(spec.maximum)}"
+        return f"{name} of {node} must be a number{least}{most}, not {exact(number)}."
     return None
 
 

@@ -40,6 +40,11 @@ class Problem:
     message: str
 
 
+def exact(number: float) -> str:
+    """A number with all its digits."""
+    return str(number).removesuffix(".0")
+
+
 def first_of(problems: Iterable[Problem]) -> list[Problem]:
     """As many as are told. Finding a problem costs time, so give an iterator where somebody may send thousands."""
     return list(islice(problems, MAX_PROBLEMS))

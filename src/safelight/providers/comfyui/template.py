@@ -23,6 +23,7 @@ from safelight.providers.comfyui.graph import (
     Plan,
     Problem,
     check_graph,
+    exact,
     first_of,
     is_link,
     refuse,
@@ -73,8 +74,8 @@ class TemplateInput(BaseModel):
     node: str = Field(max_length=MAX_NAME)
     input: str = Field(max_length=MAX_NAME)
     type: InputType
-    minimum: float | None = Field(None, allow_inf_nan=False)
-    maximum: float | None = Field(None, allow_inf_nan=False)
+    minimum: int | Annotated[float, Field(allow_inf_nan=False)] | None = None
+    maximum: int | Annotated[float, Field(allow_inf_nan=False)] | None = None
     choices: list[str] | None = Field(None, min_length=1)
     default: Any = None
     description: str = ""
@@ -94,8 +95,8 @@ class TemplateInput(BaseModel):
         elif self.type != "boolean":
             too_small = self.minimum is not None and value < self.minimum
             if too_small or (self.maximum is not None and value > self.maximum):
-                least = "" if self.minimum is None else f" at least {self.minimum:.15g}"
-                most = "" if self.maximum is None else f" at most {self.maximum:.15g}"
+                least = "" if self.minimum is None else f" at least {exact(self.minimum)}"
+                most = "" if self.maximum is None else f" at most {exact(self.maximum)}"
                 return f"must be{least}{' and' if least and most else ''}{most}, not {value}."
         if self.choices is not None and value not in self.choices:
             meant = did_you_mean(value, self.choices, most=2)
@@ -265,7 +266,7 @@ def _check_input(template: Template, name: str, twins: dict[tuple[str, str], str
     if (spec.minimum is not None or spec.maximum is not None) and spec.type not in ("integer", "number"):
         yield Problem(where, f"minimum and maximum are for numbers; the type is {spec.type}.")
     if spec.minimum is not None and spec.maximum is not None and spec.minimum > spec.maximum:
-        yield Problem(f"{where}.minimum", f"It is above the maximum {spec.maximum:g}.")
+        yield Problem(f"{where}.minimum", f"It is above the maximum {exact(spec.maximum)}.")
     if spec.choices is not None and spec.type != "choice":
         yield Problem(f"{where}.choices", f"choices are for the type choice; the type is {spec.type}.")
     if spec.default is not None:
