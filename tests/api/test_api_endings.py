@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from api_service import JOBS, Service, eventually, order
 
+from safelight.api.job_request import MAX_SEED
 from safelight.storage import Storage, StorageUnavailable
 
 
@@ -195,6 +196,6 @@ def test_a_disk_that_stays_full_fails_the_job_honestly(
 
 
 def test_the_highest_seed_is_no_trouble(service: Service) -> None:
-    job = service.make(seed=2**63 - 16, batch_size=16)
+    job = service.make(seed=MAX_SEED, batch_size=16)
     assert (job["status"], job["attempt"]) == ("completed", 1)
-    assert job["artifacts"][-1]["seed"] == 2**63 - 1
+    assert job["artifacts"][-1]["seed"] == MAX_SEED + 15

@@ -337,7 +337,7 @@ def test_a_restart_of_the_api_does_not_break_the_story(make_service: Callable[..
             restarting.join()
     assert restarting is not None
     assert states(seen) == [("job.started", 2), ("job.pending", 3), ("job.started", 4), ("job.completed", 5)]
-    assert [event.type for event in seen].count("job.snapshot") == 2
+    assert [event.type for event in seen].count("job.snapshot") >= 2  # one for each time that it was connected
     with service.events(job_id, last_id=last_id) as stream:
         assert stream.status == 204
 

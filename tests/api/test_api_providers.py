@@ -254,6 +254,7 @@ def test_without_mock_mode_the_mock_draws_only_where_it_is_named(make_service: C
         assert "Name a provider. None is configured: set SAFELIGHT_COMFYUI_URLS or" in error["detail"]
     project = service.http.post("/api/v1/projects", json={"title": "x"}).json()
     chapter = service.http.post(f"/api/v1/projects/{project['id']}/chapters", json={"title": "x"}).json()
+    service.http.post(f"/api/v1/chapters/{chapter['id']}/scenes", json={"description": "a pier"})
     drawn = service.http.post(f"/api/v1/chapters/{chapter['id']}/images/scenes/1", json={"prompt": "x"})
     assert (drawn.status_code, "Name a provider." in drawn.text) == (422, True), drawn.text
     named = service.http.post(JOBS, json={"prompt": "x", "provider": "mock"})
