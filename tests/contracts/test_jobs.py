@@ -26,6 +26,7 @@ from safelight.db import Database, Prepared, Tx, db_now, new_id
 from safelight.db.statement import driver_cursor
 from safelight.jobs import (
     Cancelled,
+    Defer,
     Follower,
     HandBack,
     IdempotencyKeyReused,
@@ -37,6 +38,7 @@ from safelight.jobs import (
     Submitted,
     artifacts_of,
     get,
+    job_error,
     step,
     with_artifacts,
 )
@@ -440,11 +442,40 @@ async def test_a_cancel_that_meets_a_returning_job_still_cancels_it(postgres_url
     engine.dispose()
 
 
+async def test_a_cancel_that_commits_while_the_attempt_ends_is_not_overtaken(postgres_url: str) -> None:
+    """The worker's statement waits for the row that the cancel holds, and sees it as the cancel leaves it."""
+    engine = create_engine(postgres_url)
+    for settlement in (try_again, lambda _: HandBack(), deferred):
+        with closing(Database(postgres_url)) as here, closing(Database(postgres_url)) as there:
+            desk = Desk(here)
+            job = await desk.running()
+            with engine.connect() as owner:
+                owner.execute(update(jobs).where(jobs.c.id == job.id).values(cancel_requested_at=db_now()))
+                settled = asyncio.ensure_future(Desk(there).settle(job, settlement(job)))
+                assert await until_waiting_for_lock(here)
+                owner.commit()
+            ended = await settled
+            assert ended is not None and (ended.status, ended.attempt) == ("cancelled", 1)
+            assert [attempt.outcome for attempt in await desk.attempts(job.id)] == ["cancelled"]
+            assert await desk.claim(job.id) is None
+    engine.dispose()
+
+
+async def test_what_is_to_be_cancelled_is_never_claimed(desk: Desk) -> None:
+    job = await desk.submit(hint=True)
+    await desk.change(job.id, cancel_requested_at=db_now())
+    assert await desk.claim(job.id) is None
+
+
 # What the tests reach for
 
 
 async def count_jobs(database: Database) -> int:
     return await database.read(lambda tx: len(tx.execute(select(jobs.c.id)).all()))
+
+
+def deferred(job: Job) -> Settlement:
+    return Defer(job_error("rate_limited", "Later.", job, True), 1.0)
 
 
 async def everything(desk: Desk, job_id: str) -> tuple[Any, ...]:

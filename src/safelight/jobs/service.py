@@ -341,10 +341,6 @@ class Jobs:
 
     def _settle(self, tx: Tx, job: Job, settlement: Settlement, *, is_probe: bool) -> Job | None:
         ours = _ours(job.id, job.attempt)
-        if isinstance(settlement, TryAgain | Defer | HandBack):
-            cancelled = self._end_if_cancel_requested(tx, job, "cancelled")
-            if cancelled is not None:
-                return cancelled
         match settlement:
             case Completed(artifacts=made):
                 return self.complete(tx, [(job, made)])[0]
@@ -466,9 +462,6 @@ class Jobs:
     # --- within -------------------------------------------------------------------------------------------------------
 
     def _recover(self, tx: Tx, job: Job) -> Job | None:
-        cancelled = self._end_if_cancel_requested(tx, job, "lost")
-        if cancelled is not None:
-            return cancelled
         crashed_alone = job.queue in ALONE
         queue = job.queue if crashed_alone else ISOLATED
         error = job_error("worker_lost", "The worker that ran this job was lost.", job, True)
@@ -486,12 +479,6 @@ class Jobs:
     def _fail(self, tx: Tx, job: Job, error: Mapping[str, Any]) -> Job | None:
         return self._end(tx, step.FAIL, {**_ours(job.id, job.attempt), **_because(error)}, "failed", error)
 
-    def _end_if_cancel_requested(self, tx: Tx, job: Job, outcome: Outcome) -> Job | None:
-        asked = select(jobs.c.cancel_requested_at).where(jobs.c.id == job.id)
-        if tx.execute(asked).scalar_one_or_none() is None:
-            return None
-        return self._end(tx, step.CANCEL, _ours(job.id, job.attempt), outcome, None)
-
     def _end(
         self,
         tx: Tx,
@@ -501,12 +488,17 @@ class Jobs:
         error: Mapping[str, Any] | None,
     ) -> Job | None:
         """One attempt's end: status and attempt row together; late writers change nothing."""
-        how = {"b_outcome": outcome, "b_attempt_error": dict(error) if error is not None else None}
-        rows = tx.run(end.with_attempt if tx.is_postgresql else end.alone, {**parameters, **how})
+        if_cancelled: Outcome = "lost" if outcome == "lost" else "cancelled"
+        how = {"b_attempt_error": dict(error) if error is not None else None}
+        if tx.is_postgresql:
+            rows = tx.run(end.with_attempt, {**parameters, **how, "b_outcome": outcome, "b_if_cancelled": if_cancelled})
+        else:
+            rows = tx.run(end.alone, {**parameters, **how})
         if not rows:
             return None
         job = Job.of(rows[0])
         if not tx.is_postgresql:
+            how["b_outcome"] = if_cancelled if job.status == "cancelled" else outcome
             tx.run(step.END_ATTEMPT, {"b_id": job.id, "b_attempt": job.attempt, "b_version": job.version, **how})
         self._settled(tx, job, ())
         return job

@@ -11,7 +11,6 @@ from sqlalchemy import (
     ARRAY,
     CTE,
     UUID,
-    BindParameter,
     ColumnElement,
     Float,
     Select,
@@ -78,14 +77,30 @@ FURTHEST = case(
 )
 
 
+_ENDED: Mapping[str, Any] = {"finished_at": db_now(), "blocked_reason": null(), "blocked_until": null()}
+_CANCELLED: Mapping[str, Any] = {"status": "cancelled", "stage": "cancelled", "message": "Cancelled", **_ENDED}
+
+
 def _move(*, to: Status, **values: Any) -> Update:
-    """The frame of every step: whoever calls adds the WHERE that says from where."""
-    changes: dict[str, Any] = {"status": to, "version": jobs.c.version + 1, "updated_at": db_now(), **values}
+    """The frame of every step: whoever calls adds the WHERE that says from where.
+
+    What would go back to the queue is cancelled if that was asked for, up to the moment in which the row changes: a
+    cancel that commits just before is not overtaken.
+    """
+    changes: dict[str, Any] = {"status": to, **values}
+    if to in ("completed", "failed", "cancelled"):
+        changes |= _ENDED
+    if to == "pending":
+        changes = {name: _unless_cancelled(name, changes) for name in changes.keys() | _CANCELLED.keys()}
     if to != "processing":
         changes |= {"lease_until": null(), "deadline_at": null(), "hinted_at": null(), "hint_count": 0}
-    if to not in ("pending", "processing"):
-        changes |= {"finished_at": db_now(), "blocked_reason": null(), "blocked_until": null()}
-    return update(jobs).values(changes).returning(*jobs.c)
+    return update(jobs).values(changes | {"version": jobs.c.version + 1, "updated_at": db_now()}).returning(*jobs.c)
+
+
+def _unless_cancelled(name: str, changes: Mapping[str, Any]) -> ColumnElement[Any]:
+    column = jobs.c[name]
+    asked = jobs.c.cancel_requested_at.is_not(None)
+    return case((asked, _CANCELLED.get(name, column)), else_=changes.get(name, column))
 
 
 OURS = and_(jobs.c.id == bindparam("b_id"), jobs.c.attempt == bindparam("b_attempt"), has_status(bindparam("b_status")))
@@ -111,6 +126,7 @@ _TAKE = _move(
     has_status("pending"),
     jobs.c.queue == bindparam("b_queue"),
     jobs.c.hinted_at.is_not(None),  # only what dispatch released: old hints cannot get round a cap or a delay
+    jobs.c.cancel_requested_at.is_(None),
     ~availability.is_closed(),  # which may have come between
 )
 CLAIM = Prepared(_TAKE.where(_ONE))
@@ -189,7 +205,8 @@ def _with_attempt_ended(end: Update) -> Select[*tuple[Any, ...]]:
     """PostgreSQL: the end and that of its attempt's row in one statement."""
     moved = end.cte("moved")
     error = bindparam("b_attempt_error", type_=attempts.c.error.type)
-    return select(*moved.c).add_cte(_attempt_of(moved, bindparam("b_outcome"), error).cte("ended"))
+    outcome = case((moved.c.status == "cancelled", bindparam("b_if_cancelled")), else_=bindparam("b_outcome"))
+    return select(*moved.c).add_cte(_attempt_of(moved, outcome, error).cte("ended"))
 
 
 def _with_results(complete: Update) -> Select[*tuple[Any, ...]]:
@@ -203,7 +220,7 @@ def _with_results(complete: Update) -> Select[*tuple[Any, ...]]:
     )
 
 
-def _attempt_of(moved: CTE, outcome: BindParameter[str] | str, error: ColumnElement[Any]) -> Update:
+def _attempt_of(moved: CTE, outcome: ColumnElement[str] | str, error: ColumnElement[Any]) -> Update:
     return (
         update(attempts)
         .where(attempts.c.job_id == moved.c.id, attempts.c.number == moved.c.attempt)
