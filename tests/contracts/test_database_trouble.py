@@ -245,6 +245,55 @@ async def test_what_may_have_been_committed_on_a_lost_connection_is_not_run_agai
     engine.dispose()
 
 
+async def test_a_commit_whose_fate_is_unknown_is_not_run_again(postgres_url: str) -> None:
+    """The connection ends in the COMMIT itself: whether it was carried out, nobody can know."""
+    make_things(postgres_url)
+    runs: list[int] = []
+
+    def note(tx: Tx, number: int) -> int:
+        runs.append(number)
+        return add(tx, number)
+
+    engine = create_engine(postgres_url)
+    with opened(postgres_url) as database, engine.begin() as other:
+        other.execute(text(_DIE_IN_COMMIT))
+        other.commit()
+        with pytest.raises(DatabaseUnavailable):
+            await database.write(note, 1)
+        async with held(database):
+            writes = asyncio.ensure_future(outcomes(*(database.write(note, number) for number in (2, 3))))
+        assert [type(answer) for answer in await writes] == [DatabaseUnavailable] * 2
+        assert runs == [1, 2, 3]
+    engine.dispose()
+
+
+_DIE_IN_COMMIT = """
+CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END $$;
+CREATE CONSTRAINT TRIGGER die AFTER INSERT ON things DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION die();
+"""
+
+
+async def test_a_database_file_that_was_replaced_is_noticed(sqlite: Database, sqlite_url: str, tmp_path: Path) -> None:
+    """An open connection would go on writing into the file that no name leads to any more."""
+    file = Path(sqlite_url.removeprefix("sqlite:///"))
+    await sqlite.write(add, 1)
+    other = tmp_path / "other.db"
+    migrate(f"sqlite:///{other}")
+    make_things(f"sqlite:///{other}")
+    replace_database(file, other)
+    assert await sqlite.read(numbers) == []
+    await sqlite.write(add, 2)
+    with opened(sqlite_url) as fresh:
+        assert await fresh.read(numbers) == [2]
+
+
+def replace_database(file: Path, other: Path) -> None:
+    for suffix in ("-wal", "-shm"):
+        Path(f"{file}{suffix}").unlink(missing_ok=True)
+    other.replace(file)
+
+
 _SLEEP = Prepared(select(func.pg_sleep(bindparam("seconds", type_=Float))))
 _END_SLEEPERS = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity

@@ -38,12 +38,12 @@ MakeSettlement = Callable[[Job], Settlement]
 # When nobody else is there to do it
 
 
-async def test_a_lost_job_comes_back_as_a_suspect(desk: Desk) -> None:
+async def test_a_lost_job_comes_back_to_its_place(desk: Desk) -> None:
     lost, healthy = await desk.running(), await desk.running()
     assert await desk.write(desk.jobs.record_remote_id, lost.id, 1, "remote-1")
     job = await desk.lose(lost.id)
-    assert (job.status, job.version, job.queue, job.crash_count) == ("pending", 3, ISOLATED, 0)
-    assert (job.retry_count, job.run_at, job.hinted_at) == (0, job.updated_at, None)
+    assert (job.status, job.version, job.queue, job.crash_count) == ("pending", 3, QUEUE, 0)
+    assert (job.retry_count, job.run_at, job.hinted_at) == (0, lost.run_at, None)
     assert job.provider_job_id == "remote-1"  # it may still be there to be adopted
     assert job.error is not None and job.error["code"] == "worker_lost"
     assert [attempt.outcome for attempt in await desk.attempts(job.id)] == ["lost"]
@@ -52,18 +52,37 @@ async def test_a_lost_job_comes_back_as_a_suspect(desk: Desk) -> None:
     assert await desk.write(desk.jobs.recover_lost) == []
 
 
-async def test_only_crashes_in_isolation_count_and_the_third_convicts(desk: Desk) -> None:
+async def suspect(desk: Desk) -> Job:
+    """A job that was in two processes that died."""
     job = await desk.running()
+    await desk.lose(job.id)
+    await desk.run(job.id)
+    return await desk.lose(job.id)
+
+
+async def test_only_what_was_in_two_dead_processes_runs_alone(desk: Desk) -> None:
+    """One machine that is taken away has hundreds of jobs with it: they go on side by side."""
+    ids = [(await desk.running()).id for _ in range(20)]
+    for job_id in ids:
+        await desk.change(job_id, lease_until=db_now(-1.0))
+    assert {job.queue for job in await desk.write(desk.jobs.recover_lost)} == {QUEUE}
+    again = ids[7]
+    await desk.run(again)
+    assert (await desk.lose(again)).queue == ISOLATED
+    assert {(await desk.job(job_id)).queue for job_id in ids if job_id != again} == {QUEUE}
+
+
+async def test_only_crashes_in_isolation_count_and_the_third_convicts(desk: Desk) -> None:
+    job = await suspect(desk)
     for crashes in (0, 1, 2):
-        job = await desk.lose(job.id)
         assert (job.status, job.queue, job.crash_count) == ("pending", ISOLATED, crashes)
         await desk.run(job.id)
-    job = await desk.lose(job.id)
-    assert (job.status, job.crash_count, job.attempt) == ("failed", 3, 4)
+        job = await desk.lose(job.id)
+    assert (job.status, job.crash_count, job.attempt) == ("failed", 3, 5)
     assert job == await desk.job(job.id)
     assert job.error is not None and job.error["code"] == "worker_lost"
-    assert [attempt.outcome for attempt in await desk.attempts(job.id)] == ["lost"] * 4
-    assert [version for version, _ in desk.told(job.id)] == list(range(2, 10))
+    assert [attempt.outcome for attempt in await desk.attempts(job.id)] == ["lost"] * 5
+    assert [version for version, _ in desk.told(job.id)] == list(range(2, 12))
 
 
 async def test_an_import_had_a_process_of_its_own_and_no_suspect_waits_for_it(desk: Desk) -> None:
@@ -77,9 +96,7 @@ async def test_an_import_had_a_process_of_its_own_and_no_suspect_waits_for_it(de
 
 
 async def test_a_suspect_that_proved_itself_leaves_isolation(desk: Desk) -> None:
-    job = await desk.running()
-    await desk.lose(job.id)
-    job = await desk.run(job.id)
+    job = await desk.run((await suspect(desk)).id)
     back = await desk.settle(job, try_again(job))
     assert back is not None and back.queue == QUEUE
     job = await desk.run(job.id)
@@ -87,9 +104,7 @@ async def test_a_suspect_that_proved_itself_leaves_isolation(desk: Desk) -> None
 
 
 async def test_a_suspect_handed_back_stays_in_isolation(desk: Desk) -> None:
-    job = await desk.running()
-    await desk.lose(job.id)
-    job = await desk.run(job.id)
+    job = await desk.run((await suspect(desk)).id)
     back = await desk.settle(job, HandBack())
     assert back is not None and (back.queue, back.crash_count) == (ISOLATED, 0)
 

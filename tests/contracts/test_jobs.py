@@ -38,6 +38,7 @@ from safelight.jobs import (
     Submitted,
     artifacts_of,
     get,
+    idempotency,
     job_error,
     step,
     with_artifacts,
@@ -155,11 +156,13 @@ async def test_a_key_is_forgotten_after_a_day(desk: Desk) -> None:
     assert not second.replayed and second.job.id != first.job.id
 
 
-async def test_old_keys_are_purged(desk: Desk) -> None:
-    for key in ("a", "b", "c"):
+async def test_old_keys_are_purged_in_bites(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idempotency, "PURGE_BITE", 2)
+    for key in ("a", "b", "c", "d", "e"):
         await desk.offer(idempotency_key=key)
-    await desk.write(age_key, "a", 24 * 3600 + 1.0)
-    assert await desk.write(purge_idempotency_keys) == 1
+    for key in ("a", "d", "e"):
+        await desk.write(age_key, key, 24 * 3600 + 1.0)
+    assert [await desk.write(purge_idempotency_keys) for _ in range(2)] == [True, False]
     assert await desk.database.read(lambda tx: sorted(tx.execute(select(idempotency_keys.c.key)).scalars())) == [
         "b",
         "c",
@@ -296,7 +299,7 @@ async def test_a_handed_back_job_goes_on_where_it_was(desk: Desk) -> None:
     settled = await desk.settle(job, HandBack())
     assert settled is not None
     assert (settled.status, settled.version, settled.retry_count, settled.queue) == ("pending", 3, 0, QUEUE)
-    assert (settled.provider_job_id, settled.error, settled.run_at) == ("remote-1", None, settled.updated_at)
+    assert (settled.provider_job_id, settled.error, settled.run_at) == ("remote-1", None, job.run_at)
     assert [attempt.outcome for attempt in await desk.attempts(job.id)] == ["handed_back"]
     second = await desk.run(job.id)
     assert second.provider_job_id == "remote-1"

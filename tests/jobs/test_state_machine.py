@@ -249,6 +249,8 @@ class Lives(RuleBasedStateMachine):
         if before.status != "processing":
             return
         self.write(change_job, job_id, {"lease_until": db_now(-1.0)})
+        with self.transaction() as tx:
+            was_lost_before = any(attempt.outcome == "lost" for attempt in attempts_of(tx, job_id))
         (job,) = self.write(self.jobs.recover_lost)
         assert job.id == job_id
         if before.cancel_requested_at is not None:
@@ -256,7 +258,8 @@ class Lives(RuleBasedStateMachine):
         elif before.queue == ISOLATED and before.crash_count + 1 == MAX_CRASHES:
             assert (job.status, job.crash_count) == ("failed", MAX_CRASHES)
         else:
-            assert (job.status, job.queue) == ("pending", ISOLATED)
+            is_suspect = was_lost_before or before.queue == ISOLATED
+            assert (job.status, job.queue) == ("pending", ISOLATED if is_suspect else QUEUE)
             assert job.crash_count == before.crash_count + (before.queue == ISOLATED)
 
     @rule(job_id=ids)

@@ -152,6 +152,19 @@ def _run(batch: list[_Call], connection: Connection) -> None:
             call.result = answer
 
 
+def _run_apart(batch: list[_Call], connection: Connection) -> None:
+    """The same with a savepoint each: who raises is told so, and takes nothing of the others with it."""
+    for call in batch:
+        try:
+            with connection.begin_nested():
+                _run([call], connection)
+            call.error = None
+        except BaseException as error:
+            if _is_unusable(error) or _wants_retry(error):
+                raise
+            call.error = _judge(error)
+
+
 class Lane:
     """Threads with a connection each that serve one queue of calls."""
 
@@ -275,25 +288,39 @@ class Lane:
 
     def _commit(self, connection: Connection, batch: list[_Call]) -> None:
         """Commit the batch together, or each alone. Raises only if the connection itself cannot be used."""
+        failure = self._attempt(connection, batch, _run)
+        if failure is None:
+            return
+        if len(batch) == 1 and not _wants_retry(failure):
+            batch[0].error = _judge(failure)
+            return
+        # One of them raised: the others commit together all the same, unless it is about locks that they hold.
+        if not _wants_retry(failure) and self._attempt(connection, batch, _run_apart) is None:
+            return
+        for call in batch:
+            self._commit_alone(connection, call)
+            call.finished = True  # whatever happens to those after it
+
+    def _attempt(
+        self, connection: Connection, batch: list[_Call], run: Callable[[list[_Call], Connection], None]
+    ) -> BaseException | None:
+        """Run and commit the batch; returns what a function of it raised. Raises what ends the connection."""
         is_committing = False
         try:
             with self._synchrony(batch, connection), connection.begin():
-                _run(batch, connection)
+                run(batch, connection)
                 is_committing = True
-            return
+            return None
         except DatabaseUnavailable:
             raise
         except BaseException as error:
+            if run is _run_apart and not is_committing:
+                return error  # whatever it is, some of the batch may be possible without the rest
             if isinstance(error, DBAPIError) and error.connection_invalidated and not is_committing:
                 raise _ConnectionLost(_explain(error).detail) from error
             if _is_unusable(error):
                 raise _explain(error) from error
-            if len(batch) == 1 and not _wants_retry(error):
-                batch[0].error = _judge(error)
-                return
-        for call in batch:
-            self._commit_alone(connection, call)
-            call.finished = True  # whatever happens to those after it
+            return error
 
     def _synchrony(self, batch: list[_Call], connection: Connection) -> AbstractContextManager[object]:
         is_sqlite_writer = self._lock_path is not None
@@ -306,6 +333,7 @@ class Lane:
             try:
                 with connection.begin():
                     _run([call], connection)
+                call.error = None
                 return
             except DatabaseUnavailable:
                 raise

@@ -235,7 +235,8 @@ class Dispatcher:
     async def _keep_house(self) -> None:
         """Now and then, by whoever dispatches: forget old keys, and whatever else the house has to tidy."""
         try:
-            await self._database.write(purge_idempotency_keys)
+            while await self._database.write(purge_idempotency_keys):
+                pass
             await self._housekeeping()
         except Unavailable as error:
             log.warning("housekeeping.postponed", reason=error.detail)

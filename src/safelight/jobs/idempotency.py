@@ -1,12 +1,13 @@
 """Idempotency keys: a request sent again makes nothing new. A key is its owner's own and is kept for a day."""
 
-from sqlalchemy import Column, ColumnElement, String, Table, and_, delete, select
+from sqlalchemy import Column, ColumnElement, String, Table, and_, delete, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
 from safelight.db import Instant, RowId, Tx, db_now, metadata
 from safelight.errors import SafelightError
 
 IDEMPOTENCY_SECONDS = 24 * 3600.0
+PURGE_BITE = 1000
 
 idempotency_keys = Table(
     "idempotency_keys",
@@ -44,10 +45,11 @@ def give_back(tx: Tx, owner_id: str, key: str) -> None:
     tx.execute(delete(idempotency_keys).where(_same(owner_id, key)))
 
 
-def purge_idempotency_keys(tx: Tx) -> int:
-    """Forget keys older than a day."""
-    old = idempotency_keys.c.created_at < db_now(-IDEMPOTENCY_SECONDS)
-    return tx.execute(delete(idempotency_keys).where(old)).rowcount
+def purge_idempotency_keys(tx: Tx) -> bool:
+    """Forget a bite of the keys older than a day. True: there may be more."""
+    keys = idempotency_keys.c
+    old = select(keys.owner_id, keys.key).where(keys.created_at < db_now(-IDEMPOTENCY_SECONDS)).limit(PURGE_BITE)
+    return tx.execute(delete(idempotency_keys).where(tuple_(keys.owner_id, keys.key).in_(old))).rowcount == PURGE_BITE
 
 
 def _same(owner_id: str, key: str) -> ColumnElement[bool]:

@@ -187,7 +187,8 @@ class Retention:
         async for gone in self._expire(older_than_days):
             yield gone
         await self.remove_leftovers()
-        await self._database.write(purge_idempotency_keys)
+        while await self._database.write(purge_idempotency_keys):
+            pass
         orphans = await self._collect()
         while tombstones := await self._purge_tombstones():
             gone = replace(gone, tombstones=gone.tombstones + tombstones)

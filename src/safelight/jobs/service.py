@@ -356,7 +356,7 @@ class Jobs:
             case Defer(error=error, after_seconds=after, keeps_provider_job=keeps):
                 return self._defer(tx, job, error, after, keeps=keeps)
             case HandBack():
-                return self._give_back(tx, job, "handed_back", None, after=0.0, queue=job.queue, forget=False)
+                return self._give_back(tx, job, "handed_back", None, queue=job.queue, forget=False)
             case _:
                 assert_never(settlement)
 
@@ -462,10 +462,10 @@ class Jobs:
     # --- within -------------------------------------------------------------------------------------------------------
 
     def _recover(self, tx: Tx, job: Job) -> Job | None:
+        """Back to its queue at first, as one machine takes hundreds with it; after two losses to a process of its own."""
         crashed_alone = job.queue in ALONE
-        queue = job.queue if crashed_alone else ISOLATED
         error = job_error("worker_lost", "The worker that ran this job was lost.", job, True)
-        if crashed_alone and job.crash_count + 1 >= MAX_CRASHES:
+        if crashed_alone and job.crash_count + 1 >= MAX_CRASHES and job.cancel_requested_at is None:
             error = job_error(
                 "worker_lost",
                 f"The job was in {MAX_CRASHES} workers of its own that died; it will not be tried again.",
@@ -474,7 +474,8 @@ class Jobs:
             )
             tx.execute(update(jobs).where(jobs.c.id == job.id).values(crash_count=jobs.c.crash_count + 1))
             return self._end(tx, step.FAIL, {**_ours(job.id, job.attempt), **_because(error)}, "lost", error)
-        return self._give_back(tx, job, "lost", error, after=0.0, queue=queue, crashes=int(crashed_alone), forget=False)
+        queue = ISOLATED if job.queue not in ALONE and _losses(tx, job) > 0 else job.queue
+        return self._give_back(tx, job, "lost", error, queue=queue, crashes=int(crashed_alone), forget=False)
 
     def _fail(self, tx: Tx, job: Job, error: Mapping[str, Any]) -> Job | None:
         return self._end(tx, step.FAIL, {**_ours(job.id, job.attempt), **_because(error)}, "failed", error)
@@ -489,7 +490,7 @@ class Jobs:
     ) -> Job | None:
         """One attempt's end: status and attempt row together; late writers change nothing."""
         if_cancelled: Outcome = "lost" if outcome == "lost" else "cancelled"
-        how = {"b_attempt_error": dict(error) if error is not None else None}
+        how: dict[str, Any] = {"b_attempt_error": dict(error) if error is not None else None}
         if tx.is_postgresql:
             rows = tx.run(end.with_attempt, {**parameters, **how, "b_outcome": outcome, "b_if_cancelled": if_cancelled})
         else:
@@ -540,6 +541,12 @@ def is_unstarted() -> ColumnElement[bool]:
 def _deferrals(tx: Tx, job: Job) -> int:
     deferred = select(func.count()).where(attempts.c.job_id == job.id, attempts.c.outcome == "deferred")
     return tx.execute(deferred).scalar_one()
+
+
+def _losses(tx: Tx, job: Job) -> int:
+    """How many workers were lost under it before, since it last came to an end of its own."""
+    lost = select(func.count()).where(attempts.c.job_id == job.id, attempts.c.outcome == "lost")
+    return tx.execute(lost).scalar_one()
 
 
 def _ours(job_id: str, attempt: int) -> dict[str, Any]:

@@ -159,6 +159,7 @@ class Runner:
         self.attempts: dict[str, Attempt] = {}
         self.abandoned = 0  # bodies that swallowed their cancellation and may still run
         self.is_draining = False
+        self._claiming = 0
         self._empty = asyncio.Event()
 
     async def run(self, job_id: str, queue: str) -> None:
@@ -168,20 +169,15 @@ class Runner:
                 if self.is_draining:
                     await self._database.write(self._jobs.decline, job_id)
                     return
-                asked = time.monotonic()
-                claim = Claim(job_id, queue, self._worker_id, self._worker_name, self._lease_seconds)
-                # Whoever would remember a claim that SQLite forgot died with the machine; and before anything may cost
-                # money, that is written down for good, and this with it.
-                job = await self._database.write_one(self._jobs.claim, claim, is_forgettable=True)
+                attempt = await self._claim(job_id, queue)
             except Unavailable as error:
                 log.warning("hint.unused", reason=error.detail)  # dispatch will send another
                 return
-            if job is None:
+            if attempt is None:
                 log.debug("hint.outdated", queue=queue)
                 return
+            job = attempt.job
             with bound_contextvars(**log_fields(job)):
-                attempt = Attempt(job, asked + self._lease_seconds)
-                self.attempts[job.id] = attempt
                 try:
                     await self._execute(attempt)
                 except Exception:
@@ -189,8 +185,28 @@ class Runner:
                 finally:
                     if self.attempts.get(job.id) is attempt:
                         del self.attempts[job.id]
-                    if not self.attempts:
-                        self._empty.set()
+                    self._tell_if_empty()
+
+    async def _claim(self, job_id: str, queue: str) -> Attempt | None:
+        """Take the job, and keep it alive from then on; None: the hint was outdated."""
+        asked = time.monotonic()
+        claim = Claim(job_id, queue, self._worker_id, self._worker_name, self._lease_seconds)
+        self._claiming += 1  # a drain waits for it: what it takes has to be run or handed back
+        try:
+            # Whoever would remember a claim that SQLite forgot died with the machine; and before anything may cost
+            # money, that is written down for good, and this with it.
+            job = await self._database.write_one(self._jobs.claim, claim, is_forgettable=True)
+            if job is None:
+                return None
+            attempt = self.attempts[job.id] = Attempt(job, asked + self._lease_seconds)
+            return attempt
+        finally:
+            self._claiming -= 1
+            self._tell_if_empty()
+
+    def _tell_if_empty(self) -> None:
+        if not self.attempts and not self._claiming:
+            self._empty.set()
 
     async def drain(self, grace_seconds: float) -> None:
         """Take nothing new, let running jobs finish for a while, then hand the rest back."""
@@ -202,7 +218,7 @@ class Runner:
 
     async def _emptied(self, seconds: float) -> None:
         self._empty = asyncio.Event()
-        if self.attempts:
+        if self.attempts or self._claiming:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._empty.wait()
