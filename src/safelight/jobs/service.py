@@ -462,7 +462,7 @@ class Jobs:
     # --- within -------------------------------------------------------------------------------------------------------
 
     def _recover(self, tx: Tx, job: Job) -> Job | None:
-        """Back to its queue at first, as one machine takes hundreds with it; after two losses to a process of its own."""
+        """Back to its queue at first, as one machine takes hundreds with it; after two losses to a process alone."""
         crashed_alone = job.queue in ALONE
         error = job_error("worker_lost", "The worker that ran this job was lost.", job, True)
         if crashed_alone and job.crash_count + 1 >= MAX_CRASHES and job.cancel_requested_at is None:
