@@ -462,8 +462,9 @@ class Jobs:
     # --- within -------------------------------------------------------------------------------------------------------
 
     def _recover(self, tx: Tx, job: Job) -> Job | None:
-        """Back to its queue at first, as one machine takes hundreds with it; after two losses to a process alone."""
-        crashed_alone = job.queue in ALONE
+        """Back to its queue at the first loss, which a machine brings upon hundreds; a suspect goes to a process alone."""
+        is_suspect = _losses(tx, job) > 0
+        crashed_alone = is_suspect and job.queue in ALONE
         error = job_error("worker_lost", "The worker that ran this job was lost.", job, True)
         if crashed_alone and job.crash_count + 1 >= MAX_CRASHES and job.cancel_requested_at is None:
             error = job_error(
@@ -474,7 +475,7 @@ class Jobs:
             )
             tx.execute(update(jobs).where(jobs.c.id == job.id).values(crash_count=jobs.c.crash_count + 1))
             return self._end(tx, step.FAIL, {**_ours(job.id, job.attempt), **_because(error)}, "lost", error)
-        queue = ISOLATED if job.queue not in ALONE and _losses(tx, job) > 0 else job.queue
+        queue = ISOLATED if is_suspect and job.queue not in ALONE else job.queue
         return self._give_back(tx, job, "lost", error, queue=queue, crashes=int(crashed_alone), forget=False)
 
     def _fail(self, tx: Tx, job: Job, error: Mapping[str, Any]) -> Job | None:
@@ -544,7 +545,7 @@ def _deferrals(tx: Tx, job: Job) -> int:
 
 
 def _losses(tx: Tx, job: Job) -> int:
-    """How many workers were lost under it before, since it last came to an end of its own."""
+    """How many workers were lost under it before."""
     lost = select(func.count()).where(attempts.c.job_id == job.id, attempts.c.outcome == "lost")
     return tx.execute(lost).scalar_one()
 
