@@ -462,7 +462,7 @@ class Jobs:
     # --- within -------------------------------------------------------------------------------------------------------
 
     def _recover(self, tx: Tx, job: Job) -> Job | None:
-        """Back to its queue at the first loss, which a machine brings upon hundreds; a suspect goes to a process alone."""
+        """Back to its queue at first, since one machine takes hundreds with it; a suspect goes to a process alone."""
         is_suspect = _losses(tx, job) > 0
         crashed_alone = is_suspect and job.queue in ALONE
         error = job_error("worker_lost", "The worker that ran this job was lost.", job, True)
