@@ -19,7 +19,7 @@ MAX_WAIT_SECONDS = 60
 MAX_IDS = 100
 UUID = "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 NUMBER = "[0-9]{1,9}"
-KEY = "[!-~]{1,255}"
+KEY = '([!#-~][!-~]{0,254})|"([!-~]{1,255})"'  # bare, or in the quotes of a structured field
 RETRY_AFTER_SECONDS = 2
 PIECE_BYTES = 256 * 1024  # of a list that is encoded at once
 
@@ -128,7 +128,7 @@ IdCursor = Annotated[str | None, Query(description=CURSOR, json_schema_extra=UUI
 NumberCursor = Annotated[str | None, Query(description=CURSOR, json_schema_extra={"pattern": f"^{NUMBER}$"})]
 Limit = Annotated[int, Query(ge=1, le=100)]
 UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "Nothing differs from what `If-None-Match` names"}}
-KEY_FORM = {"pattern": f'^({KEY}|"{KEY}")$'}
+KEY_FORM = {"pattern": f"^({KEY})$"}
 IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", json_schema_extra=KEY_FORM)]
 
 
@@ -187,10 +187,10 @@ def idempotency_key(value: str | None) -> str | None:
     """The key of an `Idempotency-Key` header, with or without the quotes of a structured field."""
     if value is None:
         return None
-    key = value[1:-1] if len(value) > 2 and value[0] == value[-1] == '"' else value
-    if not re.fullmatch(KEY, key):
+    found = re.fullmatch(KEY, value)
+    if found is None:
         raise HeaderInvalid("Idempotency-Key", "must be 1 to 255 visible ASCII characters, for example a UUID")
-    return key
+    return found[1] or found[2]
 
 
 def is_known(if_none_match: str | None, etag: str) -> bool:
