@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 240.0
 
 
 def await_true(holds: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> None:
