@@ -177,21 +177,27 @@ class Trial:
         self.watchers.append(watcher)
         watcher.start()
 
-    def wait_processing(self, job_ids: Sequence[str], *, accepted: bool = False, seconds: float = 30) -> None:
-        """Until all of these run (or have ended); with `accepted`, until the provider has them."""
+    def wait_processing(
+        self, job_ids: Sequence[str], *, accepted: bool = False, attempt: int = 1, seconds: float = 30
+    ) -> None:
+        """Until all of these run (or have ended), in this attempt or a later one; `accepted`: the provider has them."""
 
         def run() -> bool:
             rows = self.stack.rows.jobs(self.project)
             return all(
                 rows[job_id].is_terminal
-                or (rows[job_id].status == "processing" and (rows[job_id].provider_job_id or not accepted))
+                or (
+                    rows[job_id].status == "processing"
+                    and rows[job_id].attempt >= attempt
+                    and (rows[job_id].provider_job_id or not accepted)
+                )
                 for job_id in job_ids
             )
 
         until(run, seconds=seconds, what="the start of all jobs")
 
     def has_suspects(self) -> bool:
-        """Whether a job of ours was in a process that died."""
+        """Whether a job of ours was in two processes that died."""
         return any(job.queue == "isolated" for job in self.stack.rows.jobs(self.project).values())
 
     def wait_ended(self, seconds: float | None = None) -> None:

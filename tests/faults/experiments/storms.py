@@ -1,6 +1,7 @@
 """Processes killed at random moments, one after the other and all at once, and processes frozen for too long."""
 
 import signal
+from collections.abc import Sequence
 
 from faults.lab import faulty
 from faults.stack import LEASE_SECONDS, Process, keep_running, kill_pid, until
@@ -26,16 +27,13 @@ def worker_storm(trial: Trial) -> None:
 
 
 def child_storm(trial: Trial) -> None:
-    """Suspects run one by one in children of the local worker: kill the worker of all, then children under them."""
+    """Suspects run one by one in children of the local worker: kill two workers of all, then children under them."""
     stack, random = trial.stack, trial.random
     stack.crew(io=1, local=3)
     for _ in range(trial.pick(1, 3)):
         ids = trial.submit_some(random.randint(4, 8), 1.5, codes=CRASHES, watch=1)
-        trial.wait_processing(ids)
-        io, local = stack.member("io-1"), stack.member("local")
-        trial.fault("kill a worker", io)
-        io.kill()
-        stack.hire("io-1")
+        _make_suspects(trial, ids)
+        local = stack.member("local")
         for _ in range(trial.pick(2, 5)):
             trial.pause(0.4, 1.2)
             if children := local.children():
@@ -44,21 +42,27 @@ def child_storm(trial: Trial) -> None:
         trial.wait_ended()
 
 
+def _make_suspects(trial: Trial, ids: Sequence[str]) -> None:
+    """Two workers are lost under the jobs: from then on each runs alone."""
+    for number in range(1, 3):
+        trial.wait_processing(ids, attempt=number)
+        worker = trial.stack.member("io-1")
+        trial.fault("kill a worker", worker)
+        worker.kill()
+        trial.stack.hire("io-1")
+    until(trial.has_suspects, what="suspects")
+
+
 def orphaned_children(trial: Trial) -> None:
     """The main process of the local worker dies; its children hand back what they run and leave by themselves."""
     stack = trial.stack
     for _ in range(trial.pick(1, 3)):
         stack.crew(io=1, local=3)
-        ids = trial.submit_some(4, 2.5, codes=CRASHES)
-        trial.wait_processing(ids)
-        io, local = stack.member("io-1"), stack.member("local")
-        trial.fault("kill a worker", io)
-        io.kill()
-        until(lambda: trial.has_suspects(), what="suspects")
+        _make_suspects(trial, trial.submit_some(4, 2.5, codes=CRASHES))
+        local = stack.member("local")
         trial.pause(0.2, 1.0)
         trial.fault("kill a main process", local)
         local.kill_main()
-        stack.hire("io-1")
         stack.hire("local")
         trial.wait_ended()
 
@@ -122,7 +126,7 @@ def frozen_worker(trial: Trial) -> None:
     """Frozen beyond its lease and thawed: status, files and events are those of the winner."""
     stack, random = trial.stack, trial.random
     for _ in range(trial.pick(1, 3)):
-        stack.crew(io=1, local=2)
+        stack.crew(io=1)
         worker = stack.member("io-1")
         ids = [
             trial.submit(
@@ -135,6 +139,7 @@ def frozen_worker(trial: Trial) -> None:
         ]
         trial.wait_processing(ids)
         running = stack.rows.count(trial.project, "processing")
+        stack.hire("io-2")
         trial.fault("freeze a worker", worker)
         worker.freeze()
         while stack.is_write_locked():  # frozen in the middle of a write it would lock everybody out of SQLite's file
