@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -128,6 +129,17 @@ def test_a_failed_way_is_one_calm_line_and_both_are_told_when_none_works(
         patch.setenv("FAILS_python", "1")
         with pytest.raises(SystemExit, match=r"(?s)uv: no index.*python: no index.*could not be installed"):
             starter.install("run", lock.fileno())
+
+
+def test_modules_are_compiled_once_even_where_writing_bytecode_is_forbidden(
+    starter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a_module.py").write_text("")
+    monkeypatch.setattr(os, "environ", {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(tmp_path)})
+    starter.keep_bytecode()
+    subprocess.run([sys.executable, "-c", "import a_module"], env=os.environ, check=True)
+    assert not (tmp_path / "__pycache__").exists()
+    assert len(list((starter.VENV / "bytecode").rglob("a_module.*.pyc"))) == 1
 
 
 @pytest.mark.parametrize("command", ["test", "lock", "faults", "bench"])
