@@ -11,9 +11,12 @@ import pytest
 from api_service import JOBS, Json, Service, order, settings_for
 
 from hostile_urls import MALFORMED
+from safelight.api.service.templates import EXAMPLE
 from servers import ValkeyServer
 
 MAX_BODY_BYTES = 1024 * 1024
+BATCHES = "/api/v1/batches"
+LORA, FILM = {"name": "a"}, {"url": "http://films.example/"}
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +178,8 @@ WRONG_FIELDS: list[tuple[str, Any, str]] = [
     ("metadata", {"k": "\0"}, "NUL"),
     ("metadata", {"\0": "v"}, "NUL"),
     ("metadata", {f"k{n}": "ü" * 1000 for n in range(40)}, "at most 64 KiB"),
-    ("prommpt", "x", "no such field"),
+    ("promt", "x", "no such field. Did you mean prompt?"),
+    ("p" * 101, "x", "no such field"),
     ("owner_id", "me", "no such field"),
     ("status", "completed", "no such field"),
 ]
@@ -217,6 +221,33 @@ def test_a_wrong_value_deeper_down(clean: Service, fields: Json, pointer: str, w
     assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
     assert [error["pointer"] for error in response.json()["errors"]] == [pointer]
     assert words in response.json()["errors"][0]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "pointer", "meant"),
+    [
+        (
+            JOBS,
+            order(lora_models=[LORA, LORA | {"strenght_clip": 1}]),
+            "#/lora_models/1/strenght_clip",
+            "strength_clip",
+        ),
+        (JOBS, order(sampler_params={"stepps": 4}), "#/sampler_params/stepps", "steps"),
+        (BATCHES, {"jobs": [order(), order(promt="x")]}, "#/jobs/1/promt", "prompt"),
+        (BATCHES, {"jobs": [order(sampler_params={"seeds": 4})]}, "#/jobs/0/sampler_params/seeds", "seed"),
+        (BATCHES, {"jobs": [FILM | {"kind": "media.import", "max_hight": 9}]}, "#/jobs/0/max_hight", "max_height"),
+        (BATCHES, {"jobs": [order()], "nane": "x"}, "#/nane", "name"),
+        ("/api/v1/media/probe", FILM | {"ulr": ""}, "#/ulr", "url"),
+        ("/api/v1/projects", {"title": "x", "titel": ""}, "#/titel", "title"),
+        ("/api/v1/templates", EXAMPLE | {"titel": "x"}, "#/titel", "title"),
+        ("/api/v1/templates", EXAMPLE | {"inputs": {"x": {"maximun": 3}}}, "#/inputs/x/maximun", "maximum"),
+    ],
+)
+def test_what_was_meant_by_a_misspelt_field(clean: Service, path: str, body: Json, pointer: str, meant: str) -> None:
+    response = clean.http.post(path, json=body)
+    assert response.status_code == 422
+    [error] = [error for error in response.json()["errors"] if error["pointer"] == pointer]
+    assert error["detail"] == f"There is no such field. Did you mean {meant}?"
 
 
 @pytest.mark.parametrize(

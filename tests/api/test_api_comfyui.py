@@ -1,5 +1,6 @@
 """ComfyUI through every floor: a submit over HTTP, the engine, a server that speaks the recorded protocol."""
 
+import socket
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
@@ -10,6 +11,7 @@ from api_service import JOBS, Json, Service, eventually
 from PIL import Image
 from pydantic import SecretStr
 
+from safelight.providers import address
 from stand_ins.comfyui import ComfyStandIn
 from stand_ins.comfyui_lab import workflow
 
@@ -89,6 +91,16 @@ def test_a_name_that_leads_to_a_private_address_fails_the_job(service: Service) 
     job = service.end_of(submit(service, input_images=["http://localhost:9/x.png"]))
     assert (job["status"], job["error"]["code"]) == ("failed", "invalid_request")
     assert "input picture 1" in job["error"]["message"]
+
+
+def test_so_does_a_name_that_nobody_has(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def resolve(host: str) -> list[str]:
+        raise socket.gaierror(socket.EAI_NONAME, "as the resolver said")
+
+    monkeypatch.setattr(address, "_resolve", resolve)
+    job = service.end_of(submit(service, input_images=["http://pictures.example/x.png"]))
+    assert (job["status"], job["error"]["code"]) == ("failed", "invalid_request")
+    assert "no host named pictures.example" in job["error"]["message"]
 
 
 def test_what_the_servers_do_not_have_is_refused_before_anything_is_queued(

@@ -1,6 +1,7 @@
 """Media imports over HTTP: as jobs like any other, with their scene, and every refusal by its own code."""
 
 import shutil
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from hostile_urls import MALFORMED
 from made_pictures import RED_AT, encoded, halves, opened, turned
 from patience import PATIENCE_SECONDS
 from safelight.api.media.imports import MAX_PROBES, ProbeView
+from safelight.providers import address
 from servers import ValkeyServer
 from stand_ins.media_host import MediaHost
 
@@ -295,6 +297,26 @@ def test_a_look_refuses_as_the_import_would(
 ) -> None:
     response = importer.http.post(PROBE, json={"url": host.url + path})
     assert (response.status_code, response.json()["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "code"),
+    [(socket.EAI_NONAME, 422, "host_unknown"), (socket.EAI_AGAIN, 503, "source_unavailable")],
+)
+def test_a_name_that_nobody_has_is_told_from_one_that_cannot_be_looked_up(
+    importer: Service, monkeypatch: pytest.MonkeyPatch, failure: int, status: int, code: str
+) -> None:
+    async def resolve(host: str) -> list[str]:
+        raise socket.gaierror(failure, "as the resolver said")
+
+    monkeypatch.setattr(address, "_resolve", resolve)
+    url = "http://films.example/lighthouse.mp4"
+    refused = importer.http.post(PROBE, json={"url": url})
+    assert (refused.status_code, refused.json()["code"]) == (status, code)
+    [error] = refused.json()["errors"]
+    assert error["pointer"] == "#/url" and "films.example" in error["detail"]
+    ended = importer.end_of(store(importer, url, max_retries=1)["id"])
+    assert (ended["error"]["code"], ended["retry_count"]) == (code, int(status == 503))
 
 
 def test_only_so_many_look_at_once(importer: Service, host: MediaHost) -> None:

@@ -203,7 +203,7 @@ def test_a_template_of_the_callers_own_needs_no_name_here() -> None:
     ("changes", "field", "said"),
     [
         ({"name": "No Spaces"}, "name", "should match pattern"),
-        ({"titel": "x"}, "titel", "Extra inputs are not permitted"),
+        ({"titel": "x"}, "titel", "There is no such field. Did you mean title?"),
         ({"workflow": {"nodes": [], "links": []}}, "workflow", "Export (API)"),
         ({"inputs": {"a": {"node": "7", "input": "x", "type": "string"}}}, "inputs.a.node", "it has 1 (EmptyImage)"),
         ({"inputs": {"a": {"node": "1", "input": "x", "type": "string"}}}, "inputs.a.input", "it has width, height"),

@@ -245,7 +245,7 @@ async def retry(
     try:
         body = await asyncio.to_thread(GenerationRequest.model_validate, request_of(job) | (overrides or {}))
     except ValidationError as error:
-        raise invalid_body(error.errors()) from None
+        raise invalid_body(error, GenerationRequest) from None
     template = job.template_definition
     if body.template != job.template:
         own = await template_of(world, asker.owner_id, body.template)
@@ -260,7 +260,7 @@ async def _import_again(
     try:
         body = MediaRequest.model_validate(import_of(job) | overrides)
     except ValidationError as error:
-        raise invalid_body(error.errors()) from None
+        raise invalid_body(error, MediaRequest) from None
     new = import_for(request, world, asker, body, key=key, origin=job)
     return await answer_accepted(request, world, asker, new, submit=submit_import(world))
 

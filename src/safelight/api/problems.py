@@ -3,18 +3,21 @@
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 import orjson
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, Field
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from safelight.api.method import allowed_methods
 from safelight.errors import ErrorKind, FieldError, Invalid, SafelightError
+from safelight.suggestion import did_you_mean
 
 STATUS: Mapping[ErrorKind, int] = {
     "malformed": 400,
@@ -193,15 +196,17 @@ def _invalid(request: Request, found: Sequence[Any]) -> Response:
         accepted = {"Accept": "application/json"}
         detail = f"{asked}, not {declared[:80]!r}."
         return problem(request_id, 415, "unsupported_media_type", detail, headers=accepted)
-    errors = [FieldError(_pointer(error["loc"]), _sentence(error)) for error in found]
+    route: Any = request.scope.get("route")
+    field = route.body_field if isinstance(route, APIRoute) else None
+    errors = _field_errors(found, () if field is None else _models_in(field.field_info.annotation))
     in_path = first["loc"][0] in ("path", "query", "header")
     return problem(request_id, 422 if not in_path else 400, "invalid_request", _summary(errors), errors=errors)
 
 
-def invalid_body(found: Sequence[Any]) -> Invalid:
+def invalid_body(found: ValidationError, model: type[BaseModel]) -> Invalid:
     """The same for a body that a route checks itself; the places that pydantic tells begin at the body."""
-    told = found[:MAX_ERRORS]
-    return invalid_fields([FieldError(_pointer(("body", *error["loc"])), _sentence(error)) for error in told])
+    told = [{**error, "loc": ("body", *error["loc"])} for error in found.errors()[:MAX_ERRORS]]
+    return invalid_fields(_field_errors(told, [model]))
 
 
 def invalid_fields(errors: Sequence[FieldError]) -> Invalid:
@@ -218,6 +223,33 @@ def _pointer(location: Sequence[str | int]) -> str:
     if where == "body":
         return "".join(["#", *("/" + str(part).replace("~", "~0").replace("/", "~1") for part in rest)])
     return "/".join(str(part) for part in rest)
+
+
+def _field_errors(found: Sequence[Any], models: Sequence[type[BaseModel]]) -> list[FieldError]:
+    """What is wrong with a body of one of these models. What was meant is looked for as often as errors are told."""
+    errors = [FieldError(_pointer(error["loc"]), _sentence(error)) for error in found]
+    for place, error in enumerate(found[:MAX_ERRORS]):
+        if error["type"] == "extra_forbidden":
+            _, *path, name = error["loc"]
+            if meant := did_you_mean(name, _fields_at(path, models)):
+                errors[place] = replace(errors[place], detail=f"{errors[place].detail}.{meant}")
+    return errors
+
+
+def _fields_at(path: Sequence[str | int], models: Sequence[type[BaseModel]]) -> list[str]:
+    """The fields of what stands there in a body. Places in lists and the like lead to no other model."""
+    for part in path:
+        inner = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+        if inner:
+            models = [found for annotation in inner for found in _models_in(annotation)]
+    return [name for model in models for name in model.model_fields]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a type is made of: `list[Scene] | None` of `Scene`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models_in(inner)]
 
 
 def _sentence(error: Mapping[str, Any]) -> str:

@@ -18,10 +18,11 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from safelight.providers.base import ProviderError
+from safelight.providers.base import ProviderError, ProviderUnavailable
 
 MAX_ADDRESSES = 4  # of one name, that are tried
 RESOLVE_SECONDS = 10.0
+NO_SUCH_NAME = {socket.EAI_NONAME, socket.EAI_NODATA}  # any other failure may be over by the next time
 TABLE = Path(__file__).with_name("special_networks.csv")
 NAME = re.compile(r"(?=.{1,253}\.?$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?", re.IGNORECASE)
 # `2130706433`, `0x7f.1`, `0177.0.0.1`, `127.1`, `127.0.0.1.`: no name ends in a number, and resolvers disagree.
@@ -47,6 +48,10 @@ class AddressRefused(FetchRefused):
     """This address must not be connected to."""
 
     code = "address_refused"
+
+
+class HostUnknown(ProviderUnavailable):
+    """There is no host of this name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +109,17 @@ def checked_url(url: str | httpx.URL, networks: Collection[Network] = ()) -> htt
 
 
 async def addresses_of(url: httpx.URL, networks: Collection[Network] = ()) -> list[str]:
-    """Every address of the host. Raises `AddressRefused` if a single one may not be connected to, `OSError` if there
-    is none."""
+    """Every address of the host. Raises `AddressRefused` if a single one may not be connected to, `HostUnknown` if
+    there is none, `OSError` if nobody can tell."""
     try:
         async with asyncio.timeout(RESOLVE_SECONDS):
             addresses = await _resolve(url.raw_host.decode())
-    except UnicodeError as error:
-        raise OSError(f"{url.host} is no name") from error
+    except UnicodeError:
+        raise _unknown(url) from None
+    except socket.gaierror as error:
+        if error.errno in NO_SUCH_NAME:
+            raise _unknown(url) from None
+        raise
     if not addresses or not all(is_allowed(address, networks) for address in addresses):
         raise AddressRefused(f"{shown(url)} is not at a public address.")
     return addresses[:MAX_ADDRESSES]
@@ -135,6 +144,10 @@ def is_allowed(text: str, networks: Collection[Network] = ()) -> bool:
 def shown(url: httpx.URL) -> str:
     """A URL for people: without its query, which may hold a secret."""
     return str(url.copy_with(query=None, fragment=None))[:200]
+
+
+def _unknown(url: httpx.URL) -> HostUnknown:
+    return HostUnknown(f"There is no host named {url.host}.")
 
 
 def _special(address: Address) -> SpecialNetwork:

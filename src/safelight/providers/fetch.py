@@ -166,7 +166,8 @@ async def opened(
 ) -> AsyncGenerator[tuple[httpx.Response, httpx.URL]]:
     """The answer at the end of the redirects, its body still to be read, and the URL where it was found.
 
-    Hosts in `trusted_hosts` and addresses in `networks` may be private. Raises `FetchRefused`, `ProviderUnavailable`.
+    Hosts in `trusted_hosts` and addresses in `networks` may be private. Raises `FetchRefused` and
+    `ProviderUnavailable`, also as its kind `HostUnknown`.
     """
     url = _near(start, trusted_hosts, networks)
     origin = url.scheme, host_of(url)
@@ -209,7 +210,7 @@ async def _get(
         try:
             targets = [url.copy_with(host=address) for address in await addresses_of(url, networks)]
         except OSError:  # TimeoutError is one
-            raise ProviderUnavailable(f"The host {url.host} cannot be found.") from None
+            raise ProviderUnavailable(f"The host {url.host} cannot be looked up at the moment.") from None
     reason = ""
     for target in targets:
         try:

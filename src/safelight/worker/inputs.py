@@ -12,6 +12,7 @@ import httpx
 from safelight.artifacts import get
 from safelight.db import Database
 from safelight.pictures import BadPicture, PictureWorkers, decode, read_head
+from safelight.providers.address import HostUnknown
 from safelight.providers.base import BadOutput, InputImage, InvalidParameters, ProviderError, ProviderUnavailable
 from safelight.providers.fetch import FetchRefused, fetch, shared_tls
 from safelight.storage import FileMissing, Storage
@@ -53,7 +54,7 @@ class InputImages:
                 data = await self._stored(reference, owner_id, field)
             picture = await self._pictures.run(read_head, data, self._pictures.max_pixels)
             await self._pictures.run(decode, picture, pixels=picture.pixels)
-        except (BadPicture, BadOutput, FetchRefused) as error:
+        except (BadPicture, BadOutput, FetchRefused, HostUnknown) as error:
             raise InvalidParameters(f"The input picture {number + 1} cannot be used: {error}", field=field) from error
         return InputImage(data, picture.content_type)
 
@@ -63,6 +64,8 @@ class InputImages:
         try:
             async with asyncio.timeout(FETCH_SECONDS):
                 return (await fetch(self._client, url, max_bytes=self._max_bytes)).data
+        except HostUnknown:
+            raise
         except (TimeoutError, ProviderUnavailable) as error:
             raise InputUnavailable(
                 f"An input picture cannot be fetched at the moment: {error or 'no answer'}"

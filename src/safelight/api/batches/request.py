@@ -132,10 +132,11 @@ def _read(given: Sequence[Any]) -> list[BatchJob | BatchImport | Invalid]:
     wrong = 0
     for body in given:
         is_import = isinstance(body, dict) and cast(dict[str, Any], body).get("kind") == IMPORT
+        model = BatchImport if is_import else BatchJob
         try:
-            read.append((BatchImport if is_import else BatchJob).model_validate(body))
+            read.append(model.model_validate(body))
         except ValidationError as error:
-            invalid = invalid_body(error.errors())
+            invalid = invalid_body(error, model)
             read.append(invalid)
             wrong += len(invalid.errors)
             if wrong >= MAX_FIELD_ERRORS:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, cast
 
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from safelight.providers.base import Parameters
 from safelight.providers.comfyui.graph import (
@@ -237,11 +238,7 @@ def check_template(data: Any) -> Template:
         template = WELL_FORMED.validate_python(data)
     except ValidationError as error:
         found = error.errors(include_url=False)
-        problems = [
-            Problem(".".join(map(str, each["loc"])), f"{each['msg'].removeprefix('Value error, ')}.")
-            for each in found[:MAX_PROBLEMS]
-        ]
-        raise InvalidTemplate(problems) from None
+        raise InvalidTemplate([_malformed(each) for each in found[:MAX_PROBLEMS]]) from None
     problems = check_graph(template.workflow)
     if not problems:
         twins: dict[tuple[str, str], str] = {}
@@ -249,6 +246,15 @@ def check_template(data: Any) -> Template:
     if problems:
         raise InvalidTemplate(problems)
     return template
+
+
+def _malformed(error: ErrorDetails) -> Problem:
+    *path, name = error["loc"] or ("",)
+    message = f"{error['msg'].removeprefix('Value error, ')}."
+    if error["type"] == "extra_forbidden":
+        fields = TemplateInput.model_fields if path else Template.model_fields
+        message = f"There is no such field.{did_you_mean(name, fields)}"
+    return Problem(".".join(map(str, error["loc"])), message)
 
 
 def _check_input(template: Template, name: str, twins: dict[tuple[str, str], str]) -> Iterator[Problem]:

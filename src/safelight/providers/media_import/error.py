@@ -27,6 +27,12 @@ class SiteNotAllowed(ProviderError):
     code = "site_not_allowed"
 
 
+class NoSuchHost(ProviderError):
+    """There is no host of this name."""
+
+    code = "host_unknown"
+
+
 class SourceUnavailable(ProviderError):
     """The source cannot be reached, or breaks off."""
 

@@ -10,11 +10,11 @@ from typing import BinaryIO, cast
 
 import httpx
 
-from safelight.providers.address import Network, shown
-from safelight.providers.base import BadOutput, ProviderUnavailable
+from safelight.providers.address import HostUnknown, Network, shown
+from safelight.providers.base import BadOutput, ProviderError, ProviderUnavailable
 from safelight.providers.fetch import HEAD_BYTES, KNOWN_TYPES, content_type_of, opened, retry_after
 from safelight.providers.media_import.encoding import Decoder
-from safelight.providers.media_import.error import NotMedia, SourceRefuses, SourceUnavailable, TooLarge
+from safelight.providers.media_import.error import NoSuchHost, NotMedia, SourceRefuses, SourceUnavailable, TooLarge
 from safelight.providers.media_import.pace import Pace
 from safelight.providers.media_import.page import Transfer
 from safelight.providers.media_import.title import title_of
@@ -243,7 +243,9 @@ def _goes_on(response: httpx.Response, done: int) -> bool:
     return response.status_code == 206 and response.headers.get("content-range", "").startswith(f"bytes {done}-")
 
 
-def _down(url: str, error: Exception) -> SourceUnavailable:
+def _down(url: str, error: Exception) -> ProviderError:
+    if isinstance(error, HostUnknown):
+        return NoSuchHost(error.message)
     if isinstance(error, ProviderUnavailable):
         return SourceUnavailable(error.message)
     return SourceUnavailable(f"{shown(httpx.URL(url))} broke off ({type(error).__name__}).")

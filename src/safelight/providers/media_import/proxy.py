@@ -16,7 +16,7 @@ from typing import Self
 
 import httptools
 
-from safelight.providers.address import FetchRefused, Network, addresses_of, checked_url
+from safelight.providers.address import FetchRefused, HostUnknown, Network, addresses_of, checked_url
 from safelight.providers.base import ProviderError
 from safelight.providers.fetch import retry_after
 from safelight.providers.media_import.encoding import FORMS, Decoder
@@ -102,7 +102,7 @@ class Proxy:
             self._refuse(error)
             writer.write(_status("403 Forbidden"))
             return
-        except OSError:
+        except (HostUnknown, OSError):
             writer.write(_status("502 Bad Gateway"))
             return
         try:
