@@ -46,6 +46,7 @@ from safelight.api.stories.view import (
     SceneView,
 )
 from safelight.config import Settings
+from safelight.providers.fetch import shared_tls
 from safelight.queue import DEFAULT, IMAGE_GENERATION, IMPORTS, ISOLATED, LOCAL
 from safelight.worker.engine import Engine
 from servers import ValkeyServer
@@ -292,7 +293,9 @@ def order(*, seconds: float = 0.0, mock: Json | None = None, **fields: Any) -> J
 
 def open_client(api: Api) -> httpx.Client:
     """A client that fails the test at an answer of the wrong shape."""
-    return httpx.Client(base_url=api.url, timeout=PATIENCE_SECONDS, event_hooks={"response": [check_answer]})
+    return httpx.Client(
+        base_url=api.url, timeout=PATIENCE_SECONDS, verify=shared_tls(), event_hooks={"response": [check_answer]}
+    )
 
 
 def check_answer(response: httpx.Response) -> None:
@@ -402,7 +405,7 @@ class Events:
         self.retry: int | None = None
         self.comments: list[str] = []
         self._stack = contextlib.ExitStack()
-        client = self._stack.enter_context(httpx.Client(timeout=PATIENCE_SECONDS))
+        client = self._stack.enter_context(httpx.Client(timeout=PATIENCE_SECONDS, verify=shared_tls()))
         self.response = self._stack.enter_context(client.stream("GET", url, params=query, headers=headers))
 
     def __enter__(self) -> Self:

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import structlog
 from api_service import Service, order, settings_for
+from fastapi import FastAPI
+from starlette.routing import BaseRoute
 
+from safelight.api import app as app_module
 from servers import ServerMissing, ValkeyServer
 
 
@@ -20,6 +23,23 @@ def hushed() -> Iterator[None]:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def routes_made_once() -> Iterator[None]:
+    """All services of the session have the routes of the first: making them is most of what a start costs."""
+    make, made = app_module._make_routes, list[BaseRoute]()
+
+    def share(app: FastAPI) -> None:
+        if made:
+            app.router.routes[:] = made
+        else:
+            make(app)
+            made.extend(app.router.routes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app_module, "_make_routes", share)
+        yield
 
 
 @pytest.fixture(scope="session")

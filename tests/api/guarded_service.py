@@ -21,6 +21,7 @@ from safelight.accounts import (
     new_secret,
 )
 from safelight.db import Database, new_id
+from safelight.providers.fetch import shared_tls
 from servers import ValkeyServer
 
 METHODS = ("get", "post", "put", "patch", "delete")
@@ -99,7 +100,9 @@ class Guarded:
     def client(self, credential: str | None = None, **headers: str) -> httpx.Client:
         if credential is not None:
             headers["Authorization"] = f"Bearer {credential}"
-        client = httpx.Client(base_url=self.service.api.url, headers=headers, timeout=PATIENCE_SECONDS)
+        client = httpx.Client(
+            base_url=self.service.api.url, headers=headers, timeout=PATIENCE_SECONDS, verify=shared_tls()
+        )
         return self._stack.enter_context(client)
 
     def operations(self) -> list[tuple[str, str]]:

@@ -12,6 +12,7 @@ from api_service import JOBS, Service, order, settings_for
 from guarded_service import served
 
 from proxies import Caddy, Nginx, Proxy, documented
+from safelight.providers.fetch import shared_tls
 from safelight_client import Client
 from servers import ServerMissing, ValkeyServer
 
@@ -57,7 +58,7 @@ def follow(http: httpx.Client, base: str, answer: Any, least: int = 1) -> None:
 
 
 def test_every_path_leads_back(base: str, service: Service) -> None:
-    with httpx.Client(timeout=60) as http:
+    with httpx.Client(timeout=60, verify=shared_tls()) as http:
         submitted = http.post(f"{base}{JOBS}", json=order(), headers={"Prefer": "wait=60"})
         job = submitted.json()
         assert (submitted.status_code, job["status"]) == (202, "completed")
@@ -79,7 +80,7 @@ def test_every_path_leads_back(base: str, service: Service) -> None:
 
 
 def test_stories_lead_back(base: str) -> None:
-    with httpx.Client(timeout=60) as http:
+    with httpx.Client(timeout=60, verify=shared_tls()) as http:
         project = http.post(f"{base}/api/v1/projects", json={"title": "x"}).json()
         chapter = http.post(f"{base}/api/v1/projects/{project['id']}/chapters", json={"title": "x"}).json()
         scenes = f"{base}/api/v1/chapters/{chapter['id']}/scenes"
@@ -97,7 +98,7 @@ def test_stories_lead_back(base: str) -> None:
 
 def test_events_are_told_as_they_happen_with_paths_that_lead_back(base: str, service: Service) -> None:
     job_id = service.hold(seconds=0.6, width=256, height=256)
-    with httpx.Client(timeout=60) as http:
+    with httpx.Client(timeout=60, verify=shared_tls()) as http:
         with http.stream("GET", f"{base}{JOBS}/{job_id}/events") as response:
             lines = response.iter_lines()
             # Nothing more comes before the job is let go: a proxy that kept events back would wait here for ever.
@@ -130,7 +131,7 @@ def test_the_client_works_there(base: str, tmp_path: Path) -> None:
 
 
 def test_the_pages_load_from_there(base: str) -> None:
-    with httpx.Client(timeout=60) as http:
+    with httpx.Client(timeout=60, verify=shared_tls()) as http:
         for page in ("/", "/api/v1/docs", "/api/v1/docs/"):
             html = http.get(f"{base}{page}", headers={"Accept": "text/html"}).text
             loaded = re.findall(r'(?:href|src|data-document)="(/[^"]*)"', html)
@@ -152,7 +153,7 @@ def test_cookies_are_for_this_path_alone(api_valkey: ValkeyServer, tmp_path: Pat
         except ServerMissing as reason:
             pytest.skip(str(reason))
         base = proxy.url + BELOW
-        with httpx.Client(base_url=base, timeout=60) as http:
+        with httpx.Client(base_url=base, timeout=60, verify=shared_tls()) as http:
             opened = http.post("/api/v1/session", headers={"Authorization": f"Bearer {guarded.key('ada')}"})
             assert opened.status_code == 201, opened.text
             for cookie in opened.headers.get_list("set-cookie"):

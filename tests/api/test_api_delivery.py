@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from object_stores import Place, Rclone, server
 from patience import PATIENCE_SECONDS
+from safelight.providers.fetch import shared_tls
 
 
 def with_storage(place: Place) -> dict[str, object]:
@@ -24,7 +25,7 @@ def with_storage(place: Place) -> dict[str, object]:
 @pytest.fixture
 def stranger() -> Iterator[httpx.Client]:
     """Somebody without any credentials, who follows no redirect."""
-    with httpx.Client(timeout=PATIENCE_SECONDS) as client:
+    with httpx.Client(timeout=PATIENCE_SECONDS, verify=shared_tls()) as client:
         yield client
 
 

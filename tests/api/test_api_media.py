@@ -17,6 +17,7 @@ from made_pictures import RED_AT, encoded, halves, opened, turned
 from patience import PATIENCE_SECONDS
 from safelight.api.media.imports import MAX_PROBES, ProbeView
 from safelight.providers import address
+from safelight.providers.fetch import shared_tls
 from servers import ValkeyServer
 from stand_ins.media_host import MediaHost
 
@@ -323,7 +324,7 @@ def test_only_so_many_look_at_once(importer: Service, host: MediaHost) -> None:
     codes: list[int] = []
 
     def look() -> None:
-        with httpx.Client(base_url=importer.api.url, timeout=PATIENCE_SECONDS) as client:
+        with httpx.Client(base_url=importer.api.url, timeout=PATIENCE_SECONDS, verify=shared_tls()) as client:
             codes.append(client.post(PROBE, json={"url": f"{host.url}/stuck"}).status_code)
 
     lookers = [threading.Thread(target=look) for _ in range(MAX_PROBES)]
