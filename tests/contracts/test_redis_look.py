@@ -2,10 +2,8 @@
 
 import asyncio
 import contextlib
-import shutil
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 
 from safelight.valkey import RedisUnsuitable, ValkeyAway, ValkeyUrlInvalid, require_redis
 from servers import ValkeyServer, free_port
+from tls import certificate, server_context
 
 pytestmark = pytest.mark.anyio
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -25,6 +24,16 @@ class ClusterNode(ValkeyServer):
     def command_line(self) -> list[str]:
         bus = free_port()  # else 10,000 above the other, which may be none
         return [*super().command_line(), "--cluster-enabled", "yes", "--cluster-port", str(bus)]
+
+
+class Sentinel(ValkeyServer):
+    """One that watches nobody."""
+
+    def command_line(self) -> list[str]:
+        file = self.directory / "sentinel.conf"
+        file.touch()
+        program, *options = super().command_line()
+        return [program, str(file), "--sentinel", *options]
 
 
 @contextlib.asynccontextmanager
@@ -54,6 +63,29 @@ async def test_a_cluster_is_refused() -> None:
         node.close()
 
 
+async def test_so_is_a_sentinel(tmp_path: Path) -> None:
+    sentinel = Sentinel(tcp=True)
+    try:
+        assert "is a Sentinel" in await refused(sentinel.url)
+    finally:
+        sentinel.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "what"),
+    [
+        ("sentinel://127.0.0.1:26379/mymaster", "no Sentinel"),
+        ("redis+sentinel://:secret@one:26379,two:26379/mymaster/0", "no Sentinel"),
+        ("redis+cluster://127.0.0.1:7000", "no cluster"),
+    ],
+)
+async def test_their_urls_are_told_what_to_write_instead(url: str, what: str) -> None:
+    with pytest.raises(ValkeyUrlInvalid) as error:
+        await require_redis(url, database=0)
+    assert f"SAFELIGHT_REDIS_URL: Safelight asks {what}" in error.value.detail
+    assert "redis://HOST:6379/0" in error.value.detail and "secret" not in error.value.detail
+
+
 async def test_a_wrong_password_and_a_wrong_database(valkey_server: Callable[..., ValkeyServer]) -> None:
     locked = valkey_server(tcp=True, password="open")
     place = f"127.0.0.1:{locked.port}"
@@ -62,27 +94,13 @@ async def test_a_wrong_password_and_a_wrong_database(valkey_server: Callable[...
     assert "has no database 99" in await refused(f"redis://:open@{place}/99")
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """Self-signed, for localhost; its key beside it."""
-    pem = tmp_path / "localhost.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
-    command += f" -addext subjectAltName=DNS:localhost -keyout {pem}.key -out {pem}"
-    if not shutil.which("openssl") or subprocess.run(command.split(), capture_output=True, check=False).returncode:
-        pytest.skip("openssl cannot make a certificate here")
-    return pem
-
-
 async def test_tls_where_the_url_says_none_and_the_other_way(
-    valkey_server: Callable[..., ValkeyServer], certificate: Path
+    valkey_server: Callable[..., ValkeyServer], tmp_path: Path
 ) -> None:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, f"{certificate}.key")
-
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
-    async with listening(serve, context) as port:
+    async with listening(serve, server_context(certificate(tmp_path))) as port:
         assert "speaks TLS: write rediss://" in await refused(f"redis://127.0.0.1:{port}")
         assert "ssl_ca_certs=" in await refused(f"rediss://localhost:{port}")
     plain = valkey_server(tcp=True)

@@ -2,9 +2,6 @@
 
 import asyncio
 import contextlib
-import shutil
-import ssl
-import subprocess
 import time
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
@@ -16,6 +13,7 @@ from patience import PATIENCE_SECONDS
 from safelight.valkey import Address, Script, Valkey, ValkeyAway, ValkeyError, ValkeyUrlInvalid
 from safelight.valkey import client as valkey_module
 from servers import ValkeyServer
+from tls import certificate, fronted, server_context
 
 pytestmark = pytest.mark.anyio
 
@@ -441,37 +439,11 @@ async def test_something_that_is_not_redis_is_survived(tmp_path: Path, answer: b
         await client.close()
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """One file with a self-signed certificate for localhost and its key."""
-    path = tmp_path / "localhost.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
-    command += f" -addext subjectAltName=DNS:localhost -keyout {path}.key -out {path}"
-    if not shutil.which("openssl") or subprocess.run(command.split(), capture_output=True, check=False).returncode:
-        pytest.skip("openssl cannot make a certificate here")
-    path.write_bytes(path.read_bytes() + Path(f"{path}.key").read_bytes())
-    return path
-
-
-async def test_tls_checks_the_certificate(valkey_server: MakeServer, certificate: Path) -> None:
+async def test_tls_checks_the_certificate(valkey_server: MakeServer, tmp_path: Path) -> None:
     """The bundled server has no TLS: a proxy in front of it does."""
-    server = valkey_server()
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate)
-
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                writer.write(data)
-        writer.close()
-
-    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        inner_reader, inner_writer = await asyncio.open_unix_connection(server.socket_path)
-        await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
-
-    async with await asyncio.start_server(forward, "127.0.0.1", 0, ssl=context) as proxy:
-        port = proxy.sockets[0].getsockname()[1]
-        for options in (f"ssl_ca_certs={certificate}", "ssl_cert_reqs=none", "ssl_cert_reqs=CERT_NONE"):
+    pem = certificate(tmp_path)
+    async with fronted(valkey_server(), server_context(pem)) as port:
+        for options in (f"ssl_ca_certs={pem}", "ssl_cert_reqs=none", "ssl_cert_reqs=CERT_NONE"):
             async with connected(f"rediss://localhost:{port}/2?{options}") as client:
                 assert await client.send("PING") == b"PONG"
         strict = Valkey(f"rediss://localhost:{port}")

@@ -7,6 +7,9 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from safelight.errors import Invalid
 
+TCP = ("redis", "rediss", "valkey", "valkeys")
+SOCKET = ("unix", "redis+socket", "valkey+socket")
+
 
 class ValkeyUrlInvalid(Invalid):
     """The Redis URL cannot be read."""
@@ -30,6 +33,17 @@ class Address:
     @staticmethod
     def parse(url: str, *, database: int = 0) -> "Address":
         """Read `redis[s]://`, `valkey[s]://`, `unix://` and Celery's `redis+socket://`; errors never quote the URL."""
+        scheme = url.partition("://")[0].lower()
+        if "sentinel" in scheme or "cluster" in scheme:
+            raise ValkeyUrlInvalid(
+                f"Safelight asks no {'Sentinel' if 'sentinel' in scheme else 'cluster'} where the server is: write the "
+                "address of a single server, or one that always leads to the primary (a proxy, a service, a virtual "
+                "address), as in redis://HOST:6379/0."
+            )
+        if scheme not in (*TCP, *SOCKET):
+            raise ValkeyUrlInvalid(
+                "The Redis URL must begin with redis://, rediss://, valkey://, valkeys:// or unix://."
+            )
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
@@ -38,11 +52,7 @@ class Address:
                 "The Redis URL cannot be read: check host and port, and percent-encode the password."
             ) from None
         options = dict(parse_qsl(parts.query))
-        socket = parts.scheme in ("unix", "redis+socket", "valkey+socket")
-        if not socket and parts.scheme not in ("redis", "rediss", "valkey", "valkeys"):
-            raise ValkeyUrlInvalid(
-                "The Redis URL must begin with redis://, rediss://, valkey://, valkeys:// or unix://."
-            )
+        socket = scheme in SOCKET
         if socket and (host or not parts.path):
             raise ValkeyUrlInvalid("The Redis URL names no socket: write unix:///path/to/socket?db=0.")
         in_path = "" if socket else parts.path.strip("/")
