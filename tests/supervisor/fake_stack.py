@@ -6,7 +6,9 @@
 `FAKE_TELL` is how many seconds pass between two words on what is waited for.
 """
 
-import asyncio
+# The children need none of the supervisor's modules, and start in no time without them.
+# ruff: noqa: PLC0415
+
 import json
 import os
 import signal
@@ -14,20 +16,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-
-from safelight.cli.settings import load_settings
-from safelight.errors import SafelightError
-from safelight.supervisor import Supervisor, stack
-from safelight.supervisor.child import ChildHost, Restarts
 
 JOB = {"id": "1", "status": "completed", "is_terminal": True}
 
 
 def up(data_dir: str) -> int:
-    stack.ChildHost = partial(ChildHost, restarts=Restarts(first_delay=0.05))  # pyright: ignore
+    import asyncio
+    from functools import partial
+
+    from safelight.cli.settings import load_settings
+    from safelight.errors import SafelightError
+    from safelight.supervisor import Supervisor, stack
+    from safelight.supervisor.child import ChildHost, Restarts
+
+    # However busy the machine is, no life is long.
+    restarts = Restarts(first_delay=0.05, longest_delay=0.1, quick_seconds=600)
+    stack.ChildHost = partial(ChildHost, restarts=restarts)  # pyright: ignore
     stack.python = lambda *arguments: (sys.executable, __file__, *arguments)
     stack.WORKER_GRACE = float(os.environ.get("FAKE_GRACE", stack.WORKER_GRACE))  # pyright: ignore
     stack.TELL_SECONDS = float(os.environ.get("FAKE_TELL", stack.TELL_SECONDS))  # pyright: ignore
@@ -39,17 +44,22 @@ def up(data_dir: str) -> int:
         return 5
 
 
-class Api(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.answer(503 if os.environ.get("FAKE_API") == "busy" else 200, JOB)
+def api() -> None:
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-    def do_POST(self) -> None:
-        self.answer(202, JOB)
+    class Api(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.answer(503 if os.environ.get("FAKE_API") == "busy" else 200, JOB)
 
-    def answer(self, status: int, body: Mapping[str, object]) -> None:
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(json.dumps(body).encode())
+        def do_POST(self) -> None:
+            self.answer(202, JOB)
+
+        def answer(self, status: int, body: Mapping[str, object]) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+    ThreadingHTTPServer(("127.0.0.1", int(os.environ["SAFELIGHT_PORT"])), Api).serve_forever()
 
 
 def worker() -> None:
@@ -71,7 +81,7 @@ if __name__ == "__main__":
         case "up":
             sys.exit(up(sys.argv[2]))
         case "api":
-            ThreadingHTTPServer(("127.0.0.1", int(os.environ["SAFELIGHT_PORT"])), Api).serve_forever()
+            api()
         case "worker":
             worker()
         case _:
