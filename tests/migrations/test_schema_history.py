@@ -126,45 +126,45 @@ def value_for(column: Any, number: int) -> Any:
     return SOME_ID.format(number)[-(getattr(kind, "length", None) or 36) :]
 
 
-def fill(engine: Engine) -> dict[str, list[dict[str, Any]]]:
+def tables_of(engine: Engine) -> list[Table]:
+    """Those of the revision at which it stands."""
     reflected = MetaData()
     reflected.reflect(engine)
+    return [table for table in reflected.sorted_tables if table.name != "alembic_version"]
+
+
+def fill(engine: Engine, tables: list[Table] | None = None) -> dict[str, list[dict[str, Any]]]:
+    tables = tables_of(engine) if tables is None else tables
     with engine.begin() as connection:
-        for table in reflected.sorted_tables:
-            if table.name != "alembic_version":
-                connection.execute(table.insert(), rows_for(table))
-    return read(engine)
+        for table in tables:
+            connection.execute(table.insert(), rows_for(table))
+    return read(engine, tables)
 
 
-def read(engine: Engine) -> dict[str, list[dict[str, Any]]]:
-    reflected = MetaData()
-    reflected.reflect(engine)
+def read(engine: Engine, tables: list[Table] | None = None) -> dict[str, list[dict[str, Any]]]:
+    tables = tables_of(engine) if tables is None else tables
     with engine.connect() as connection:
-        return {
-            table.name: [dict(row) for row in connection.execute(select(table)).mappings()]
-            for table in reflected.sorted_tables
-            if table.name != "alembic_version"
-        }
+        return {table.name: [dict(row) for row in connection.execute(select(table)).mappings()] for table in tables}
 
 
 def test_every_step_back_and_forward_keeps_what_has_a_place(empty_url: str, engine: Engine) -> None:
     before: str | None = None
+    earlier, tables_before = (columns(engine), definitions(engine)), list[Table]()
     for revision in REVISIONS:
-        earlier = (columns(engine), definitions(engine))
         migrate(empty_url, revision)
         assert current(empty_url) == revision
-        later = (columns(engine), definitions(engine))
-        rows = fill(engine)
+        later, tables = (columns(engine), definitions(engine)), tables_of(engine)
+        rows = fill(engine, tables)
         migrate(empty_url, before or "base")
         if before is not None:  # down to nothing, Alembic's own table stays
             assert (columns(engine), definitions(engine)) == earlier
-            assert_kept(rows, read(engine))
-        between = read(engine)
+        between = read(engine, tables_before)
+        assert_kept(rows, between)
         migrate(empty_url, revision)
         assert (columns(engine), definitions(engine)) == later
-        assert_kept(between, read(engine))
-        empty(engine)
-        before = revision
+        assert_kept(between, read(engine, tables))
+        empty(engine, tables)
+        before, earlier, tables_before = revision, later, tables
 
 
 def assert_kept(before: dict[str, list[dict[str, Any]]], after: dict[str, list[dict[str, Any]]]) -> None:
@@ -176,13 +176,10 @@ def assert_kept(before: dict[str, list[dict[str, Any]]], after: dict[str, list[d
             assert {key: row[key] for key in shared} in kept, name
 
 
-def empty(engine: Engine) -> None:
-    reflected = MetaData()
-    reflected.reflect(engine)
+def empty(engine: Engine, tables: list[Table]) -> None:
     with engine.begin() as connection:
-        for table in reversed(reflected.sorted_tables):
-            if table.name != "alembic_version":
-                connection.execute(table.delete())
+        for table in reversed(tables):
+            connection.execute(table.delete())
 
 
 def test_down_to_nothing(empty_url: str, engine: Engine) -> None:

@@ -36,8 +36,7 @@ async def outcome(make: Make, way: str, url: str, **changes: Any) -> ProviderErr
 # --- what is larger than it looks -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["generate", "probe"])
-@pytest.mark.parametrize("name", ["gzip", "deflate"])
+@pytest.mark.parametrize(("way", "name"), [("generate", "gzip"), ("probe", "deflate")])
 async def test_a_page_that_is_a_bomb(make: Make, host: MediaHost, tmp_path: Path, way: str, name: str) -> None:
     """What comes out of it is counted: a program that can hold less than 200 MB never sees that much."""
     bounds = {"max_bytes": 30 * MEGABYTE, "memory_bytes": 150 * MEGABYTE}
