@@ -33,6 +33,27 @@ def open_folder(path: Path, name: str, remedy: str) -> None:
         raise FolderUnusable(f"The {name} {path} cannot be used: {_why(path, error)}; {remedy}.") from error
 
 
+def hindrance(path: Path) -> str | None:
+    """Why no file can be made in a folder, as far as can be told without making one."""
+    why = disk_hindrance(path)
+    if why is None and not os.access(path, os.W_OK | os.X_OK):
+        why = _why(path, OSError(errno.EACCES, ""))
+    return why
+
+
+def disk_hindrance(path: Path) -> str | None:
+    """Why nothing more can be written where a folder is, in files that are open neither."""
+    try:
+        found = os.statvfs(path)
+    except OSError as error:
+        return _why(path, error)
+    if found.f_flag & os.ST_RDONLY:
+        return _why(path, OSError(errno.EROFS, ""))
+    if found.f_blocks and found.f_bavail * found.f_frsize < PROOF_BYTES:
+        return _why(path, OSError(errno.ENOSPC, ""))
+    return None
+
+
 def open_private(path: Path, flags: int) -> int:
     """A descriptor of a file that is made, if it is not there, for nobody else to read, whatever its folder allows."""
     return os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, 0o600)

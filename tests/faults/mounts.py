@@ -51,6 +51,13 @@ class SmallDisk:
     def free(self) -> None:
         self._ballast.unlink(missing_ok=True)
 
+    def freeze(self) -> None:
+        """Make it read-only, which takes that no file in it is open for writing."""
+        subprocess.run(["mount", "-o", "remount,ro", str(self.path)], check=True)
+
+    def thaw(self) -> None:
+        subprocess.run(["mount", "-o", "remount,rw", str(self.path)], check=True)
+
     def _room(self) -> int:
         found = os.statvfs(self.path)
         return found.f_bavail * found.f_frsize

@@ -7,6 +7,7 @@ function raises, the batch is rolled back and each is run again on its own. So a
 thread on a snapshot. A transaction that is a function cannot be held open across a wait.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, TypeVarTuple
@@ -18,6 +19,7 @@ from safelight.db.address import parse_url
 from safelight.db.engine import admit_with, open_engine
 from safelight.db.lane import Lane, Tx
 from safelight.db.statement import driver_cursor
+from safelight.folder import disk_hindrance
 
 MAX_BATCH = 128
 READ_BATCH = 8  # share a snapshot, and its BEGIN and COMMIT; a slow one holds up no more than these
@@ -37,9 +39,9 @@ class Database:
         """
         parsed = parse_url(url)
         name = self.backend = parsed.get_backend_name()
-        file = None
+        file = self._file = None
         if name == "sqlite":
-            file = Path(parsed.database or "")
+            file = self._file = Path(parsed.database or "")
             self._engine, reading = _sqlite_engines(url)
         else:
             self._engine, reading = _postgresql_engine(url, None), _postgresql_engine(url, "REPEATABLE READ")
@@ -78,6 +80,11 @@ class Database:
     async def read_one(self, fn: Callable[[Tx, Sequence[T]], Sequence[R]], wanted: T) -> R:
         """One of the answers of `fn(tx, wanted)`: look-ups that wait at the same time share one run of it."""
         return await self._lookups.run(fn, (wanted,), is_shared=True)
+
+    async def hindrance(self) -> str | None:
+        """Why SQLite cannot write, though it can read."""
+        why = self._file and await asyncio.to_thread(disk_hindrance, self._file.parent)
+        return f"The folder of the database cannot be written: {why}." if why else None
 
     def close(self) -> None:
         """Finish what was queued and close the connections."""

@@ -20,9 +20,10 @@ import obstore
 from obstore.exceptions import GenericError
 from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
 
+from safelight.folder import hindrance
 from safelight.storage.address import AnyStore, open_store, parse_address
 from safelight.storage.disposition import inline
-from safelight.storage.trouble import BadKey, FileMissing, told
+from safelight.storage.trouble import BadKey, FileMissing, StorageUnavailable, told
 
 CHUNK_BYTES = 256 * 1024
 PART_BYTES = 8 * 1024 * 1024  # what a stream is stored in, and what of it is in memory, twice
@@ -170,7 +171,9 @@ class Storage:
                     yield entry["path"], entry["size"], entry["last_modified"]
 
     async def probe(self) -> None:
-        """Raise what is wrong with the place, if anything is: a bucket that is missing or closed is noticed too."""
+        """Raise what is wrong with the place, if anything is: a full disk, a bucket that is missing or closed."""
+        if self._folder is not None and (why := await asyncio.to_thread(hindrance, self._folder)):
+            raise StorageUnavailable(f"The folder of the files cannot be written: {why}.")
         async for _ in self.list("health"):
             return
 

@@ -74,6 +74,8 @@ async def ready(request: Request, world: World) -> Response:
         _check(_ping(world)),
         _check(world.storage.probe()),
     )
+    if database[0]["state"] == "ok" and (why := await world.database.hindrance()):
+        database[0].update(state="degraded", detail=why)
     loads: dict[str, QueueLoad] = database[1] if isinstance(database[1], dict) else {}
     queues = {
         name: {
@@ -87,7 +89,7 @@ async def ready(request: Request, world: World) -> Response:
         for load in (loads.get(name, QueueLoad()),)
     }
     parts = {"database": database[0], "redis": redis[0], "storage": storage[0]}
-    if parts["database"]["state"] != "ok":
+    if parts["database"]["state"] == "unavailable":
         status, code = "unavailable", 503
     else:
         well = all(part["state"] == "ok" for part in [*parts.values(), *queues.values()])
