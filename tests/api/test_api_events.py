@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
-from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -25,10 +24,6 @@ from servers import ValkeyServer
 
 def states(events: list[Event]) -> list[tuple[str, int]]:
     return [(event.type, event.data["version"]) for event in events if event.is_state]
-
-
-def late(event: Event, arrived: datetime) -> float:
-    return (arrived - datetime.fromisoformat(event.data["at"])).total_seconds()
 
 
 def test_the_whole_story_of_a_job(service: Service) -> None:
@@ -295,10 +290,8 @@ def test_the_end_is_told_whatever_happens_to_redis(
     service = make_service(valkey=valkey)
     job = service.submit(seconds=1)
     seen: list[Event] = []
-    arrived = datetime.now(UTC)
     with service.events(job["id"]) as stream:
         for event in stream:
-            arrived = datetime.now(UTC)
             if event.type == "job.progress" and not any(one.type == "job.progress" for one in seen):
                 if trouble == "flushed":
                     valkey.flush()
@@ -309,7 +302,6 @@ def test_the_end_is_told_whatever_happens_to_redis(
             seen.append(event)
     assert seen[-1].type == "job.completed"
     assert [version for _, version in states(seen)] == sorted({version for _, version in states(seen)})
-    assert late(seen[-1], arrived) < (3.5 if trouble == "gone" else 2.5)
     if trouble == "gone":
         valkey.start()
 

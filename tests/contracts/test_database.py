@@ -148,7 +148,7 @@ async def test_a_note_that_fails_costs_nobody_an_answer(database: Database) -> N
 
     async with held(database):
         writes = asyncio.gather(database.write(bad), database.write(add, 2))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         assert await writes == ["bad", 2]
     asyncio.get_running_loop().set_exception_handler(None)
     assert told == [1]

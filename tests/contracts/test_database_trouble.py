@@ -234,7 +234,7 @@ async def test_what_may_have_been_committed_on_a_lost_connection_is_not_run_agai
     engine = create_engine(postgres_url)
     with opened(postgres_url) as database, engine.connect() as other:
         sleeping = asyncio.create_task(database.write_one(sleep, 1))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while not other.execute(text(_END_SLEEPERS)).scalars().all():
                 other.rollback()
                 await asyncio.sleep(0.01)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from patience import PATIENCE_SECONDS
 from safelight.api.job_request import GenerationRequest, new_job
 from safelight.bootstrap import Safelight, open_safelight
 from safelight.config import Settings
@@ -142,7 +143,7 @@ async def test_told_to_leave_while_the_provider_is_about_to_answer(
     provider = SlowToAnswer(bench.world.providers.resolve("mock")[1])
     monkeypatch.setattr(bench.world.providers, "resolve", lambda name: ("mock", provider, True))
     running = asyncio.create_task(bench.run())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await provider.is_asked.wait()
     await bench.runner.drain(0)
     bench.runner.is_draining = False  # as if it were the next worker
@@ -155,7 +156,7 @@ async def test_told_to_leave_between_reserving_and_sending(bench: Bench, monkeyp
     provider = Reserving(bench.world.providers.resolve("mock")[1])
     monkeypatch.setattr(bench.world.providers, "resolve", lambda name: ("mock", provider, True))
     running = asyncio.create_task(bench.run())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await provider.is_reserved.wait()
     await bench.runner.drain(0)
     bench.runner.is_draining = False

@@ -12,6 +12,7 @@ from sqlalchemy.engine import make_url
 
 from faults.proxy import FreezingProxy
 from jobs.builders import Desk
+from patience import PATIENCE_SECONDS
 from safelight.db import Database, DatabaseUnavailable, Tx, db_now, lane, new_id
 from safelight.jobs import Caps, Dispatcher
 from servers import PostgresServer
@@ -70,7 +71,7 @@ async def test_a_connection_that_went_dead_is_given_up(
         for ask_in in (database.read, database.write, database.write_urgently):
             assert await ask_in(ask) == 1
         proxy.freeze()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             for ask_in in (database.read, database.write, database.write_urgently):
                 try:
                     assert await ask_in(ask) == 1

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from patience import PATIENCE_SECONDS
 from safelight.providers.base import InputImage, InvalidParameters, Output, Parameters, Preview, Progress, Reserved
 from safelight.providers.comfyui import ComfyUI, Pace, server
 from stand_ins.comfyui import RECORDED, ComfyStandIn
@@ -272,11 +273,11 @@ async def test_a_server_that_cannot_be_asked_is_no_reason_to_refuse(stand_in: Co
 
 
 async def test_old_node_types_serve_while_new_ones_are_fetched(stand_in: ComfyStandIn, provider: Make) -> None:
-    comfy = provider(stand_in, pace=replace(QUICK, catalogue=0.0))
+    comfy = provider(stand_in, pace=replace(QUICK, catalogue=0.0, answer=600.0, verify=600.0))
     await comfy.verify(asks())
     stand_in.hang()
     for _ in range(3):
-        async with asyncio.timeout(0.2):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await comfy.verify(asks())
     await until(lambda: stand_in.seen.count("GET /object_info") == 2)
 
@@ -348,13 +349,13 @@ async def test_the_least_loaded_server_that_has_the_model_is_chosen(provider: Ma
 
 async def test_a_wake_up_makes_it_look_at_once(stand_in: ComfyStandIn, provider: Make) -> None:
     stand_in.silent_sockets = True
-    comfy = provider(stand_in, pace=Pace(silence=30))
+    comfy = provider(stand_in, pace=Pace(silence=2 * PATIENCE_SECONDS, reopen=2 * PATIENCE_SECONDS))
     asked = order()
     done = asyncio.create_task(collect(comfy.generate(asked)))
     await until(lambda: bool(stand_in.files))
     await asyncio.sleep(0.02)
     asked.woken.set()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         assert outputs(await done)
     assert not asked.woken.is_set()
 

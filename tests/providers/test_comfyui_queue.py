@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from patience import PATIENCE_SECONDS
 from safelight.providers.base import (
     InvalidParameters,
     JobDropped,
@@ -19,7 +20,6 @@ from stand_ins.comfyui import ComfyStandIn
 from stand_ins.comfyui_lab import Make, asks, open_providers, order, run, workflow
 
 pytestmark = pytest.mark.anyio
-PATIENCE_SECONDS = 60.0
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from patience import PATIENCE_SECONDS
 from safelight.providers.base import (
     BadOutput,
     InvalidParameters,
@@ -80,7 +81,7 @@ async def until_sampling(comfy: ComfyUI, **fields: Any) -> tuple[asyncio.Task[li
         return seen
 
     task = asyncio.create_task(follow())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await begun.wait()
     return task, comfy
 

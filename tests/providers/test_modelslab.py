@@ -258,11 +258,11 @@ async def test_the_old_way_to_ask_is_tried_if_the_new_one_knows_nothing(
 async def test_a_webhook_wakes_it(
     provider: ModelsLab, service: ModelsLabStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_FIRST_PAUSE", 30)
-    monkeypatch.setattr(module, "TICK", 30)
-    service.on_submit = [lambda job, base: service.processing(job, base, eta=30)]
+    monkeypatch.setattr(module, "MAX_FIRST_PAUSE", 2 * PATIENCE_SECONDS)
+    monkeypatch.setattr(module, "TICK", 2 * PATIENCE_SECONDS)
+    service.on_submit = [lambda job, base: service.processing(job, base, eta=round(2 * PATIENCE_SECONDS))]
     generation = order()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         async for update in provider.generate(generation):
             if isinstance(update, Progress) and update.stage == "generating":
                 service.seconds = 0
@@ -275,7 +275,7 @@ async def test_a_webhook_wakes_it(
 async def test_a_webhook_before_the_answer_to_the_submit_counts(
     provider: ModelsLab, service: ModelsLabStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_FIRST_PAUSE", 30)
+    monkeypatch.setattr(module, "MAX_FIRST_PAUSE", 2 * PATIENCE_SECONDS)
     generation, loop = order(), asyncio.get_running_loop()
 
     def answer(job: Job, base: str) -> Response:
@@ -283,10 +283,10 @@ async def test_a_webhook_before_the_answer_to_the_submit_counts(
         told = threading.Event()
         loop.call_soon_threadsafe(lambda: (generation.woken.set(), told.set()))
         told.wait(PATIENCE_SECONDS)
-        return service.processing(job, base, eta=30)
+        return service.processing(job, base, eta=round(2 * PATIENCE_SECONDS))
 
     service.on_submit = [answer]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         updates = await collect(provider.generate(generation))
     assert isinstance(updates[-1], Output)
     assert len(service.fetched) == 1

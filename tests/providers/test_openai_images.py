@@ -12,6 +12,7 @@ import httpx
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from patience import PATIENCE_SECONDS
 from safelight.providers import fetch as fetch_module
 from safelight.providers.address import AddressRefused, UrlRefused
 from safelight.providers.base import (
@@ -188,7 +189,7 @@ async def test_a_broken_preview_costs_no_picture(provider: OpenAIImages, service
 
 async def test_it_ends_with_the_picture_not_with_the_stream(provider: OpenAIImages, service: OpenAIStandIn) -> None:
     service.acts = [lambda order, base: stream(service.events(order), after=asyncio.Event().wait)]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         assert names(await collect(provider.generate(order())))[-1] == "Output"
 
 
