@@ -1,11 +1,13 @@
 """Misspelt variables, commands and options: the near name is said, and nothing begins with a setting that is none."""
 
+import re
+
 import click
 import pytest
 from click.testing import CliRunner
 
 from safelight.cli.main import group
-from safelight.cli.settings import check_names, variables
+from safelight.cli.settings import check_names, load_settings, variables
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,28 @@ def test_what_may_be_somebody_elses_is_warned_of_or_left(
     check_names({variable: "x"})
     said = capsys.readouterr().err
     assert words in said and bool(said) == bool(words)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("SAFELIGHT_PORT", "eighty", "SAFELIGHT_PORT: Input should be a valid integer"),
+        ("APP_ENV", "prod", "APP_ENV: Input should be 'dev'"),
+        ("SAFELIGHT_TIERS", '{"free": {"jobs_at_once": "x"}}', "SAFELIGHT_TIERS.free.jobs_at_once: Input should be"),
+        ("SAFELIGHT_TIERS", '{"free"', "SAFELIGHT_TIERS: This must be JSON"),
+    ],
+)
+def test_a_wrong_value_is_told_by_its_variable(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, words: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(click.UsageError, match=re.escape(words)):
+        load_settings()
+
+
+def test_a_wrong_flag_is_told_by_its_name() -> None:
+    with pytest.raises(click.UsageError, match="--port: Input should be"):
+        load_settings(port=70000)
 
 
 def test_every_setting_is_known() -> None:

@@ -2,11 +2,12 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import click
 from pydantic import AliasChoices, ValidationError
+from pydantic_settings import SettingsError
 
 from safelight.config import Settings
 from safelight.suggestion import near_names
@@ -22,20 +23,38 @@ OWN_SLIP, FOREIGN_SLIP = 75, 80
 def load_settings(**given: Any) -> Settings:
     """Settings with the flags that were given; None means not given. A misspelt variable is refused, or warned of."""
     check_names(os.environ)
+    flags = {name: value for name, value in given.items() if value is not None}
     try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
+        return Settings(**flags)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, each['loc'])) or 'settings'}: {each['msg']}" for each in error.errors()]
-        raise click.UsageError("A setting is wrong.\n" + "\n".join(f"  {problem}" for problem in problems)) from None
+        problems = [f"  {_place(each['loc'], flags)}: {each['msg']}" for each in error.errors()]
+        raise click.UsageError("\n".join(["A setting is wrong.", *problems])) from None
+    except SettingsError as error:  # names the field alone
+        name = next((each for each in Settings.model_fields if f'"{each}"' in str(error)), "")
+        where = _place((name,), flags) if name else "An environment variable"
+        raise click.UsageError(f"A setting is wrong.\n  {where}: This must be JSON.") from None
 
 
 def variables() -> list[str]:
     """Every variable that is a setting."""
-    names: list[str] = []
-    for name, field in Settings.model_fields.items():
-        alias = field.validation_alias
-        names += map(str, alias.choices) if isinstance(alias, AliasChoices) else [f"{PREFIX}{name.upper()}"]
-    return names
+    return [variable for name in Settings.model_fields for variable in _variables_of(name)]
+
+
+def _variables_of(name: str) -> list[str]:
+    alias = Settings.model_fields[name].validation_alias
+    return list(map(str, alias.choices)) if isinstance(alias, AliasChoices) else [f"{PREFIX}{name.upper()}"]
+
+
+def _place(location: tuple[int | str, ...], flags: Collection[str]) -> str:
+    """Where a wrong value was given: `--port`, or `SAFELIGHT_TIERS.free.models`."""
+    if not location:
+        return "settings"
+    name, *deeper = map(str, location)
+    if name in flags:
+        name = f"--{name.replace('_', '-')}"
+    elif name in Settings.model_fields:
+        name = _variables_of(name)[0]
+    return ".".join([name, *deeper])
 
 
 def check_names(environment: Mapping[str, str]) -> None:
