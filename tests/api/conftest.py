@@ -12,6 +12,7 @@ import structlog
 from api_service import Service, order, settings_for
 from fastapi import FastAPI
 from starlette.routing import BaseRoute
+from story import Story
 
 from safelight.api import app as app_module
 from servers import ServerMissing, ValkeyServer
@@ -63,6 +64,11 @@ def service(
     running = Service(settings_for(folder, api_valkey, url), api_valkey)
     yield running
     running.close()
+
+
+@pytest.fixture
+def story(service: Service) -> Story:
+    return Story(service, style="ink and wash")
 
 
 @pytest.fixture

@@ -1,19 +1,16 @@
 """Deletion and retention on both databases: what goes, what stays as a tombstone, what a crash in between leaves."""
 
-import asyncio
-import threading
-from collections.abc import Iterator
 from dataclasses import fields, replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from keeping import age, artifact_row
 from pydantic import SecretStr
-from sqlalchemy import insert, select, text, update
+from sqlalchemy import insert, select, text
 
 from jobs.builders import OWNER, Desk, artifact_of, completed, failed, try_again
-from patience import PATIENCE_SECONDS
 from safelight import artifacts as results
 from safelight import bootstrap
 from safelight.artifacts import Artifact, ArtifactStore
@@ -35,27 +32,10 @@ from safelight.jobs import (
 )
 from safelight.jobs import retention as module
 from safelight.jobs.idempotency import idempotency_keys
-from safelight.pictures import PictureWorkers
 from safelight.schema import REVISIONS, SchemaOutdated, SchemaTooNew, admit, require
 from safelight.storage import Storage, StorageUnavailable
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage.open((tmp_path / "files").as_uri())
-
-
-@pytest.fixture
-def store(storage: Storage) -> Iterator[ArtifactStore]:
-    with PictureWorkers() as workers:
-        yield ArtifactStore(storage, workers)
-
-
-@pytest.fixture
-def retention(database: Database, store: ArtifactStore) -> Retention:
-    return Retention(database, store)
 
 
 async def made(desk: Desk, storage: Storage, pictures: int = 2, **values: Any) -> tuple[Job, list[Artifact]]:
@@ -76,12 +56,6 @@ def keys_of(artifact: Artifact) -> list[str]:
 
 async def files(storage: Storage) -> list[str]:
     return sorted([entry[0] async for entry in storage.list("jobs")])
-
-
-async def artifact_row(desk: Desk, artifact_id: str) -> Artifact:
-    found = await desk.database.read(results.get, artifact_id)
-    assert found is not None
-    return found
 
 
 async def listed(desk: Desk, **wanted: Any) -> list[str]:
@@ -346,137 +320,6 @@ async def test_orphans_are_counted_before_they_go(
     assert await retention.outlook() == Cleaned(orphans=1, orphan_bytes=5)
     assert [step.orphans async for step in retention.cleanup()] == [1]
     assert await files(storage) == sorted(keys_of(stored[0]))
-
-
-# Uploads that nobody uses
-
-
-async def uploaded(retention: Retention, storage: Storage, **changes: Any) -> Artifact:
-    artifact_id = new_id()
-    record = Artifact(
-        id=artifact_id,
-        job_id=None,
-        attempt=0,
-        position=0,
-        owner_id=OWNER,
-        kind="input",
-        storage_key=f"inputs/{artifact_id}/0.png",
-        content_type="image/png",
-        size_bytes=7,
-        sha256="0" * 64,
-        width=4,
-        height=4,
-        thumbhash="x",
-        seed=None,
-        thumbnails=[],
-        created_at=datetime.now(UTC),
-    )
-    record = replace(record, **changes)
-    await storage.put(record.storage_key, b"picture", "image/png")
-    await retention.record_upload(record)
-    return record
-
-
-async def age(desk: Desk, artifact: Artifact, **values: Any) -> None:
-    table = results.artifacts
-    await desk.write(lambda tx: tx.execute(update(table).where(table.c.id == artifact.id).values(**values)) and None)
-
-
-async def give(desk: Desk, job: Job, *uploads: Artifact) -> set[str]:
-    return await desk.write(results.give_inputs, job.id, OWNER, [upload.id for upload in uploads])
-
-
-async def is_there(desk: Desk, artifact: Artifact) -> bool:
-    return (await artifact_row(desk, artifact.id)).deleted_at is None
-
-
-async def test_an_upload_says_until_when(
-    database: Database, store: ArtifactStore, desk: Desk, storage: Storage
-) -> None:
-    days: dict[str, int | None] = {"ada": 30, "bob": None, "cid": 0}
-    retention = Retention(database, store, retention_days_of=lambda tx, owner_id: days[owner_id])
-    for owner, kept in {"ada": 30, "bob": None, "cid": 1}.items():  # a day at least, to make a job from it
-        upload = await uploaded(retention, storage, owner_id=owner)
-        row = await artifact_row(desk, upload.id)
-        assert row.keep_until == (None if kept is None else row.created_at + timedelta(days=kept))
-
-
-async def test_an_upload_goes_when_no_job_needs_it_any_more(
-    desk: Desk, storage: Storage, retention: Retention, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "BITE_JOBS", 2)
-    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.0)
-    used, for_ever, later = [await uploaded(retention, storage) for _ in range(3)]
-    unused = [await uploaded(retention, storage) for _ in range(5)]
-    job = await desk.running()
-    assert await give(desk, job, used) == set()
-    for upload in (used, *unused):
-        await age(desk, upload, keep_until=db_now(-1.0))
-    await age(desk, later, keep_until=db_now(3600.0))
-    assert await retention.outlook() == Cleaned(uploads=5, upload_bytes=35)
-    await retention.tidy()
-    assert [await is_there(desk, upload) for upload in (used, for_ever, later, *unused)] == [True] * 3 + [False] * 5
-    left = sorted([entry[0] async for entry in storage.list("inputs")])
-    assert left == sorted(upload.storage_key for upload in (used, for_ever, later))
-    assert await retention.outlook() == Cleaned()
-    ended = await desk.settle(job, failed(job))
-    assert ended is not None
-    await retention.tidy()
-    assert await is_there(desk, used)  # the job can be retried, and shows what it was made from
-    await retention.delete_job(job.id, OWNER)
-    await retention.tidy()
-    assert not await is_there(desk, used)
-
-
-async def test_cleanup_by_age_takes_unused_uploads_too(desk: Desk, storage: Storage, retention: Retention) -> None:
-    young, old, used = [await uploaded(retention, storage) for _ in range(3)]
-    job = await desk.submit()
-    await give(desk, job, used)
-    for upload in (old, used):
-        await age(desk, upload, created_at=db_now(-10 * 86400.0))
-    assert await retention.outlook(9) == Cleaned(uploads=1, upload_bytes=7)
-    assert [step async for step in retention.cleanup(9)][-1] == Cleaned(uploads=1, upload_bytes=7)
-    assert [await is_there(desk, upload) for upload in (young, old, used)] == [True, False, True]
-
-
-async def test_a_job_is_given_what_is_there_and_its_owners(desk: Desk, storage: Storage, retention: Retention) -> None:
-    mine, deleted = [await uploaded(retention, storage) for _ in range(2)]
-    others = await uploaded(retention, storage, owner_id="eve")
-    await retention.delete_artifact(deleted.id, OWNER)
-    job = await desk.submit()
-    nothing = replace(mine, id=new_id())
-    assert await give(desk, job, mine, deleted, others, nothing) == {deleted.id, others.id, nothing.id}
-    assert await give(desk, await desk.submit(), mine) == set()  # another job may have the same
-    assert await give(desk, job) == set()
-
-
-async def test_a_job_that_is_being_given_an_upload_keeps_it(
-    postgres_url: str, store: ArtifactStore, storage: Storage
-) -> None:
-    """The two at once, where rows are locked: whoever is first decides, and the other sees it."""
-    database, other = Database(postgres_url), Database(postgres_url)
-    try:
-        desk, retention = Desk(database), Retention(other, store)
-        upload = await uploaded(retention, storage)
-        await age(desk, upload, keep_until=db_now(-1.0))
-        job = await desk.submit()
-        has_it, may_commit = threading.Event(), threading.Event()
-
-        def giving(tx: Tx) -> None:
-            results.give_inputs(tx, job.id, OWNER, [upload.id])
-            has_it.set()
-            assert may_commit.wait(PATIENCE_SECONDS)
-
-        given = asyncio.create_task(database.write(giving))
-        await asyncio.to_thread(has_it.wait, 10)
-        await retention.tidy()  # skips what is locked, and does not wait for it
-        may_commit.set()
-        await given
-        await retention.tidy()
-        assert await is_there(desk, upload)
-    finally:
-        database.close()
-        other.close()
 
 
 # Tombstones

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from patience import PATIENCE_SECONDS
-from safelight.valkey import Address, Script, Valkey, ValkeyAway, ValkeyError, ValkeyUrlInvalid
+from safelight.valkey import Script, Valkey, ValkeyAway, ValkeyError
 from safelight.valkey import client as valkey_module
 from servers import ValkeyServer
 from tls import certificate, fronted, server_context
@@ -25,7 +25,7 @@ ADD = Script("return redis.call('INCRBY', KEYS[1], ARGV[1])")
 async def connected(url: str, **options: Any) -> AsyncGenerator[Valkey, None]:
     client = Valkey(url, **options)
     await client.start()
-    await client.wait_connected(5)
+    await client.wait_connected(PATIENCE_SECONDS)
     try:
         yield client
     finally:
@@ -449,56 +449,3 @@ async def test_tls_checks_the_certificate(valkey_server: MakeServer, tmp_path: P
         await until(lambda: strict.last_error is not None)
         assert "CERTIFICATE_VERIFY_FAILED" in str(strict.last_error)
         await strict.close()
-
-
-# URLs
-
-
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("redis://", Address()),
-        ("redis://cache", Address(host="cache", database=0)),
-        ("valkey://cache:7000/4", Address(host="cache", port=7000, database=4)),
-        ("redis://:p%40ss@[::1]:7000", Address(host="::1", port=7000, password="p@ss")),
-        ("redis://ann:pw@cache/1", Address(host="cache", database=1, username="ann", password="pw")),
-        ("redis://cache/1?db=2&username=ann&password=pw", Address("cache", database=2, username="ann", password="pw")),
-        ("unix:///run/v.sock?db=3", Address(path="/run/v.sock", database=3)),
-        ("unix://ann:pw@/run/v.sock", Address(path="/run/v.sock", username="ann", password="pw")),
-        ("redis+socket:///run/v.sock?virtual_host=3", Address(path="/run/v.sock", database=3)),
-        (
-            "redis+socket:///run/v.sock?virtual_host=/3&password=pw",
-            Address(path="/run/v.sock", database=3, password="pw"),
-        ),
-    ],
-)
-async def test_urls_that_are_understood(url: str, expected: Address) -> None:
-    assert Address.parse(url) == expected
-
-
-async def test_the_database_of_the_url_comes_first() -> None:
-    assert Address.parse("redis://cache", database=7).database == 7
-    assert Address.parse("redis://cache/0", database=7).database == 0
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "",
-        "cache:6379",
-        "http://:hush@cache",
-        "redis://:hush@cache:port",
-        "redis://ann:hu/sh@cache:1",
-        "redis://:hush@cache/first",
-        "redis://:hush@[::1",
-        "unix://:hush@",
-        "unix://hush/v.sock",
-        "rediss://:hush@cache?ssl_ca_certs=/nowhere/ca.pem",
-    ],
-)
-async def test_urls_that_are_refused_without_quoting_them(url: str) -> None:
-    with pytest.raises(ValkeyUrlInvalid) as caught:
-        Valkey(url)
-    assert "hu" not in caught.value.detail.replace("hush/v", "")
-    assert caught.value.__cause__ is None
-    assert caught.value.__suppress_context__ or caught.value.__context__ is None
