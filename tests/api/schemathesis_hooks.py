@@ -71,6 +71,8 @@ def _batch(case: Case) -> None:
 
 def _scene_picture(case: Case) -> None:
     """With a prompt, which is needed where the chapter is none of ours."""
+    if case.body is None:
+        case.body = {}
     _picture(case.body)
     if isinstance(case.body, dict) and case.body.get("prompt") is None:
         case.body["prompt"] = "a lighthouse"

@@ -11,6 +11,7 @@ import pytest
 from api_service import JOBS, Json, Service, order, settings_for
 
 from hostile_urls import MALFORMED
+from safelight.api.job_request import GenerationRequest
 from safelight.api.service.templates import EXAMPLE
 from servers import ValkeyServer
 
@@ -183,6 +184,11 @@ WRONG_FIELDS: list[tuple[str, Any, str]] = [
     ("owner_id", "me", "no such field"),
     ("status", "completed", "no such field"),
 ]
+
+
+def test_a_whole_number_is_one_however_it_is_written() -> None:
+    body = GenerationRequest.model_validate({"prompt": "x", "width": 512.0, "timeout_seconds": 60})
+    assert (body.width, body.timeout_seconds) == (512, 60.0)
 
 
 @pytest.mark.parametrize(("field", "value", "words"), WRONG_FIELDS)

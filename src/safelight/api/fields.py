@@ -103,6 +103,12 @@ class Body(BaseModel):
             raise ValueError(f"must have at most {MAX_FIELDS} fields")
         return value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def whole(cls, value: Any) -> Any:
+        """To JSON `19.0` is an integer."""
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
     @field_validator("*", mode="after")
     @classmethod
     def no_nul(cls, value: Any) -> Any:
