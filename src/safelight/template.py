@@ -4,7 +4,7 @@ What a definition says is not known here: the door lets the provider's own check
 bears the definition it was submitted with, so that nothing done here changes a job that was accepted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -111,10 +111,10 @@ def get(tx: Tx, owner_id: str, name: str) -> StoredTemplate | None:
     return None if row is None else StoredTemplate.of(row)
 
 
-def list_all(tx: Tx, owner_id: str) -> Sequence[StoredTemplate]:
-    """The templates of this owner, by name."""
+def list_all(tx: Tx, owner_id: str) -> Iterator[StoredTemplate]:
+    """The templates of this owner, by name, one after the other: all at once are large."""
     mine = select(*workflow_templates.c).where(workflow_templates.c.owner_id == owner_id)
-    return [StoredTemplate.of(row) for row in tx.execute(mine.order_by(workflow_templates.c.name))]
+    return map(StoredTemplate.of, tx.execute(mine.order_by(workflow_templates.c.name)))
 
 
 def _is(owner_id: str, name: str) -> ColumnElement[bool]:

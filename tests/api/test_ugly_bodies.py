@@ -1,37 +1,22 @@
-"""The largest and ugliest body that is let in, sent to every operation of the OpenAPI document.
+"""The largest and ugliest body that is let in, sent to every operation of the OpenAPI document: see `ugly`.
 
 However it is answered, the loop does not stand still meanwhile. That is measured by the processor time of the loop's
 own thread between two of its turns, so a busy machine changes nothing.
 """
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import orjson
 import pytest
+import ugly
 from api_service import Json, Service
-from watchdog import MOST_SECONDS, Watchdog, watched
+from ugly import KEYS, KIB, KINDS, MIB, Stage
+from watchdog import MOST_SECONDS, watched
 
-MOST_BYTES = 1024 * 1024
-ID = "00000000-0000-7000-8000-000000000000"
-KEYS = {f"k{n}": 0 for n in range(45_000)}
-TEMPLATE: dict[str, Any] = {
-    "title": "T",
-    "workflow": {str(n): {"class_type": "A" * 20, "inputs": {"i": 0}} for n in range(3500)},
-    "inputs": {f"i{n}": {"node": str(n), "input": "i", "type": "integer"} for n in range(990)},
-}
-# Beyond what is made of the schema: right in form, and as large as can be.
-MORE: dict[str, list[Any]] = {
-    "submitJob": [
-        {"prompt": "x", "provider": "comfyui", "workflow": TEMPLATE["workflow"] | {"4000": {"class_type": "A"}}},
-        {"prompt": "x", "provider": "comfyui", "workflow": TEMPLATE["workflow"]},
-        {"prompt": "x", "template": "txt2img", "provider": "comfyui", "inputs": {f"n{n}": n for n in range(1000)}},
-    ],
-    "addTemplate": [TEMPLATE | {"name": "ugly"}, {"name": "ugly", "title": "x", "workflow": {"1": {}}, "inputs": KEYS}],
-    "putTemplate": [TEMPLATE | {"name": "ugly"}],
-    "submitBatch": [{"jobs": [{"prompt": "é" * 3900}] * 1000}, {"jobs": [{"prompt": "x", "metadata": KEYS}] * 2}],
-}
+JSON = "application/json"
+HEADERS = {"X-Many": "a," * 8000, "If-None-Match": '"a",' * 2000}
 
 
 def operations(document: Json) -> Iterator[tuple[str, str, Json]]:
@@ -52,52 +37,65 @@ def resolved(document: Json, schema: Json) -> Json:
     return schema
 
 
-def ugly_values(document: Json, schema: Json) -> Iterator[Any]:
+def wrong_everywhere(document: Json, schema: Json) -> Iterator[Any]:
     """Bodies that are wrong in as many ways as a body can be."""
     yield KEYS
     yield [{}] * 90_000
-    kinds = (KEYS, [{}] * 90_000, [1.2345678901234567e-300] * 40_000, "\N{GRINNING FACE}" * 80_000, "\\" * 500_000)
     for number, name in enumerate(resolved(document, schema).get("properties", {})):
-        yield {name: kinds[number % len(kinds)]}
+        yield {name: KINDS[number % len(KINDS)]}
 
 
-def test_the_loop_goes_on_whatever_is_sent(service: Service) -> None:
-    with watched(service.api) as watchdog:
-        walk(service, watchdog)
-
-
-def walk(service: Service, watchdog: Watchdog) -> None:
+def test_the_loop_goes_on_whatever_is_sent(make_service: Any) -> None:
+    service: Service = make_service(
+        worker=False, webhook_secret=ugly.SECRET, mock_mode=False, comfyui_urls=[ugly.NOBODY], default_provider="mock"
+    )
     document = service.http.get("/api/v1/openapi.json").json()
-    slow: list[tuple[str, int, int, float]] = []
-    known: set[str] = set()
-    for method, path, operation in operations(document):
-        name = operation["operationId"]
-        known.add(name)
-        address = path
-        for parameter in operation.get("parameters", ()):
-            if parameter["in"] == "path":
-                address = address.replace(f"{{{parameter['name']}}}", ID)
-        query = {each["name"]: "a," * 1000 for each in operation.get("parameters", ()) if each["in"] == "query"}
-        contents = operation.get("requestBody", {}).get("content", {})
-        bodies: list[tuple[str, bytes]] = [("application/json", b"")]
-        for kind, content in contents.items():
-            if kind == "application/json":
-                values = [*ugly_values(document, content["schema"]), *MORE.get(name, ())]
-                bodies += [(kind, json.dumps(value).encode()) for value in values]
-            else:
-                bodies.append((kind, b"\xff" * (MOST_BYTES - 1)))
-        for kind, body in bodies:
-            if len(body) > MOST_BYTES and name != "submitBatch":
-                body = body[:MOST_BYTES]
-            headers = {"Content-Type": kind, "X-Many": "a," * 8000, "If-None-Match": '"a",' * 2000}
-            watchdog.read()
-            answer = send(service, method, address, query if not body else {}, headers, body)
-            worst = watchdog.read()
-            assert answer < 500 or answer == 503, (name, answer)
-            if worst > MOST_SECONDS:
-                slow.append((name, len(body), answer, worst))
+    stage, bodies = Stage.of(service), ugly.bodies()
+    taking = {operation["operationId"] for *_, operation in operations(document) if takes_json(operation)}
+    assert set(bodies) == taking, "each operation that takes JSON has a body of its own in `ugly`, and no other has"
+    slow: list[str] = []
+    wrong: list[str] = []
+    with watched(service.api) as watchdog:
+        for method, path, operation in operations(document):
+            name, address = operation["operationId"], stage.address(path if method != "delete" else "")
+            query = {each["name"]: "a," * 1000 for each in operation.get("parameters", ()) if each["in"] == "query"}
+            contents = operation.get("requestBody", {}).get("content", {})
+            sent: list[tuple[str, Any, int | None]] = [(kind, b"\xff" * 25 * MIB, None) for kind in list(contents)[:1]]
+            if not contents and method != "get":  # it takes none, or does not say so
+                sent.append((JSON, KEYS, None))
+            if JSON in contents:
+                sent += [(JSON, value, None) for value in wrong_everywhere(document, contents[JSON]["schema"])]
+                sent += [(JSON, value, status) for value, status in bodies[name]]
+            for kind, value, expected in [*sent, (JSON, b"", None)]:
+                body = value if isinstance(value, bytes) else orjson.dumps(value)
+                headers = HEADERS | {"Content-Type": kind}
+                watchdog.read()
+                answer = send(service, method, address, query if not body else {}, headers, body)
+                worst = watchdog.read()
+                if worst > MOST_SECONDS:
+                    slow.append(f"{name}: {len(body)} bytes, {answer}, {worst:.3f} s")
+                if answer != expected if expected else answer >= 500 and answer != 503:
+                    wrong.append(f"{name}: {len(body)} bytes, {answer} instead of {expected}")
     assert not slow
-    assert set(MORE) <= known
+    assert not wrong
+
+
+def test_the_bodies_are_as_large_as_they_may_be() -> None:
+    for body, most in (
+        (ugly.WORKFLOW, 512 * KIB),
+        (ugly.TEMPLATE, 256 * KIB),
+        (ugly.METADATA, 64 * KIB),
+        (ugly.INPUTS, 64 * KIB),
+        (ugly.bodies()["submitBatch"][0][0], 8 * MIB),
+        (ugly.bodies()["submitJob"][0][0], MIB),
+    ):
+        assert 0.8 * most < len(orjson.dumps(body)) <= most
+    assert len(ugly.WORKFLOW) == 5000
+    assert len(ugly.TEMPLATE["inputs"]) == len(ugly.INPUTS) == len(ugly.bodies()["submitBatch"][0][0]["jobs"]) == 1000
+
+
+def takes_json(operation: Json) -> bool:
+    return JSON in operation.get("requestBody", {}).get("content", {})
 
 
 def send(service: Service, method: str, path: str, query: Json, headers: dict[str, str], body: bytes) -> int:
@@ -137,7 +135,7 @@ def test_not_more_errors_are_told_than_the_bound(service: Service) -> None:
 
 def test_bodies_beyond_what_a_process_holds_wait(make_service: Any) -> None:
     service = make_service(worker=False, max_held_bytes=100_000)
-    body = json.dumps({"prompt": "x", "metadata": {"a": "b" * 150_000}}).encode()
+    body = orjson.dumps({"prompt": "x", "metadata": {"a": "b" * 150_000}})
     answer: httpx.Response = service.http.post(
         "/api/v1/generation-jobs", content=body, headers={"Content-Type": "application/json"}
     )

@@ -23,7 +23,10 @@ async def test_what_is_kept_is_given_back_to_its_owner_alone(database: Database)
     assert (replaced[0].definition, replaced[0].created_at) == (OTHER, added.created_at)
     assert replaced[0].updated_at > added.updated_at
     await database.write(template.put, "ada", "banner", ONE)
-    assert [each.name for each in await database.read(template.list_all, "ada")] == ["banner", "poster"]
+    assert [each.name for each in await database.read(lambda tx: list(template.list_all(tx, "ada")))] == [
+        "banner",
+        "poster",
+    ]
     assert await database.write(template.remove, "ada", "poster")
     assert not await database.write(template.remove, "ada", "poster")
 

@@ -26,6 +26,8 @@ from safelight.api.stories import chapters, characters, projects, scenes
 from safelight.bootstrap import Safelight, open_safelight
 from safelight.config import Settings
 from safelight.jobs import missed
+from safelight.providers.base import InvalidParameters
+from safelight.providers.registry import Registry
 
 VERSION = "0.1.0"
 LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -51,6 +53,7 @@ def create_app(settings: Settings) -> FastAPI:
                     safelight.stream.run(lambda versions: _missed(safelight, versions)), name="watchers"
                 ),
             ]
+            _make_providers(safelight.providers)
             # A full collection of this heap would stop the loop for 40 ms.
             gc.collect()
             gc.freeze()
@@ -108,6 +111,13 @@ def create_app(settings: Settings) -> FastAPI:
         larger={batches.PREFIX: settings.max_batch_bytes},
     )
     return app
+
+
+def _make_providers(providers: Registry) -> None:
+    """Import and make all of them now: the first request of each would do so, and hold up the loop."""
+    for name in providers.names():
+        with contextlib.suppress(InvalidParameters):  # told where it is asked for
+            providers.resolve(name)
 
 
 def _make_routes(app: FastAPI) -> None:

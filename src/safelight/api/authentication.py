@@ -13,7 +13,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.requests import Request, cookie_parser
 from starlette.types import ASGIApp, Receive, Scope, Send
-from structlog.contextvars import bound_contextvars
+from structlog.contextvars import bind_contextvars
 
 from safelight.accounts import LOCAL, Doorkeeper, Identity, Unauthenticated, check_csrf
 from safelight.api.origin import SAFE_METHODS
@@ -58,8 +58,8 @@ class Authentication:
             else:
                 await problem_of(state.get("request_id", ""), error)(scope, receive, send)
             return
-        with bound_contextvars(owner_id=identity.owner_id):
-            await self._app(scope, receive, send)
+        bind_contextvars(owner_id=identity.owner_id)
+        await self._app(scope, receive, send)
 
 
 async def identify(scope: Scope) -> Identity:

@@ -107,7 +107,7 @@ class Incoming:
             parts.append(part)
         body = b"".join(parts)
         if self.size > SMALL_BYTES:
-            self._bodies.check(body)
+            await asyncio.to_thread(self._bodies.check, body)
         return body
 
     def forget(self) -> None:

@@ -77,8 +77,8 @@ class _Connection(HttpToolsProtocol):
             self.refuse(self._too_large())
 
     def on_headers_complete(self) -> None:
-        size = len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers])
-        if size > self._bounds.head_bytes:
+        most = self._bounds.head_bytes
+        if self._unread_bytes > most and self._head_size() > most:  # the beginning of a body may have come with it
             self._refusal = self._too_large()
             raise _Refused
         self._unread_bytes = 0
@@ -128,6 +128,9 @@ class _Connection(HttpToolsProtocol):
             self.loop.call_later(LINGER_SECONDS, self.transport.close)
         else:
             self.transport.close()
+
+    def _head_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _too_large(self) -> _Refusal:
         detail = f"The head of a request may have at most {self._bounds.head_bytes} bytes."

@@ -8,7 +8,7 @@ from functools import lru_cache
 import structlog
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from structlog.contextvars import bound_contextvars
+from structlog.contextvars import bind_contextvars
 
 from safelight.api.authentication import HEALTH
 from safelight.api.body import Bodies, Gone, Incoming, replay, too_large
@@ -21,6 +21,7 @@ from safelight.db import new_id
 from safelight.errors import SafelightError
 
 JOB_PATH = re.compile(r"/api/v1/generation-jobs/([0-9a-f-]{36})(?:/|$)")
+KEY_IN_PATH = re.compile(r"(/files/|/webhooks/\w+/).+")
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 log = structlog.get_logger()
@@ -118,42 +119,44 @@ class Entrance:
         client: str | None = scope["client"][0] if scope["client"] else None
         about = JOB_PATH.match(path)
         job_ids = {} if about is None else {"job_id": about[1], "task_id": about[1]}
-        with bound_contextvars(request_id=request_id, client=client, **job_ids):
-            takes_files = artifacts.takes_file(path)  # and reads its body itself
-            most = self._larger.get(path, self._max_body_bytes)
-            if refused is None:
-                refused = self._refuse(scope, headers, host, None if takes_files else most)
-            channel = incoming.receive
-            try:
-                if refused is None and has_body and not takes_files:
-                    try:
-                        channel = replay(await incoming.read(most), receive)
-                        state["body_bytes"] = incoming.size
-                    except Gone:
-                        return
-                    except SafelightError as error:
-                        refused = _closing(request_id, error)
-                if refused is not None:
-                    await refused(inner, channel, out)
-                else:
+        # Each request has a context of its own, with which this ends.
+        bind_contextvars(request_id=request_id, client=client, **job_ids)
+        takes_files = artifacts.takes_file(path)  # and reads its body itself
+        most = self._larger.get(path, self._max_body_bytes)
+        if refused is None:
+            refused = self._refuse(scope, headers, host, None if takes_files else most)
+        channel = incoming.receive
+        try:
+            if refused is None and has_body and not takes_files:
+                try:
+                    channel = replay(await incoming.read(most), receive)
+                    state["body_bytes"] = incoming.size
+                except Gone:
+                    return
+                except SafelightError as error:
+                    refused = _closing(request_id, error)
+            if refused is not None:
+                await refused(inner, channel, out)
+            else:
+                if prefix:
                     set_prefix(prefix)
-                    try:
-                        await self._app(inner, channel, out)
-                    except Exception:
-                        log.exception("request.broken")
-                        if status:
-                            raise
-                        detail = "Something went wrong inside Safelight."
-                        await problem(request_id, 500, "internal_error", detail)(inner, receive, out)
-            finally:
-                incoming.forget()
-            log.debug(
-                "request.answered",
-                method=scope["method"],
-                path=re.sub(r"(/files/|/webhooks/\w+/).+", r"\1***", path),  # a link is a key
-                status=status,
-                milliseconds=round((time.monotonic() - began) * 1000, 1),
-            )
+                try:
+                    await self._app(inner, channel, out)
+                except Exception:
+                    log.exception("request.broken")
+                    if status:
+                        raise
+                    detail = "Something went wrong inside Safelight."
+                    await problem(request_id, 500, "internal_error", detail)(inner, receive, out)
+        finally:
+            incoming.forget()
+        log.debug(
+            "request.answered",
+            method=scope["method"],
+            path=KEY_IN_PATH.sub(r"\1***", path),
+            status=status,
+            milliseconds=round((time.monotonic() - began) * 1000, 1),
+        )
 
     def _refuse(
         self, scope: Scope, headers: dict[bytes, bytes], host: bytes | None, most_bytes: int | None

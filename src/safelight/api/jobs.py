@@ -1,12 +1,12 @@
 """Jobs over HTTP: submit, look, list, cancel, retry."""
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any
 
+import orjson
 import structlog
 from fastapi import APIRouter, Body, Header, Query, Request
 from pydantic import ValidationError
@@ -37,7 +37,7 @@ from safelight.api.deps import (
 )
 from safelight.api.events import with_latest
 from safelight.api.fields import Text
-from safelight.api.job_request import GenerationRequest, new_job, route_of, verified
+from safelight.api.job_request import GenerationRequest, new_job, verified
 from safelight.api.job_view import PREFIX, AttemptList, Estimator, JobList, JobView, attempt_view_of, view_of
 from safelight.api.media.files import SANDBOX
 from safelight.api.media.import_request import IMPORT, MediaRequest, import_of, new_import, submit_import
@@ -61,7 +61,6 @@ from safelight.jobs import (
     get,
     with_artifacts,
 )
-from safelight.providers.base import InvalidParameters
 
 
 class JobNotEnded(SafelightError):
@@ -135,7 +134,7 @@ async def list_jobs(
     cursor: IdCursor = None,
     limit: Limit = 50,
 ) -> Response:
-    """Your jobs that match all filters given."""
+    """Your jobs that match all filters given. A page of very large ones has fewer than `limit`, and a `next_cursor`."""
     wanted = Filter(
         owner_id=owner,
         ids=None if ids is None else parse_ids(ids),
@@ -156,7 +155,11 @@ async def list_jobs(
     page = await world.database.read(find, wanted)
     estimator: Estimator = request.app.state.estimator
     current = await asyncio.gather(*(with_latest(world.stream, job) for job in page.jobs))
-    items = [view_of(job, page.artifacts.get(job.id, ()), await estimator.estimate(job)) for job, _ in current]
+    items = [
+        view_of(job, page.artifacts.get(job.id, ()), await estimator.estimate(job))
+        | ({"workflow": orjson.Fragment(page.workflows[job.id])} if job.id in page.workflows else {})
+        for job, _ in current
+    ]
     next_cursor = page.jobs[-1].id if page.more else None
     return await list_response(items, next_cursor=next_cursor)
 
@@ -420,15 +423,7 @@ async def checked_job(
     make = partial(job_for, request, world, asker, body, template=template, key=key, origin=origin)
     if template is None and origin is None and size_of(request) <= SMALL_BYTES:
         return make()
-    resolve_all(body, world)
     return await asyncio.to_thread(make)
-
-
-def resolve_all(body: GenerationRequest, world: Safelight) -> None:
-    """Have the providers of a request made here on the loop, before a thread asks for them."""
-    with contextlib.suppress(InvalidParameters):  # told where the job is checked
-        for name in route_of(body.provider, world.settings, world.providers):
-            world.providers.resolve(name)
 
 
 def import_for(

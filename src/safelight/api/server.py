@@ -45,6 +45,7 @@ def server_of(settings: Settings, **options: Any) -> Server:
         access_log=False,
         server_header=False,
         proxy_headers=False,  # the entrance reads them
+        reset_contextvars=True,  # what one request binds for its log lines is no other's
         timeout_graceful_shutdown=GRACE_SECONDS,
         timeout_keep_alive=settings.keep_alive_seconds,
         backlog=4096,

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -21,6 +22,7 @@ from sqlalchemy import (
     false,
     func,
     literal_column,
+    null,
     or_,
     select,
     union_all,
@@ -48,6 +50,7 @@ from safelight.stream import Message
 RUN_TIME_SAMPLES = 20
 RUN_TIMES_LOOKED_AT = 1000
 MAX_MODELS = 50
+PAGE_LETTERS = 8 * 1024 * 1024  # of prompts and workflows, after which a page ends
 LATELY_SECONDS = 10.0
 CLOCK_MARGIN_SECONDS = 3600.0  # ids tell the time of the process that made them, `created_at` the database's
 
@@ -75,15 +78,19 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Newest first, with their artifacts; `more` tells whether another page follows."""
+    """Newest first, with their artifacts; `more` tells whether another page follows.
+
+    The jobs come without what is bulky: `workflows` holds those that some have, as the JSON that the row is made of.
+    """
 
     jobs: Sequence[Job]
     artifacts: Mapping[str, Sequence[Artifact]]
+    workflows: Mapping[str, str]
     more: bool
 
 
 def find(tx: Tx, wanted: Filter) -> Page:
-    """The owner's jobs that match, newest first."""
+    """The owner's jobs that match, newest first: as many as are wanted, or fewer where they are very large."""
     conditions = [jobs.c.owner_id == wanted.owner_id, jobs.c.deleted_at.is_(None)]
     if wanted.ids is not None:
         conditions.append(jobs.c.id.in_(wanted.ids))
@@ -120,11 +127,26 @@ def find(tx: Tx, wanted: Filter) -> Page:
         # The newest of each, along its index: few open jobs must not be searched for among a million ended ones.
         newest = [_newest(wanted.limit + 1, *conditions, jobs.c.status == status) for status in statuses]
         conditions = [jobs.c.id.in_(union_all(*newest)) if newest else false()]
-    query = select(*jobs.c).where(*conditions)
-    rows = tx.execute(query.order_by(jobs.c.id.desc()).limit(wanted.limit + 1)).all()
-    found = [Job.of(row) for row in rows[: wanted.limit]]
+    query = select(*_LISTED, cast(jobs.c.workflow, Text)).where(*conditions)
+    found: list[Job] = []
+    workflows: dict[str, str] = {}
+    letters = 0
+    with closing(tx.execute(query.order_by(jobs.c.id.desc()).limit(wanted.limit + 1))) as rows:
+        for *columns, workflow in rows:
+            job = Job(*columns)
+            found.append(job)
+            if workflow is not None:
+                workflows[job.id] = workflow
+            letters += sum(len(text) for text in (job.prompt, job.negative_prompt, workflow) if text is not None)
+            if len(found) == wanted.limit or letters > PAGE_LETTERS:
+                break
+        more = rows.fetchone() is not None
     made = results.of_jobs(tx, [job.id for job in found if job.status == "completed"])
-    return Page(found, made, more=len(rows) > wanted.limit)
+    return Page(found, made, workflows, more)
+
+
+_BULKY = ("workflow", "template_definition")
+_LISTED = [null().label(column.name) if column.name in _BULKY else column for column in jobs.c]
 
 
 def _newest(limit: int, *conditions: ColumnElement[bool]) -> Select[str]:

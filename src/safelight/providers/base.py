@@ -7,11 +7,10 @@ jobs, rows, queues or events; the runner alone turns its updates into state. Reg
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 # --- what is asked ----------------------------------------------------------------------------------------------------
 
@@ -214,7 +213,7 @@ class Faults:
     faults = Faults()
     if parameters.width > 2048:
         faults.add("The width must be at most 2048 pixels.", field="width")
-    with faults.gathered():
+    with faults:  # what is raised within goes to the others
         check_options(parameters.options)  # raises InvalidParameters
     faults.refuse()
     """
@@ -226,13 +225,14 @@ class Faults:
         """One more."""
         self._found.append(InvalidParameters(message, field=field))
 
-    @contextmanager
-    def gathered(self) -> Generator[None]:
-        """What is raised within goes to the others."""
-        try:
-            yield
-        except InvalidParameters as error:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, InvalidParameters):
             self._found += error.faults
+            return True
+        return False
 
     def refuse(self) -> None:
         """Raise `InvalidParameters` with all that was found, if anything was."""

@@ -104,12 +104,12 @@ class MockProvider(Provider):
         if not 1 <= parameters.batch_size <= MAX_BATCH:
             message = f"The batch size must be 1 to {MAX_BATCH}, not {parameters.batch_size}."
             faults.add(message, field="batch_size")
-        with faults.gathered():
+        with faults:
             read_duration(parameters.options)
         if not self._takes_scripts and "mock" in parameters.options:
             message = "Scripts are for development: they are taken with AI_MOCK_MODE=true only."
             faults.add(message, field="provider_options.mock")
-        with faults.gathered():
+        with faults:
             read_script(parameters.options, others_allowed=self.plays is not None)
         faults.refuse()
         return replace(parameters, model=model, width=sides["width"], height=sides["height"])

@@ -5,23 +5,42 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
 
+import orjson
 from fastapi import Request
 from pydantic import ConfigDict, Field, SkipValidation, ValidationError, field_validator
 
 from safelight.accounts import Identity
 from safelight.api.fields import Body, Metadata
 from safelight.api.job_request import Answers, GenerationRequest, verified
-from safelight.api.jobs import import_for, job_for, resolve_all
+from safelight.api.jobs import import_for, job_for
 from safelight.api.media.import_request import IMPORT, MediaRequest
 from safelight.api.problems import invalid_body, invalid_fields
 from safelight.api.service.templates import template_of
 from safelight.bootstrap import Safelight
-from safelight.errors import FieldError, Invalid
+from safelight.errors import FieldError, Invalid, SafelightError
 from safelight.jobs import MAX_BATCH_JOBS, Job, NewJob
 
 MAX_FIELD_ERRORS = 50  # after which no more jobs are looked at
 SLICE_SECONDS = 0.005  # of checking, after which others have their turn
+MAX_BULK_BYTES = 32 * 1024 * 1024  # of what the jobs of a batch bear together: each has its workflow and its template
 VERIFY_SECONDS = 3.0  # for asking providers' servers about all jobs together; what is not asked then, the attempt sees
+
+
+class BatchTooBulky(SafelightError):
+    """The jobs of this batch are too large together."""
+
+    kind = "too_large"
+    code = "batch_too_bulky"
+
+    def __init__(self) -> None:
+        most = MAX_BULK_BYTES // 1024**2
+        super().__init__(f"The jobs of a batch may have {most} MiB of workflows and templates together; send fewer.")
+
+
+def check_bulk(size_bytes: int) -> None:
+    """Raises `BatchTooBulky`."""
+    if size_bytes > MAX_BULK_BYTES:
+        raise BatchTooBulky
 
 
 class BatchJob(GenerationRequest):
@@ -72,24 +91,22 @@ async def checked_jobs(
 ) -> list[NewJob]:
     """The jobs that these bodies ask for, each beside the job it retries, if any; checked as a single one is.
 
-    Raises `Invalid` with all that is wrong, up to a bound. What takes long is done in a thread, or in
-    pieces of a few milliseconds.
+    Raises `Invalid` with all that is wrong, up to a bound, and `BatchTooBulky`. What takes long is done in a thread, or
+    in pieces of a few milliseconds.
     """
     turn = Turn()
     bodies = await asyncio.to_thread(_read, [body for body, _ in given])
     templates: dict[str | None, Mapping[str, Any] | None] = {None: None}
     for body, (_, origin) in zip(bodies, given, strict=False):  # reading ends early where much is wrong
         await turn.over()
-        if isinstance(body, BatchJob):
-            resolve_all(body, world)
-            if origin is None and body.template not in templates:
-                own = await template_of(world, asker.owner_id, body.template)
-                templates[body.template] = None if own is None else own.definition
+        if isinstance(body, BatchJob) and origin is None and body.template not in templates:
+            own = await template_of(world, asker.owner_id, body.template)
+            templates[body.template] = None if own is None else own.definition
 
     def make() -> tuple[list[NewJob], list[FieldError], int]:
         made: list[NewJob] = []
         wrong: list[FieldError] = []
-        place = 0
+        place = bulk = 0
         for place, (body, (_, origin)) in enumerate(zip(bodies, given, strict=False)):
             try:
                 if isinstance(body, Invalid):
@@ -99,6 +116,8 @@ async def checked_jobs(
                 else:  # a retry takes the template as it was then
                     template = templates[body.template] if origin is None else origin.template_definition
                     made.append(job_for(request, world, asker, body, template=template, origin=origin))
+                    bulk += _bulk(made[-1])
+                    check_bulk(bulk)
             except Invalid as error:
                 wrong += _placed(place, error)
             if len(wrong) >= MAX_FIELD_ERRORS:
@@ -156,6 +175,10 @@ class Turn:
         if self.now() > self._ends:
             await asyncio.sleep(0)
             self._ends = self.now() + SLICE_SECONDS
+
+
+def _bulk(new: NewJob) -> int:
+    return sum(len(orjson.dumps(new.values[name])) for name in ("workflow", "template_definition"))
 
 
 def _placed(place: int, error: Invalid) -> list[FieldError]:

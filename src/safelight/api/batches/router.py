@@ -34,7 +34,7 @@ from safelight.api.deps import (
     Owner,
     World,
     idempotency_key,
-    json_response,
+    list_response,
     polled_response,
     read_id_cursor,
 )
@@ -135,7 +135,7 @@ async def list_batches(
     page = await world.database.read(find_batches, owner, read_id_cursor(cursor), limit)
     items = [summary_of(batch, standing) for batch, standing in page.batches]
     next_cursor = page.batches[-1][0].id if page.more else None
-    return json_response({"items": items, "next_cursor": next_cursor})
+    return await list_response(items, next_cursor=next_cursor)
 
 
 @router.get(

@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import orjson
 from fastapi import APIRouter, Body
 from fastapi import Path as PathParameter
 from pydantic import BaseModel, Field
@@ -17,9 +17,11 @@ from safelight import template as own
 from safelight.api.body import LargeRoute
 from safelight.api.deps import Owner, World, json_response, list_response
 from safelight.api.fields import storable
+from safelight.api.prefix import encode
 from safelight.api.problems import refusals
 from safelight.api.rate import RATED
 from safelight.bootstrap import Safelight
+from safelight.db import Tx
 from safelight.errors import FieldError, Invalid, SafelightError, Unavailable
 from safelight.template import StoredTemplate, TemplateNotFound
 
@@ -108,18 +110,19 @@ Named = Annotated[dict[str, Any], Body(description=TOLD, examples=[EXAMPLE], jso
 @router.get("", operation_id="listTemplates", response_model=TemplateList, summary="List the templates")
 async def list_templates(world: World, owner: Owner) -> Response:
     """What `template` of a submit may name, for the provider comfyui: everybody's, then your own."""
-    mine = map(_own_view, await world.database.read(own.list_all, owner))
-    fields = TemplateView.model_fields
-    return await list_response({name: view[name] for name in fields} for view in chain(_shared(world).values(), mine))
+    mine = await world.database.read(_listed, owner)
+    shared = await asyncio.to_thread(_shared, world)
+    return await list_response([*map(_brief, shared.values()), *mine])
 
 
 @router.get("/{name}", operation_id="getTemplate", response_model=WholeTemplateView, summary="Look at a template")
 async def get_template(name: Name, world: World, owner: Owner) -> Response:
     """With its workflow: a beginning for one of your own."""
     mine = await template_of(world, owner, name)
-    view = _shared(world).get(name) if mine is None else _own_view(mine)
+    shared = await asyncio.to_thread(_shared, world)
+    view = shared.get(name) if mine is None else _own_view(mine)
     if view is None:
-        raise TemplateNotFound(f"There is no template {name!r}; there are {', '.join(_shared(world))} and your own.")
+        raise TemplateNotFound(f"There is no template {name!r}; there are {', '.join(shared)} and your own.")
     return json_response(view)
 
 
@@ -219,6 +222,16 @@ def _own_view(stored: StoredTemplate) -> dict[str, Any]:
     """The fields of `WholeTemplateView`."""
     dates = {"created_at": stored.created_at, "updated_at": stored.updated_at}
     return stored.definition | {"source": "own"} | dates
+
+
+def _brief(view: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `TemplateView`, of those of the whole."""
+    return {name: view[name] for name in TemplateView.model_fields}
+
+
+def _listed(tx: Tx, owner: str) -> list[orjson.Fragment]:
+    """The owner's own as a list tells of them, encoded where they are read: they are large."""
+    return [orjson.Fragment(encode(_brief(_own_view(stored)))) for stored in own.list_all(tx, owner)]
 
 
 def _shared(world: Safelight) -> dict[str, dict[str, Any]]:

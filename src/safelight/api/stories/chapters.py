@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path, Query, Request
@@ -10,9 +11,10 @@ from starlette.responses import Response
 
 from safelight import stories
 from safelight.accounts import Identity
-from safelight.api.batches.request import checked_jobs
+from safelight.api.batches.request import check_bulk, checked_jobs
 from safelight.api.batches.router import accept_batch
 from safelight.api.batches.view import BatchView
+from safelight.api.body import LargeRoute, size_of, work
 from safelight.api.deps import (
     RETRY_AFTER_SECONDS,
     Asker,
@@ -61,7 +63,7 @@ from safelight.db import Tx, new_id
 from safelight.errors import FieldError, Invalid, SafelightError
 from safelight.jobs import Filter, NewBatch, NewJob, Page, Submitted, SubmittedBatch, find
 
-router = APIRouter(prefix=f"{API}/chapters", tags=["stories"])
+router = APIRouter(prefix=f"{API}/chapters", tags=["stories"], route_class=LargeRoute)
 ChapterId = Annotated[
     Text,
     StringConstraints(min_length=1, max_length=200),
@@ -205,7 +207,8 @@ async def draw(
         raise drawn
     if drawn is None and asked.prompt is None:
         raise PromptMissing(errors=[FieldError("#/prompt", "This field is required here")])
-    new = _scene_job(asked, chapter_id, scene_number, drawn, request, world, asker, key=idempotency_key(key))
+    make = partial(_scene_job, asked, chapter_id, scene_number, drawn, request, world, asker, key=idempotency_key(key))
+    new = await work(size_of(request), make)
 
     async def submit(new: NewJob) -> Submitted | SafelightError:
         return await world.database.write(stories.submit_picture, world.jobs, new)
@@ -290,7 +293,8 @@ async def draw_missing(
     key = idempotency_key(key)
     if not missing and key is None:
         raise stories.NothingToDraw
-    fields = asked.model_dump(mode="json", exclude_unset=True)
+    check_bulk(size_of(request) * len(missing))
+    fields = await work(size_of(request), partial(asked.model_dump, mode="json", exclude_unset=True))
     bodies = [fields | _about(drawn, chapter_id, drawn.scene.scene_number) for drawn in missing]
     try:
         jobs = await checked_jobs([(each, None) for each in bodies], request, world, asker)
@@ -303,7 +307,7 @@ async def draw_missing(
         jobs=jobs,
         metadata={"chapter_id": chapter_id},
         idempotency_key=key,
-        fingerprint=asked.fingerprint(request.url.path) if key is not None else "",
+        fingerprint="" if key is None else await work(size_of(request), asked.fingerprint, request.url.path),
     )
 
     async def submit(new: NewBatch) -> SubmittedBatch | SafelightError:

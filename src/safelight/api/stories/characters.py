@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from safelight import stories
 from safelight.accounts import Identity
+from safelight.api.body import LargeRoute, size_of, work
 from safelight.api.deps import (
     Asker,
     IdCursor,
@@ -43,7 +44,7 @@ from safelight.errors import Invalid, SafelightError
 from safelight.jobs import Filter, Job, NewJob, Page, Submitted, find
 from safelight.jobs import get as get_job
 
-router = APIRouter(prefix=f"{API}/characters", tags=["stories"])
+router = APIRouter(prefix=f"{API}/characters", tags=["stories"], route_class=LargeRoute)
 LOOK_AGAIN_SECONDS = 1
 
 
@@ -170,7 +171,7 @@ async def draw(
     if isinstance(drawn, SafelightError):
         raise drawn
     asked = body or PortraitRequest.model_validate({})
-    new = _portrait_job(asked, drawn, request, world, asker, idempotency_key(key))
+    new = await work(size_of(request), _portrait_job, asked, drawn, request, world, asker, idempotency_key(key))
 
     async def submit(new: NewJob) -> Submitted | SafelightError:
         return await world.database.write(stories.submit_picture, world.jobs, new)

@@ -4,6 +4,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from safelight import stories
+from safelight.api.body import LargeRoute
 from safelight.api.deps import (
     IdCursor,
     ItemId,
@@ -40,7 +41,7 @@ from safelight.api.stories.view import (
 from safelight.db import new_id
 from safelight.errors import SafelightError
 
-router = APIRouter(prefix=f"{API}/projects", tags=["stories"])
+router = APIRouter(prefix=f"{API}/projects", tags=["stories"], route_class=LargeRoute)
 
 
 @router.post(

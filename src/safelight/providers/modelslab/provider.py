@@ -124,7 +124,7 @@ class ModelsLab(Provider):
             message = f"The model {name[:80]!r} is not known here.{meant} Others can be named in the settings."
             faults.add(message, field="model")
         else:
-            with faults.gathered():
+            with faults:
                 parameters = fitted(name, model, parameters)
         faults.refuse()
         return parameters
