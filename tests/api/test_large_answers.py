@@ -128,9 +128,9 @@ def test_a_batch_of_large_templates_run_again(large: Service, watchdog: Watchdog
 def test_a_long_history(large: Service, watchdog: Watchdog) -> None:
     job = large.submit()
     path = large.settings.database_url.removeprefix("sqlite:///")
-    error = orjson.dumps(
-        {"code": "x", "message": "é" * 1000, "details": {f"{n}": "é" * 100 for n in range(50)}}
-    ).decode()
+    details = {f"{n}": "é" * 100 for n in range(50)}
+    told = {"code": "x", "message": "é" * 1000, "retryable": True, "provider": "mock", "attempt": 1, "details": details}
+    error = orjson.dumps(told).decode()
     with contextlib.closing(sqlite3.connect(path, timeout=60)) as connection, connection:
         connection.executemany(
             "INSERT INTO attempts (job_id, number, worker_id, worker_name, queue, provider, started_at, "
