@@ -204,6 +204,7 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
         [stories.Stories(), *([] if _keeps_everything(settings) else [KeepFor(retention_days_of)])],
         breaker=BreakerPolicy(settings.breaker_failures, settings.breaker_seconds),
         pause_seconds=settings.retry_seconds,
+        provider_wait_seconds=settings.provider_wait_seconds,
     )
     pictures = open_pictures(settings)
     artifacts = ArtifactStore(

@@ -151,6 +151,7 @@ class Settings(BaseSettings):
     provider_rates: dict[str, Rate] = {}  # jobs started per provider: 60 (a minute) or "5/10" (in 10 s)
     breaker_failures: int = Field(5, ge=0)  # in a row, after which a provider is left alone; 0: never
     breaker_seconds: float = Field(15, gt=0)  # until it is tried again
+    provider_wait_seconds: float = Field(900, ge=0)  # that jobs wait for one that cannot be reached
     owner_limit: int | None = None  # jobs at once per owner
 
     retention_days: int | None = Field(None, ge=0)  # how long ended jobs and pictures are kept; None: for ever

@@ -49,6 +49,7 @@ from safelight.jobs import (
     ProviderState,
     Settlement,
     Submitted,
+    Unreached,
     attempts_of,
     availability,
     beat,
@@ -72,6 +73,7 @@ ENDS: dict[str, Callable[[Job], Settlement]] = {
     "retry later": lambda job: try_again(job, 3600.0),
     "move on": lambda job: replace(try_again(job), may_move=True),
     "defer": lambda job: Defer(try_again(job).error, 60.0),
+    "reach nobody": lambda job: Unreached(try_again(job).error),
     "hand back": lambda job: HandBack(),
 }
 BACK = ("retry now", "hand back")
@@ -223,7 +225,7 @@ class Lives(RuleBasedStateMachine):
             assert job.status == (end if end in ("completed", "failed", "cancelled") else "pending")
         if end == "retry later" and job.retry_count > before.retry_count:
             self.waiting_for_time.add(job.id)
-        if end == "defer" and job.status == "pending":
+        if end in ("defer", "reach nobody") and job.status == "pending":
             assert self.is_closed_to(job)
         if verdict == "failed" and is_probe:
             assert self.states()[before.provider].breaker == "open"
@@ -278,7 +280,7 @@ class Lives(RuleBasedStateMachine):
         self.write(change_job, job_id, {"start_deadline_at": db_now(-1.0)})
         late = self.write(self.jobs.fail_unstarted)
         with self.transaction() as tx:
-            never_tried = all(attempt.outcome == "deferred" for attempt in attempts_of(tx, job_id))
+            never_tried = all(attempt.outcome in ("deferred", "unreachable") for attempt in attempts_of(tx, job_id))
         assert [job.id for job in late] == ([job_id] if before.status == "pending" and never_tried else [])
 
     # --- what always holds --------------------------------------------------------------------------------------------

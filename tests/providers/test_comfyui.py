@@ -103,7 +103,7 @@ async def test_a_run_that_was_left_alone_is_adopted(comfy: ComfyUI) -> None:
     await updates.aclose()
     resumed = await collect(comfy.resume(asked, remote_id), 60)
     assert len(outputs(resumed)) == 1
-    assert not remote_ids(resumed)
+    assert remote_ids(resumed) == [remote_id]
     again = await collect(comfy.resume(asked, remote_id), 60)  # ended long ago: the files are fetched, nothing is drawn
     assert outputs(again) == outputs(resumed)
 

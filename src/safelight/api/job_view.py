@@ -82,7 +82,8 @@ class SkipView(BaseModel):
 
     provider: str = Field(examples=["comfyui"])
     code: str = Field(
-        description="`provider_paused`, `breaker_open`, or the code of an error", examples=["breaker_open"]
+        description="`provider_paused`, `breaker_open`, `provider_unreachable`, or the code of an error",
+        examples=["breaker_open"],
     )
     reason: str
     at: datetime
@@ -255,7 +256,7 @@ class AttemptView(BaseModel):
     finished_at: datetime | None
     seconds: float | None
     outcome: str | None = Field(
-        description="completed, failed, cancelled, retry, deferred, moved, handed_back, lost; null while it runs"
+        description="completed, failed, cancelled, retry, deferred, unreachable, moved, handed_back, lost; null while it runs"
     )
     error: ErrorView | None
 

@@ -66,10 +66,11 @@ def state_of(provider: dict[str, Any]) -> str:
     """In a word or two."""
     if provider["paused_until"] is not None:
         return f"paused, {_left_until(provider['paused_until'])}"
+    trouble = "failing" if provider["unreachable_since"] is None else "unreachable"
     if provider["breaker"] == "open":
-        return f"failing, {_left_until(provider['retry_at'])}"
+        return f"{trouble}, {_left_until(provider['retry_at'])}"
     if provider["breaker"] == "half_open":
-        return "failing, being tried"
+        return f"{trouble}, being tried"
     return {"ok": "ready", "not_configured": "not configured"}.get(provider["health"]["state"], "unavailable")
 
 

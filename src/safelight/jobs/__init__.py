@@ -1,6 +1,15 @@
 """The heart: jobs, their events, and who runs next."""
 
-from safelight.jobs.availability import BreakerPolicy, Closure, ProviderState, Verdict, next_open, read_states, skip
+from safelight.jobs.availability import (
+    BreakerPolicy,
+    Closure,
+    ProviderState,
+    Verdict,
+    next_open,
+    reached,
+    read_states,
+    skip,
+)
 from safelight.jobs.batch import (
     MAX_BATCH_JOBS,
     Batch,
@@ -61,6 +70,7 @@ from safelight.jobs.settlement import (
     HandBack,
     Settlement,
     TryAgain,
+    Unreached,
     job_error,
     time_limit_error,
 )
@@ -123,6 +133,7 @@ __all__ = [
     "SubmittedBatch",
     "Tally",
     "TryAgain",
+    "Unreached",
     "Verdict",
     "artifacts_of",
     "attempts_of",
@@ -148,6 +159,7 @@ __all__ = [
     "next_open",
     "open_jobs",
     "provider_loads",
+    "reached",
     "read_loads",
     "read_states",
     "register_worker",

@@ -6,6 +6,9 @@ they survive an emptied Redis and are the same for all processes. A provider wit
 A breaker opens after some failures in a row, and after its cool-down is half open: one job, the probe, may try. If that
 fails it is open again; any success closes it.
 
+One that cannot be reached is closed at once, by the first who finds that out, and probed ever more rarely until it can
+be; whoever waits for it longer than the service allows fails.
+
 What was closed starts slowly: a few jobs, then twice as many every second. Else the hundreds that waited would all run
 into the same limit again, and those at the end of the line be turned away until their patience is over.
 """
@@ -26,6 +29,7 @@ from sqlalchemy import (
     bindparam,
     case,
     exists,
+    func,
     or_,
     select,
     update,
@@ -36,7 +40,7 @@ from safelight.db import Instant, Prepared, RowId, Tx, db_now, metadata
 from safelight.jobs.job import PROCESSING, RELEASED, WAITING, Job, jobs
 
 Breaker = Literal["closed", "open", "half_open"]
-ClosedBy = Literal["provider_paused", "breaker_open"]
+ClosedBy = Literal["provider_paused", "breaker_open", "provider_unreachable"]
 Verdict = Literal["worked", "failed"]
 
 ROUTE_PATIENCE_SECONDS = 5.0  # a pause shorter than this is waited for, whatever else the route offers
@@ -44,6 +48,7 @@ MAX_PAUSE_SECONDS = 86400.0
 SLOW_START_JOBS = 8  # at once after a pause; doubled every second for so long:
 SLOW_START_SECONDS = 10.0
 MOVE_BATCH = 200
+PROBE_SECONDS = (2.0, 60.0)  # after which one that cannot be reached is tried again: at first, and at most
 
 provider_states = Table(
     "provider_states",
@@ -57,6 +62,8 @@ provider_states = Table(
     Column("retry_at", Instant),
     Column("probe_job_id", RowId),
     Column("updated_at", Instant, nullable=False),
+    Column("unreachable_since", Instant),  # open or half open for this reason
+    Column("unreachable_reason", Text),
 )
 _states = provider_states.c
 
@@ -95,6 +102,8 @@ class ProviderState:
     retry_at: datetime | None
     probe_job_id: str | None
     updated_at: datetime
+    unreachable_since: datetime | None
+    unreachable_reason: str | None
     has_probe: bool
     at: datetime
 
@@ -106,10 +115,17 @@ class ProviderState:
             reason = self.pause_reason or "It asked for a pause."
             return Closure("provider_paused", self.paused_until, reason, is_long)
         if self.breaker == "open":
-            return Closure("breaker_open", self.retry_at, f"It failed {self.failures} times in a row.", is_long=True)
+            reason = self.unreachable_reason or f"It failed {self.failures} times in a row."
+            return Closure(self.breaker_code, self.retry_at, reason, is_long=True)
         if self.breaker == "half_open" and self.has_probe:
-            return Closure("breaker_open", None, "It failed lately, and one job tries whether it works.", is_long=True)
+            reason = self.unreachable_reason or "It failed lately, and one job tries whether it works."
+            return Closure(self.breaker_code, None, reason, is_long=True)
         return None
+
+    @property
+    def breaker_code(self) -> Literal["breaker_open", "provider_unreachable"]:
+        """Why its breaker is not closed."""
+        return "breaker_open" if self.unreachable_since is None else "provider_unreachable"
 
     @property
     def allowance(self) -> int | None:
@@ -172,6 +188,8 @@ CLOSE_BREAKER = (
         opened_at=None,
         retry_at=None,
         probe_job_id=None,
+        unreachable_since=None,
+        unreachable_reason=None,
         paused_until=case((_RESUMES, db_now()), else_=_states.paused_until),
         updated_at=db_now(),
     )
@@ -184,8 +202,17 @@ def worked(tx: Tx, provider: str) -> None:
     tx.run(_CLOSE_ITS_BREAKER, {"b_provider": provider})
 
 
+CLOSE_REACHED = CLOSE_BREAKER.where(_states.provider == bindparam("b_provider"), _states.unreachable_since.is_not(None))
+_CLOSE_REACHED = Prepared(CLOSE_REACHED)
+
+
+def reached(tx: Tx, provider: str) -> None:
+    """It took a job: if it could not be reached before, all go on."""
+    tx.run(_CLOSE_REACHED, {"b_provider": provider})
+
+
 def failed(tx: Tx, job: Job, policy: BreakerPolicy) -> None:
-    """It could not be reached, failed on its side or timed out, in an attempt of this job."""
+    """It failed on its side or timed out, in an attempt of this job."""
     if policy.failures == 0:
         return
     _make_row(tx, job.provider)
@@ -200,9 +227,50 @@ def failed(tx: Tx, job: Job, policy: BreakerPolicy) -> None:
             opened_at=case((opens, db_now()), else_=_states.opened_at),
             retry_at=case((opens, db_now(policy.cooldown_seconds)), else_=_states.retry_at),
             probe_job_id=case((opens, None), else_=_states.probe_job_id),
+            unreachable_since=case((opens, None), else_=_states.unreachable_since),
+            unreachable_reason=case((opens, None), else_=_states.unreachable_reason),
             updated_at=db_now(),
         )
     )
+
+
+def unreachable(tx: Tx, job: Job, reason: str) -> None:
+    """It could not be reached in an attempt of this job.
+
+    It is probed again after as long as it has been away by now: each pause is about twice the one before.
+    """
+    _make_row(tx, job.provider)
+    columns = (_states.breaker, _states.probe_job_id, _states.unreachable_since, db_now().label("at"))
+    row = tx.execute(select(*columns).where(_states.provider == job.provider).with_for_update()).one()
+    if row.breaker == "open" or (row.breaker == "half_open" and row.probe_job_id != job.id):
+        return  # it was under way when somebody else found it out
+    away = 0.0 if row.unreachable_since is None else (row.at - row.unreachable_since).total_seconds()
+    tx.execute(
+        update(provider_states)
+        .where(_states.provider == job.provider)
+        .values(
+            failures=_states.failures + 1,
+            breaker="open",
+            opened_at=db_now(),
+            retry_at=db_now(min(max(PROBE_SECONDS[0], away), PROBE_SECONDS[1])),
+            probe_job_id=None,
+            unreachable_since=func.coalesce(_states.unreachable_since, db_now()),
+            unreachable_reason=reason,
+            updated_at=db_now(),
+        )
+    )
+
+
+def unreachable_since(tx: Tx, provider: str) -> datetime | None:
+    """Since when it cannot be reached; None if it can, as far as anybody knows."""
+    return tx.execute(select(_states.unreachable_since).where(_states.provider == provider)).scalar_one_or_none()
+
+
+def given_up(tx: Tx, seconds: float) -> Sequence[tuple[str, str]]:
+    """The providers that could not be reached for so long, and why."""
+    columns = (_states.provider, _states.unreachable_reason)
+    rows = tx.execute(select(*columns).where(_states.unreachable_since <= db_now(-seconds)))
+    return [(provider, reason) for provider, reason in rows]
 
 
 def pause(tx: Tx, provider: str, seconds: float, reason: str) -> None:

@@ -252,6 +252,7 @@ class Dispatcher:
             recovered += self._service.recover_lost(tx)
             recovered += self._service.fail_overdue(tx)
         recovered += self._service.fail_unstarted(tx)
+        recovered += self._service.fail_unreachable(tx)
         tx.execute(delete(workers).where(workers.c.seen_at < db_now(-20 * self._alive_seconds)))
         states = read_states(tx)
         if any(state.is_due for state in states):

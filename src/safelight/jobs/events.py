@@ -299,6 +299,7 @@ def history(job: Job, attempts: Iterable[Attempt], artifacts: Iterable[Artifact]
 RETURNED: dict[str, str] = {
     "retry": "Will be tried again",
     "deferred": "Waiting for its provider",
+    "unreachable": "Waiting for its provider, which cannot be reached",
     "moved": "Will be tried by the next provider of its route",
     "handed_back": "Its worker is restarting; it will go on elsewhere",
     "lost": "Its worker was lost; it will be tried again in isolation",

@@ -44,12 +44,15 @@ BLOCKED: Mapping[str, str] = {
     "owner_limit": "You have as many jobs running as you may",
     "provider_paused": "The provider asked for a pause",
     "breaker_open": "The provider fails at the moment and is left alone",
+    "provider_unreachable": "The provider cannot be reached at the moment and is left alone",
     "rate_limited": "The provider may not start more jobs so quickly",
 }
 
 QUEUE_OF_KIND: Mapping[str, str] = {"image.generate": "image_generation", "media.import": "imports"}
 
-Outcome = Literal["completed", "failed", "cancelled", "retry", "deferred", "moved", "handed_back", "lost"]
+Outcome = Literal[
+    "completed", "failed", "cancelled", "retry", "deferred", "unreachable", "moved", "handed_back", "lost"
+]
 
 
 class JobNotFound(SafelightError):
@@ -264,6 +267,9 @@ WAITING: ColumnElement[Any] = literal_column("(jobs.status = 'pending' AND jobs.
 RELEASED: ColumnElement[Any] = literal_column("(jobs.status = 'pending' AND jobs.hinted_at IS NOT NULL)")
 PROCESSING: ColumnElement[Any] = literal_column("(jobs.status = 'processing')")
 COMPLETED: ColumnElement[Any] = literal_column("(jobs.status = 'completed')")
+OUT_OF_REACH: ColumnElement[Any] = literal_column(
+    "(jobs.status = 'pending' AND jobs.hinted_at IS NULL AND jobs.blocked_reason = 'provider_unreachable')"
+)
 
 
 def has_status(status: Status | BindParameter[str]) -> ColumnElement[bool]:
@@ -305,6 +311,12 @@ _partial(
     "ix_jobs_routed",
     jobs.c.provider,
     where=text("status = 'pending' AND hinted_at IS NULL AND route IS NOT NULL"),
+)
+_partial(
+    "ix_jobs_out_of_reach",
+    jobs.c.provider,
+    jobs.c.run_at,
+    where=text("status = 'pending' AND hinted_at IS NULL AND blocked_reason = 'provider_unreachable'"),
 )
 _partial(
     "ix_jobs_start_deadline",

@@ -7,10 +7,11 @@ must follow the commit, an event or a hint, is a note on the transaction.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from typing import Any, Protocol, assert_never
 
-from sqlalchemy import ColumnElement, and_, bindparam, exists, func, select, update
+from sqlalchemy import ColumnElement, Select, and_, bindparam, exists, func, select, update
 
 from safelight import artifacts as results
 from safelight.artifacts import Artifact
@@ -23,6 +24,7 @@ from safelight.jobs.events import JobEvent
 from safelight.jobs.follower import Follower
 from safelight.jobs.idempotency import IdempotencyKeyReused
 from safelight.jobs.job import (
+    OUT_OF_REACH,
     PENDING,
     QUEUE_OF_KIND,
     Job,
@@ -43,6 +45,7 @@ from safelight.jobs.settlement import (
     HandBack,
     Settlement,
     TryAgain,
+    Unreached,
     job_error,
     time_limit_error,
 )
@@ -55,6 +58,7 @@ RECOVERY_BATCH = 200
 CANCEL_BITE = 100  # each is an event to be told by the loop
 MAX_FIELD_ERRORS = 50
 MAX_DEFERRALS = 100  # beyond this they count as retries: nothing goes round for ever
+MAX_OUTAGES = 100  # of its provider that a job may meet, likewise; each may be as long as it is
 MAX_PAUSE_DOUBLINGS = 5
 
 
@@ -102,12 +106,17 @@ class Jobs:
         *,
         breaker: BreakerPolicy | None = None,
         pause_seconds: float = 5.0,
+        provider_wait_seconds: float = 900.0,
     ) -> None:
-        """`pause_seconds`: how long a provider is left alone that asks for a pause and does not say how long."""
+        """`pause_seconds`: how long a provider is left alone that asks for a pause and does not say how long.
+
+        `provider_wait_seconds`: how long jobs wait for one that cannot be reached.
+        """
         self._announcer = announcer
         self._followers = tuple(followers)
         self._breaker = breaker or BreakerPolicy()
         self._pause_seconds = pause_seconds
+        self._provider_wait_seconds = provider_wait_seconds
 
     # --- by request ---------------------------------------------------------------------------------------------------
 
@@ -292,19 +301,23 @@ class Jobs:
         statement = update(jobs).where(step.OURS).values(submitting_at=db_now())
         return tx.execute(statement, _ours(job_id, attempt)).rowcount == 1
 
-    def record_remote_id(self, tx: Tx, job_id: str, attempt: int, remote_id: str) -> bool:
+    def record_remote_id(
+        self, tx: Tx, job_id: str, attempt: int, remote_id: str, accepted_by: str | None = None
+    ) -> bool:
         """Write down under which id the provider has the job, or will have it: a later attempt goes on from there.
 
-        False as above.
+        `accepted_by` names the provider if it has it: so it can be reached. False as above.
         """
         statement = update(jobs).where(step.OURS).values(provider_job_id=remote_id, updated_at=db_now())
         if tx.execute(statement, _ours(job_id, attempt)).rowcount != 1:
             return False
-        tx.execute(
-            update(attempts)
-            .where(attempts.c.job_id == job_id, attempts.c.number == attempt)
-            .values(provider_job_id=remote_id)
-        )
+        noted = {"b_id": job_id, "b_attempt": attempt, "b_remote_id": remote_id, "b_provider": accepted_by}
+        if tx.is_postgresql:
+            tx.run(step.NOTE_REMOTE_ID_AND_REACHED, noted)
+        else:
+            tx.run(step.NOTE_REMOTE_ID, noted)
+            if accepted_by is not None:
+                availability.reached(tx, accepted_by)
         return True
 
     def settle(self, tx: Tx, job: Job, settlement: Settlement, verdict: Verdict | None = None) -> Job | None:
@@ -355,6 +368,8 @@ class Jobs:
                 return self._try_again(tx, job, settlement)
             case Defer(error=error, after_seconds=after, keeps_provider_job=keeps):
                 return self._defer(tx, job, error, after, keeps=keeps)
+            case Unreached(error=error, keeps_provider_job=keeps):
+                return self._await_provider(tx, job, error, keeps=keeps)
             case HandBack():
                 return self._give_back(tx, job, "handed_back", None, queue=job.queue, forget=False)
             case _:
@@ -396,6 +411,16 @@ class Jobs:
             settled = self._try_again(tx, job, TryAgain(error, after_seconds, keeps, may_move=True))
         if settled is not None:
             availability.pause(tx, job.provider, after_seconds, error["message"])
+        return settled
+
+    def _await_provider(self, tx: Tx, job: Job, error: Mapping[str, Any], *, keeps: bool) -> Job | None:
+        since = availability.unreachable_since(tx, job.provider)
+        if _outages(tx, job, since) < MAX_OUTAGES:
+            settled = self._give_back(tx, job, "unreachable", error, forget=not keeps)
+        else:
+            settled = self._try_again(tx, job, TryAgain(error, self._pause_seconds, keeps, may_move=not keeps))
+        if settled is not None:
+            availability.unreachable(tx, job, error["message"])
         return settled
 
     def _give_back(
@@ -449,10 +474,22 @@ class Jobs:
     def fail_unstarted(self, tx: Tx) -> list[Job]:
         """Fail what could not start within the time its maker gave it."""
         late = select(*jobs.c).where(is_unstarted())
+        reason = "The job could not start within the time given."
+        return self._fail_pending(tx, late, "start_deadline_exceeded", reason)
+
+    def fail_unreachable(self, tx: Tx) -> list[Job]:
+        """Fail what waited long enough for a provider that cannot be reached."""
         failed: list[Job] = []
-        for row in tx.execute(_some(late)):
-            job = Job.of(row)
-            error = job_error("start_deadline_exceeded", "The job could not start within the time given.", job, True)
+        for provider, reason in availability.given_up(tx, self._provider_wait_seconds):
+            due = jobs.c.run_at <= db_now(-self._provider_wait_seconds)
+            late = select(*jobs.c).where(OUT_OF_REACH, jobs.c.provider == provider, due).order_by(jobs.c.run_at)
+            failed += self._fail_pending(tx, late, "provider_unavailable", reason)
+        return failed
+
+    def _fail_pending(self, tx: Tx, late: Select[*tuple[Any, ...]], code: str, reason: str) -> list[Job]:
+        failed: list[Job] = []
+        for job in map(Job.of, tx.execute(_some(late))):
+            error = job_error(code, reason, job, True)
             ours = {**_ours(job.id, job.attempt), "b_status": "pending", **_because(error)}
             for moved in map(Job.of, tx.run(step.FAIL.alone, ours)):
                 self._settled(tx, moved, ())
@@ -535,13 +572,22 @@ _GET = select(*jobs.c).where(jobs.c.id == bindparam("b_id"), jobs.c.owner_id == 
 
 def is_unstarted() -> ColumnElement[bool]:
     """Past the time given for its start; an attempt that its provider turned away was none."""
-    tried = exists().where(attempts.c.job_id == jobs.c.id, attempts.c.outcome.is_distinct_from("deferred"))
+    turned_away = func.coalesce(attempts.c.outcome, "").in_(("deferred", "unreachable"))
+    tried = exists().where(attempts.c.job_id == jobs.c.id, ~turned_away)
     return and_(PENDING, jobs.c.start_deadline_at < db_now(), ~tried)
 
 
 def _deferrals(tx: Tx, job: Job) -> int:
     deferred = select(func.count()).where(attempts.c.job_id == job.id, attempts.c.outcome == "deferred")
     return tx.execute(deferred).scalar_one()
+
+
+def _outages(tx: Tx, job: Job, since: datetime | None) -> int:
+    """How many outages of its provider the job met before the one that began then, if one goes on."""
+    met = [attempts.c.job_id == job.id, attempts.c.outcome == "unreachable"]
+    if since is not None:
+        met.append(attempts.c.finished_at < since)
+    return tx.execute(select(func.count()).where(*met)).scalar_one()
 
 
 def _losses(tx: Tx, job: Job) -> int:

@@ -58,11 +58,21 @@ class Defer:
 
 
 @dataclass(frozen=True, slots=True)
+class Unreached:
+    """The provider cannot be reached: nothing is started there until it can, and this job takes its place in the line
+    again, which counts as no retry. It adopts what the provider has already, if anything (`keeps_provider_job`).
+    """
+
+    error: Mapping[str, Any]
+    keeps_provider_job: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class HandBack:
     """The worker is leaving; nothing is wrong with the job."""
 
 
-Settlement = Completed | Failed | Cancelled | TryAgain | Defer | HandBack
+Settlement = Completed | Failed | Cancelled | TryAgain | Defer | Unreached | HandBack
 
 
 def job_error(

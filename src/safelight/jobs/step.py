@@ -180,6 +180,13 @@ END_ATTEMPT = Prepared(
         ended_version=bindparam("b_version"),
     )
 )
+_NOTE_REMOTE_ID = (
+    update(attempts)
+    .where(attempts.c.job_id == bindparam("b_id"), attempts.c.number == bindparam("b_attempt"))
+    .values(provider_job_id=bindparam("b_remote_id"))
+)
+NOTE_REMOTE_ID = Prepared(_NOTE_REMOTE_ID)
+NOTE_REMOTE_ID_AND_REACHED = Prepared(_NOTE_REMOTE_ID.add_cte(availability.CLOSE_REACHED.cte("reached")))
 _BEGUN = ("job_id", "number", "worker_id", "worker_name", "queue", "provider", "provider_job_id", "started_version")
 BEGIN_ATTEMPT = Prepared(insert(attempts).values(started_at=db_now()), columns=_BEGUN)
 

@@ -38,7 +38,7 @@ MIN_LOOK = 64  # jobs looked at together
 MAX_LOOKS = 8
 EXPLAINED = 1000  # jobs given another reason in one round, the next to run first
 
-CLOSED = ("provider_paused", "breaker_open")
+CLOSED = ("provider_paused", "breaker_open", "provider_unreachable")
 
 log = structlog.get_logger()
 
@@ -120,13 +120,14 @@ def open_gates(
     for state in states:
         if state.allowance is not None:
             narrow(state.provider, state.allowance - _started_since(tx, state), "rate_limited")
-    unprobed = {state.provider for state in states if state.breaker == "half_open" and not state.has_probe}
-    for provider in unprobed:
-        narrow(provider, 1, "breaker_open")
+    trying = [state for state in states if state.breaker == "half_open" and not state.has_probe]
+    for state in trying:
+        narrow(state.provider, 1, state.breaker_code)
     for provider in closures:
         free[provider] = 0
     limited = select(jobs.c.id).where(WAITING, jobs.c.owner_limit.is_not(None)).limit(1)
     has_owner_caps = caps.owner is not None or tx.execute(limited).first() is not None
+    unprobed = {state.provider for state in trying}
     return Gates(closures, free, why, unprobed, owner_cap=caps.owner, has_owner_caps=has_owner_caps)
 
 

@@ -150,6 +150,7 @@ Update = Submitting | Reserved | Accepted | Progress | Preview | Output
 #   ├── RateLimited         later              retry_after wins over our own delays
 #   ├── ProviderUnavailable later              after Accepted: by following the job that it has
 #   │   └── NotTaken        later, anew        it was told under which id, and never had it
+#   │       └── ProviderUnreachable  once it can be reached; counts as no retry
 #   ├── ProviderTimedOut    later              as unavailable
 #   ├── JobLost             later, anew        the provider forgot a job it had accepted
 #   │   ├── JobDropped      later, anew        before it began with it; counts as no retry
@@ -263,6 +264,10 @@ class ProviderUnavailable(ProviderError):
 
 class NotTaken(ProviderUnavailable):
     """The provider cannot be reached, and has not got the job."""
+
+
+class ProviderUnreachable(NotTaken):
+    """The provider cannot be reached: nobody answers at its address, so nothing was sent that could be paid for."""
 
 
 class ProviderTimedOut(ProviderError):

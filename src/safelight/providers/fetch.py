@@ -38,6 +38,8 @@ MAX_PAUSE_SECONDS = 10.0
 MAX_RETRY_AFTER_SECONDS = 600.0  # nobody may put a job off for years
 TIMEOUT = httpx.Timeout(30, connect=10)
 AGAIN = {404, 408, 425, 429}  # 404: announced, and not there yet
+# What fails before a request is sent: no such host, nobody at the port, no TLS, a proxy that leads nowhere.
+NOT_REACHED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 REDIRECTS = {301, 302, 303, 307, 308}
 ABSOLUTE = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 

@@ -31,10 +31,12 @@ from safelight.jobs import (
     Jobs,
     Settlement,
     TryAgain,
+    Unreached,
     Verdict,
     describe_artifact,
     is_held,
     job_error,
+    reached,
     time_limit_error,
 )
 from safelight.jobs.events import news
@@ -56,6 +58,7 @@ from safelight.providers.base import (
     ProviderError,
     ProviderTimedOut,
     ProviderUnavailable,
+    ProviderUnreachable,
     RateLimited,
     Reserved,
     ResultMissing,
@@ -102,6 +105,8 @@ class Attempt:
         self.message = job.message
         self.remote_id = job.provider_job_id
         self.may_be_paid = job.submitting_at is not None
+        self.is_taken = self.may_be_paid and job.provider_job_id is not None  # the provider has it, and it may be paid
+        self.is_unanswered = False  # since it was reserved
         self.woken = asyncio.Event()  # somebody says that the provider has news
         self.verdict: Verdict | None = None  # what it tells of its provider
         self.interrupted: asyncio.Future[Interruption] = asyncio.get_running_loop().create_future()
@@ -314,6 +319,10 @@ class Runner:
     async def _take(self, attempt: Attempt, update: Update, made: list[Artifact]) -> None:
         """Turn one update into state."""
         job = attempt.job
+        if attempt.is_unanswered and not isinstance(update, Reserved):
+            attempt.is_unanswered = False
+            with contextlib.suppress(Unavailable):
+                await self._database.write(reached, job.provider)
         match update:
             case Submitting():
                 if not await self._database.write(self._jobs.record_submitting, job.id, job.attempt):
@@ -322,9 +331,12 @@ class Runner:
                 attempt.answered.clear()
             case Reserved(remote_id=remote_id) | Accepted(remote_id=remote_id):
                 attempt.remote_id = remote_id
-                if not await self._record_remote_id(attempt, remote_id):
+                has_it = isinstance(update, Accepted)
+                attempt.is_unanswered = not has_it
+                if not await self._record_remote_id(attempt, remote_id, job.provider if has_it else None):
                     raise LeaseLost
-                if isinstance(update, Accepted):
+                if has_it:
+                    attempt.is_taken = True
                     attempt.answered.set()
                 log.info(f"provider.{type(update).__name__.lower()}", provider_job_id=remote_id)
             case Progress(percent=percent, stage=stage, message=message):
@@ -368,12 +380,12 @@ class Runner:
         )
         self._publish(attempt, "job.output")
 
-    async def _record_remote_id(self, attempt: Attempt, remote_id: str) -> bool:
+    async def _record_remote_id(self, attempt: Attempt, remote_id: str, accepted_by: str | None) -> bool:
         """Write the provider's id down, through any outage of the database: forgetting it would mean to pay twice."""
         while True:
             try:
                 return await self._database.write(
-                    self._jobs.record_remote_id, attempt.job.id, attempt.job.attempt, remote_id
+                    self._jobs.record_remote_id, attempt.job.id, attempt.job.attempt, remote_id, accepted_by
                 )
             except Unavailable as error:
                 log.warning("remote_id.waiting", provider_job_id=remote_id, reason=error.detail)
@@ -460,6 +472,8 @@ class Runner:
                 return Defer(described, error.retry_after, keeps_provider_job=attempt.remote_id is not None)
             case ContentRejected():
                 attempt.verdict = "worked"
+            case ProviderUnreachable():
+                return Unreached(described, keeps_provider_job=attempt.is_taken)
             case ProviderUnavailable() | ProviderTimedOut():
                 attempt.verdict = "failed"
             case ProviderCrashed():

@@ -133,6 +133,7 @@ EXAMPLE: dict[str, Any] = {
     "breaker": "closed",
     "failures": 0,
     "retry_at": None,
+    "unreachable_since": None,
     "paused_until": "2026-01-02T03:04:08.123000Z",
     "pause_reason": "The provider asks us to slow down.",
     "run_times": [{"model": "flux", "width": 1024, "height": 1024, "median_seconds": 11.2, "samples": 20}],
@@ -156,6 +157,9 @@ class ProviderView(BaseModel):
     breaker: Literal["closed", "open", "half_open"] = Field(description="`half_open`: one job tries whether it works")
     failures: int = Field(description="In a row: unreachable, failing on its side, timed out")
     retry_at: datetime | None = Field(description="When an open breaker lets one job try")
+    unreachable_since: datetime | None = Field(
+        description="It cannot be reached: its jobs wait, and one after the other tries; null when it can"
+    )
     paused_until: datetime | None = Field(description="It asked for a pause; null when that is over")
     pause_reason: str | None
     run_times: list[RunTimeView]
@@ -358,6 +362,7 @@ async def _view_of(
         "breaker": "closed" if state is None else state.breaker,
         "failures": 0 if state is None else state.failures,
         "retry_at": None if state is None else state.retry_at,
+        "unreachable_since": None if state is None else state.unreachable_since,
         "paused_until": state.paused_until if state is not None and is_paused else None,
         "pause_reason": state.pause_reason if state is not None and is_paused else None,
         "run_times": [

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from safelight.providers.base import ProviderUnavailable
+from safelight.providers.base import ProviderUnavailable, ProviderUnreachable
 from safelight.providers.comfyui.catalogue import Catalogue
 from safelight.providers.comfyui.graph import Plan, Problem, refuse
 from safelight.providers.comfyui.server import Pace, Server, Unreachable
@@ -114,7 +114,7 @@ class Pool:
         """The servers that answer and have every node and model of the plan."""
         alive = await self.alive()
         if not alive:
-            raise ProviderUnavailable(self.trouble())
+            raise ProviderUnreachable(self.trouble())
         able: list[Server] = []
         refusals = 0
         for server, found in zip(

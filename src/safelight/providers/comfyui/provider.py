@@ -44,6 +44,7 @@ from safelight.providers.base import (
     Progress,
     Provider,
     ProviderUnavailable,
+    ProviderUnreachable,
     Reserved,
     Update,
 )
@@ -236,7 +237,9 @@ class ComfyUI(Provider):
         plan = self._plan_of(generation)
         run = Run(server, prompt_id, plan)
         is_known = await is_there(run)
-        if not is_known:
+        if is_known:
+            yield Accepted(remote_id)
+        else:
             log.warning("comfyui.not_received", server=name, prompt_id=prompt_id)
         async with aclosing(self._carry_out(generation, plan, run if is_known else None)) as updates:
             async for update in updates:
@@ -244,7 +247,8 @@ class ComfyUI(Provider):
 
     async def _left_behind(self, generation: Generation, plan: Plan) -> Run | None:
         """A run of an earlier attempt that is alive or well ended on a server that answers."""
-        attempts = range(generation.attempt - 1, max(0, generation.attempt - 1 - EARLIER_ATTEMPTS), -1)
+        earlier = range(generation.attempt - 1, 0, -1)
+        attempts = dict.fromkeys((*earlier[:EARLIER_ATTEMPTS], *earlier[-EARLIER_ATTEMPTS:]))  # many reached nobody
         ids = [prompt_id_of(generation.job_id, n, run) for n in attempts for run in reversed(range(EARLIER_RUNS))]
         for server in await self._pool.alive() if ids else ():
             for prompt_id in ids:
@@ -328,7 +332,8 @@ class ComfyUI(Provider):
         """Nothing is on this server yet: give it up, and go elsewhere if there is an elsewhere."""
         server.mark_down(error.reason)
         if server in avoid or len(self._servers) == 1:
-            raise NotTaken(f"{server.name}: {error.reason}.") from None
+            kind = NotTaken if error.was_sent else ProviderUnreachable
+            raise kind(f"{server.name}: {error.reason}.") from None
         avoid.add(server)
 
     async def _prepare(self, run: Run, generation: Generation) -> Graph:

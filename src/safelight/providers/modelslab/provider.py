@@ -38,11 +38,12 @@ from safelight.providers.base import (
     ProviderError,
     ProviderTimedOut,
     ProviderUnavailable,
+    ProviderUnreachable,
     Submitting,
     UnknownOutcome,
     Update,
 )
-from safelight.providers.fetch import content_type_of, fetch, host_of, shared_tls
+from safelight.providers.fetch import NOT_REACHED, content_type_of, fetch, host_of, shared_tls
 from safelight.providers.modelslab.answer import KNOWN_STATUSES, Answer, failure_of, refusal_of, refuse_withheld
 from safelight.providers.modelslab.model import COMMUNITY, MAX_SIDE, MODELS, fields_of, fitted
 from safelight.suggestion import did_you_mean, listed
@@ -217,6 +218,8 @@ class ModelsLab(Provider):
                 json={"key": self._key, "base64_string": data},
                 timeout=UPLOAD_TIMEOUT,
             )
+        except NOT_REACHED as error:
+            raise ProviderUnreachable(f"ModelsLab cannot be reached ({type(error).__name__}).") from None
         except httpx.HTTPError as error:
             raise ProviderUnavailable(f"ModelsLab cannot be sent a picture ({type(error).__name__}).") from None
         answer = Answer.of(response, self._key)
@@ -231,8 +234,8 @@ class ModelsLab(Provider):
         way = "image-to-image" if "init_image" in order else "text-to-image"
         try:
             response = await self._submitting.post(f"{self._base_url}/v7/images/{way}", json=order)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise ProviderUnavailable(f"ModelsLab cannot be reached ({type(error).__name__}).") from None
+        except NOT_REACHED as error:
+            raise ProviderUnreachable(f"ModelsLab cannot be reached ({type(error).__name__}).") from None
         except httpx.HTTPError as error:
             raise self._unknown(
                 f"The connection to ModelsLab was lost after the submit ({type(error).__name__})"

@@ -28,12 +28,12 @@ from safelight.providers.base import (
     Progress,
     Provider,
     ProviderError,
-    ProviderUnavailable,
+    ProviderUnreachable,
     Submitting,
     UnknownOutcome,
     Update,
 )
-from safelight.providers.fetch import content_type_of, fetch, host_of, shared_tls
+from safelight.providers.fetch import NOT_REACHED, content_type_of, fetch, host_of, shared_tls
 from safelight.providers.openai_images.answer import Result, decoded, error_of, events_of, shutdown_dates_of
 from safelight.providers.openai_images.model import MODELS, OTHER, can_stream, fitted, living
 from safelight.suggestion import did_you_mean, listed
@@ -190,8 +190,8 @@ class OpenAIImages(Provider):
                                     break
                 else:
                     results = self._told_at_once(await response.aread())
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise ProviderUnavailable(f"{self._name} cannot be reached ({type(error).__name__}).") from None
+        except NOT_REACHED as error:
+            raise ProviderUnreachable(f"{self._name} cannot be reached ({type(error).__name__}).") from None
         except httpx.HTTPError as error:
             if results:
                 log.warning("openai.broke_off", results=len(results), reason=type(error).__name__)
