@@ -26,6 +26,7 @@ from safelight.providers.base import (
     Preview,
     ProviderError,
     ProviderUnavailable,
+    ProviderUnreachable,
     RateLimited,
     UnknownOutcome,
 )
@@ -303,7 +304,7 @@ async def test_a_server_that_is_not_there_made_nothing(make: Make) -> None:
     gone = OpenAIStandIn()
     gone.close()
     provider = make(base_url=gone.url)
-    assert (await refused(provider.generate(order()), ProviderUnavailable)).retryable
+    assert (await refused(provider.generate(order()), ProviderUnreachable)).retryable
     assert await provider.health() == f"{gone.host} cannot be reached (ConnectError)."
 
 

@@ -256,7 +256,8 @@ class AttemptView(BaseModel):
     finished_at: datetime | None
     seconds: float | None
     outcome: str | None = Field(
-        description="completed, failed, cancelled, retry, deferred, unreachable, moved, handed_back, lost; null while it runs"
+        description="completed, failed, cancelled, retry, deferred, unreachable, moved, handed_back, lost; null while "
+        "it runs"
     )
     error: ErrorView | None
 

@@ -572,8 +572,9 @@ _GET = select(*jobs.c).where(jobs.c.id == bindparam("b_id"), jobs.c.owner_id == 
 
 def is_unstarted() -> ColumnElement[bool]:
     """Past the time given for its start; an attempt that its provider turned away was none."""
-    turned_away = func.coalesce(attempts.c.outcome, "").in_(("deferred", "unreachable"))
-    tried = exists().where(attempts.c.job_id == jobs.c.id, ~turned_away)
+    outcome = attempts.c.outcome
+    was_try = and_(outcome.is_distinct_from("deferred"), outcome.is_distinct_from("unreachable"))
+    tried = exists().where(attempts.c.job_id == jobs.c.id, was_try)
     return and_(PENDING, jobs.c.start_deadline_at < db_now(), ~tried)
 
 

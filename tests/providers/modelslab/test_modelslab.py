@@ -21,7 +21,7 @@ from safelight.providers.base import (
     Output,
     Progress,
     ProviderError,
-    ProviderUnavailable,
+    ProviderUnreachable,
     Submitting,
     Update,
 )
@@ -111,7 +111,7 @@ async def test_a_picture_that_cannot_be_sent_costs_nothing(
     error = await refused(provider.generate(start), InvalidParameters)
     assert isinstance(error, InvalidParameters) and error.field == "input_images.0"
     monkeypatch.undo()
-    await refused(make(base_url="http://127.0.0.1:9/api").generate(start), ProviderUnavailable)
+    await refused(make(base_url="http://127.0.0.1:9/api").generate(start), ProviderUnreachable)
     wrong = make(key="another")
     assert "refuses the API key" in (await refused(wrong.generate(start), ProviderError)).message
     assert not service.ledger

@@ -18,6 +18,7 @@ from safelight.providers.base import (
     ProviderError,
     ProviderTimedOut,
     ProviderUnavailable,
+    ProviderUnreachable,
     RateLimited,
     UnknownOutcome,
 )
@@ -145,7 +146,7 @@ async def test_silence_after_the_submit_is_unknown_too(
 async def test_a_service_that_is_not_there_took_nothing(make: Make) -> None:
     gone = ModelsLabStandIn()
     gone.close()
-    assert (await refused(make(base_url=gone.url).generate(order()), ProviderUnavailable)).retryable
+    assert (await refused(make(base_url=gone.url).generate(order()), ProviderUnreachable)).retryable
 
 
 async def test_the_key_is_told_to_nobody(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
