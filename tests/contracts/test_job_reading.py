@@ -27,6 +27,7 @@ from safelight.jobs import (
     find,
     missed,
     run_seconds,
+    run_times,
 )
 from safelight.jobs.job import jobs
 
@@ -221,8 +222,8 @@ async def test_a_page_that_ends_exactly_says_so(desk: Desk, shelf: list[str]) ->
 
 
 async def test_the_learnt_run_time_is_the_median_of_the_latest_like_it(desk: Desk) -> None:
-    size: dict[str, Any] = {"provider": "mock", "model": None, "width": 512, "height": 512}
-    assert await desk.database.read(run_seconds, "mock", None, 512, 512) is None
+    size: dict[str, Any] = {"estimate_key": "small"}
+    assert await desk.database.read(run_seconds, "small") is None
 
     async def ran(seconds: float, ago: float, **values: Any) -> None:
         job = await desk.running(**{**size, **values})
@@ -231,15 +232,46 @@ async def test_the_learnt_run_time_is_the_median_of_the_latest_like_it(desk: Des
 
     for seconds in (10.0, 30.0, 20.0):
         await ran(seconds, ago=60.0)
-    await ran(500.0, ago=60.0, model="slow")
-    await ran(500.0, ago=60.0, width=1024)
+    await ran(500.0, ago=60.0, estimate_key="large")
+    await ran(500.0, ago=60.0, estimate_key=None)
     failing = await desk.running(**size)
     await desk.settle(failing, failed(failing))
-    assert await desk.database.read(run_seconds, "mock", None, 512, 512) == pytest.approx(20.0, abs=0.01)
-    assert await desk.database.read(run_seconds, "mock", "slow", 512, 512) == pytest.approx(500.0, abs=0.01)
+    assert await desk.database.read(run_seconds, "small") == pytest.approx(20.0, abs=0.01)
+    assert await desk.database.read(run_seconds, "large") == pytest.approx(500.0, abs=0.01)
     for _ in range(20):
         await ran(4.0, ago=1.0)
-    assert await desk.database.read(run_seconds, "mock", None, 512, 512) == pytest.approx(4.0, abs=0.01)
+    assert await desk.database.read(run_seconds, "small") == pytest.approx(4.0, abs=0.01)
+
+
+async def test_what_a_job_waited_at_its_provider_is_not_learnt(desk: Desk) -> None:
+    queued, adopted = await desk.running(estimate_key="k"), await desk.running(estimate_key="k")
+    await desk.write(desk.jobs.record_run, queued.id, queued.attempt, 3.0)
+    await desk.write(desk.jobs.record_run, adopted.id, adopted.attempt, None)
+    for job in (queued, adopted):
+        await desk.settle(job, completed(job))
+        await desk.change(job.id, started_at=db_now(-100.0))
+    assert await desk.database.read(run_seconds, "k") == 3.0
+    [learnt] = await desk.database.read(run_times, "mock")
+    assert (learnt.median_seconds, learnt.samples) == (3.0, 1)
+
+
+async def test_estimates_are_looked_up_along_an_index(desk: Desk) -> None:
+    plans = await desk.database.read(estimate_plans)
+    assert all("ix_jobs_estimate" in plan or "ix_jobs_run_times" in plan for plan in plans), plans
+
+
+def estimate_plans(tx: Tx) -> list[str]:
+    """How the database reads them, from a table whose size it is not to mind."""
+    if tx.is_postgresql:
+        tx.execute(text("SET LOCAL enable_seqscan = off"))
+        tx.execute(text("SET LOCAL enable_sort = off"))
+    columns = "started_at, finished_at, run_seconds FROM jobs WHERE status = 'completed'"
+    explain = "EXPLAIN " if tx.is_postgresql else "EXPLAIN QUERY PLAN "
+    queries = (
+        f"SELECT {columns} AND estimate_key = 'k' ORDER BY finished_at DESC LIMIT 20",
+        f"SELECT {columns} AND provider = 'mock' AND estimate_key IS NOT NULL ORDER BY finished_at DESC LIMIT 1000",
+    )
+    return [str(tx.execute(text(explain + query)).all()) for query in queries]
 
 
 # What the tests reach for

@@ -35,6 +35,7 @@ from safelight.api.fields import (
 from safelight.config import Settings, Tier
 from safelight.db import new_id
 from safelight.errors import FieldError, Invalid
+from safelight.estimate import estimate_key
 from safelight.jobs import Closure, NewJob, next_open, skip
 from safelight.providers.address import FetchRefused, checked_url
 from safelight.providers.base import InvalidParameters, Limits, Lora, Parameters, Provider
@@ -324,7 +325,7 @@ def _as_taken_by(
     _, provider, mocked = providers.resolve(name)
     checked = provider.check(parameters)
     soft, hard = attempt_limits(provider, timeout_seconds, settings)
-    return {
+    columns: dict[str, Any] = {
         "provider": name,
         "mocked": mocked,
         "prompt": checked.prompt,
@@ -345,6 +346,7 @@ def _as_taken_by(
         "soft_limit_seconds": soft,
         "hard_limit_seconds": hard,
     }
+    return columns | {"estimate_key": estimate_key(columns)}
 
 
 def attempt_limits(provider: Provider, timeout_seconds: float | None, settings: Settings) -> tuple[float, float]:

@@ -21,6 +21,7 @@ LEARNT_FOR_SECONDS = 5.0
 MAX_LEARNT = 1000
 IMPORT = "media.import"  # no two take equally long: nothing is learnt from them
 PLAYED = "The mock draws in place of {}: AI_MOCK_MODE is not false, and nothing outside is called."
+WAITING_STAGES = ("waiting", "queued")  # at the provider, which has not begun with it
 WITHOUT_END = ("no_worker", "owner_limit", "provider_limit", "rate_limited")  # nobody knows when others make room
 
 
@@ -376,7 +377,7 @@ class Estimator:
     def __init__(self, database: Database, dispatcher: Dispatcher) -> None:
         self._database = database
         self._dispatcher = dispatcher
-        self._learnt: OrderedDict[tuple[Any, ...], tuple[float, float | None]] = OrderedDict()
+        self._learnt: OrderedDict[str, tuple[float, float | None]] = OrderedDict()
 
     async def estimate(self, job: Job) -> EtaView:
         """The estimate for a job that has not ended; nulls for one that has, and where nothing was learnt yet."""
@@ -385,18 +386,23 @@ class Estimator:
         run = await self._run_seconds(job)
         if job.status == "processing" and job.started_at is not None:
             running = (datetime.now(UTC) - job.started_at).total_seconds()
-            expected = expected_seconds(run, job.progress, max(0.0, running))
+            if job.stage in WAITING_STAGES:
+                expected = None if run is None else running + run
+            else:
+                expected = expected_seconds(run, job.progress, max(0.0, running))
             return EtaView(wait_seconds=0.0, run_seconds=None if expected is None else round(expected, 1))
         return EtaView(wait_seconds=self._wait_seconds(job, run), run_seconds=run)
 
     async def _run_seconds(self, job: Job) -> float | None:
-        key = (job.provider, job.model, job.width, job.height)
+        key = job.estimate_key
+        if key is None:
+            return None
         now = time.monotonic()
         known = self._learnt.get(key)
         if known is not None and now - known[0] < LEARNT_FOR_SECONDS:
             return known[1]
         try:
-            seconds = await self._database.read(run_seconds, *key)
+            seconds = await self._database.read(run_seconds, key)
         except Unavailable:
             return known[1] if known is not None else None
         seconds = None if seconds is None else round(seconds, 1)

@@ -149,6 +149,8 @@ class Job:
     template_definition: dict[str, Any] | None = None
     progress_reached: int | None = None
     tier: str | None = None
+    estimate_key: str | None = None
+    run_seconds: float | None = None
 
     @property
     def is_terminal(self) -> bool:
@@ -258,6 +260,8 @@ jobs = Table(
     Column("template_definition", Json),  # what the template said when the job was submitted
     Column("progress_reached", Integer),  # the furthest that an attempt before this one came
     Column("tier", String(40)),  # of whoever submitted it, at that time
+    Column("estimate_key", String(16)),  # jobs with the same take about the same time; NULL: nothing is learnt of it
+    Column("run_seconds", Float),  # of the attempt that completed it, if it waited at its provider; NULL: all of it
 )
 
 # States of a row in the words of the indexes' conditions, so that those can serve. Without the type Boolean, or SQLite
@@ -283,7 +287,6 @@ def has_status(status: Status | BindParameter[str]) -> ColumnElement[bool]:
 _waiting = text("status = 'pending' AND hinted_at IS NULL")
 _released = text("status = 'pending' AND hinted_at IS NOT NULL")
 _processing = text("status = 'processing'")
-_completed = text("status = 'completed'")
 _living = text("deleted_at IS NULL")
 
 
@@ -324,7 +327,9 @@ _partial(
     where=text("status = 'pending' AND start_deadline_at IS NOT NULL"),
 )
 _partial("ix_jobs_lease", jobs.c.lease_until, where=_processing)
-_partial("ix_jobs_run_times", jobs.c.provider, jobs.c.model, jobs.c.finished_at, where=_completed)
+_learnt = text("status = 'completed' AND estimate_key IS NOT NULL")
+_partial("ix_jobs_run_times", jobs.c.provider, jobs.c.finished_at, where=_learnt)
+_partial("ix_jobs_estimate", jobs.c.estimate_key, jobs.c.finished_at, where=_learnt)
 _partial("ix_jobs_comfyui_prompt", jobs.c.provider_job_id, where=text("provider = 'comfyui'"), unique=True)
 # Lists: one owner's jobs, newest first (ids sort by time), without the tombstones of what they deleted.
 _partial("ix_jobs_owner", jobs.c.owner_id, jobs.c.id, where=_living)

@@ -4,7 +4,8 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from statistics import median
 from typing import Any
 
@@ -49,7 +50,6 @@ from safelight.stream import Message
 
 RUN_TIME_SAMPLES = 20
 RUN_TIMES_LOOKED_AT = 1000
-MAX_MODELS = 50
 PAGE_LETTERS = 8 * 1024 * 1024  # of prompts and workflows, after which a page ends
 LATELY_SECONDS = 10.0
 CLOCK_MARGIN_SECONDS = 3600.0  # ids tell the time of the process that made them, `created_at` the database's
@@ -258,62 +258,57 @@ def kept_attempts(tx: Tx, job_ids: Sequence[str]) -> set[tuple[str, int]]:
     return results.recorded_attempts(tx, job_ids) | {(row[0], row[1]) for row in tx.execute(running)}
 
 
-def run_seconds(tx: Tx, provider: str, model: str | None, width: int | None, height: int | None) -> float | None:
+def run_seconds(tx: Tx, estimate_key: str) -> float | None:
     """The median run time of the latest completed jobs like this; None until there is one. Waiting is not in it."""
-    # Of the latest alone: a size nobody asked for lately must not walk through a million jobs.
-    latest = (
-        select(jobs.c.started_at, jobs.c.finished_at, jobs.c.width, jobs.c.height)
-        .where(jobs.c.status == "completed", jobs.c.provider == provider, jobs.c.model == model)
-        .order_by(jobs.c.finished_at.desc())
-        .limit(RUN_TIMES_LOOKED_AT)
-        .subquery()
-    )
-    query = (
-        select(latest.c.started_at, latest.c.finished_at)
-        .where(latest.c.width == width, latest.c.height == height)
-        .order_by(latest.c.finished_at.desc())
-        .limit(RUN_TIME_SAMPLES)
-    )
-    rows = tx.execute(query).all()
-    if not rows:
-        return None
-    return median((finished - started).total_seconds() for started, finished in rows)
+    like_it = select(*_RUN_TIME).where(COMPLETED, jobs.c.estimate_key == estimate_key)
+    rows = tx.execute(like_it.order_by(jobs.c.finished_at.desc()).limit(RUN_TIME_SAMPLES)).all()
+    return median(_seconds(*row) for row in rows) if rows else None
+
+
+_RUN_TIME = (jobs.c.started_at, jobs.c.finished_at, jobs.c.run_seconds)
+
+
+def _seconds(started: datetime, finished: datetime, run_seconds: float | None) -> float:
+    return (finished - started).total_seconds() if run_seconds is None else run_seconds
 
 
 @dataclass(frozen=True, slots=True)
 class RunTime:
-    """How long the latest jobs of a model and size ran: the median, and of how many."""
+    """How long the latest jobs that asked for the same ran: the median, and of how many."""
 
     model: str | None
+    checkpoint_model: str | None
+    template: str | None
     width: int | None
     height: int | None
+    batch_size: int
+    steps: int | None
     median_seconds: float
     samples: int
 
 
 def run_times(tx: Tx, provider: str) -> list[RunTime]:
-    """What was learnt of a provider, by model and size."""
-    mine = and_(COMPLETED, jobs.c.provider == provider)
-    models: list[str | None] = [None]
-    while len(models) < MAX_MODELS:  # from one model to the next along the index, over however many jobs of each
-        beyond = [] if models[-1] is None else [jobs.c.model > models[-1]]
-        following = tx.execute(select(func.min(jobs.c.model)).where(mine, *beyond)).scalar_one()
-        if following is None:
-            break
-        models.append(following)
-    times: dict[tuple[str | None, int | None, int | None], list[float]] = {}
-    for model in models:
-        latest = (
-            select(jobs.c.width, jobs.c.height, jobs.c.started_at, jobs.c.finished_at)
-            .where(mine, jobs.c.model == model)
-            .order_by(jobs.c.finished_at.desc())
-            .limit(RUN_TIMES_LOOKED_AT)
-        )
-        for width, height, started, finished in tx.execute(latest):
-            known = times.setdefault((model, width, height), [])
-            if len(known) < RUN_TIME_SAMPLES:
-                known.append((finished - started).total_seconds())
-    return [RunTime(*key, round(median(known), 3), len(known)) for key, known in times.items()]
+    """What the latest jobs of a provider tell, by what was asked."""
+    c = jobs.c
+    asked = (c.model, c.checkpoint_model, c.template, c.width, c.height, c.batch_size, c.sampler_params)
+    latest = (
+        select(c.estimate_key, *_RUN_TIME, *asked)
+        .where(COMPLETED, c.provider == provider, c.estimate_key.is_not(None))
+        .order_by(c.finished_at.desc())
+        .limit(RUN_TIMES_LOOKED_AT)
+    )
+    times: dict[str, list[float]] = {}
+    told: dict[str, RunTime] = {}
+    for row in tx.execute(latest):
+        known = times.setdefault(row.estimate_key, [])
+        if len(known) < RUN_TIME_SAMPLES:
+            known.append(_seconds(row.started_at, row.finished_at, row.run_seconds))
+        if row.estimate_key not in told:
+            of = (row.model, row.checkpoint_model, row.template, row.width, row.height, row.batch_size)
+            told[row.estimate_key] = RunTime(*of, row.sampler_params.get("steps"), 0.0, 0)
+    return [
+        replace(told[key], median_seconds=round(median(known), 3), samples=len(known)) for key, known in times.items()
+    ]
 
 
 @dataclass(frozen=True, slots=True)

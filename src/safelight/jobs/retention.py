@@ -278,6 +278,8 @@ _EMPTY: dict[str, Any] = {
     "template_definition": None,
     "inputs": None,
     "workflow": None,
+    "estimate_key": None,
+    "run_seconds": None,
     "input_images": None,
     "image_type": None,
     "project_id": None,

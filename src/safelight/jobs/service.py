@@ -320,6 +320,11 @@ class Jobs:
                 availability.reached(tx, accepted_by)
         return True
 
+    def record_run(self, tx: Tx, job_id: str, attempt: int, seconds: float | None) -> None:
+        """The provider's own time for what this attempt made, if that is not the attempt's; None: nobody knows it."""
+        learnt = {"run_seconds": seconds} if seconds is not None else {"estimate_key": None}
+        tx.execute(update(jobs).where(step.OURS).values(learnt), _ours(job_id, attempt))
+
     def settle(self, tx: Tx, job: Job, settlement: Settlement, verdict: Verdict | None = None) -> Job | None:
         """Bring the attempt whose claim returned `job` to its end. None: it was no longer this attempt's to end.
 

@@ -55,6 +55,7 @@ _LATER = {
     "finished_at",
     "keep_until",
     "deleted_at",
+    "run_seconds",
 }
 BLANK: Mapping[str, Any] = dict.fromkeys(jobs.c.keys())
 GIVEN: Mapping[str, Any] = {name: None for name in BLANK if name not in _LATER and name not in _BY_THE_CLOCK}

@@ -105,11 +105,15 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where it stands. `percent` is 0-100, None if unknown; `stage` is a machine word, `message` for people."""
+    """Where it stands. `percent` is 0-100, None if unknown; `stage` is a machine word, `message` for people.
+
+    `is_waiting`: the provider has not begun with it; that time says nothing of how long the next one takes.
+    """
 
     percent: int | None
     stage: str
     message: str
+    is_waiting: bool = False
 
 
 @dataclass(frozen=True, slots=True)

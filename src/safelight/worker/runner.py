@@ -111,6 +111,8 @@ class Attempt:
         self.verdict: Verdict | None = None  # what it tells of its provider
         self.interrupted: asyncio.Future[Interruption] = asyncio.get_running_loop().create_future()
         self.started = time.monotonic()
+        self.waited_seconds = 0.0  # at the provider, before it began
+        self._waits_since: float | None = None
         self.seq = 0
         self.progress_sent_at = 0.0
         self.preview_sent_at = 0.0
@@ -125,6 +127,13 @@ class Attempt:
     @property
     def seconds(self) -> float:
         return round(time.monotonic() - self.started, 3)
+
+    def waits(self, is_waiting: bool) -> None:
+        """Whether the provider has begun with it, from now on."""
+        now = time.monotonic()
+        if self._waits_since is not None:
+            self.waited_seconds += now - self._waits_since
+        self._waits_since = now if is_waiting else None
 
     def interrupt(self, why: Interruption) -> None:
         if not self.interrupted.done():
@@ -286,6 +295,7 @@ class Runner:
                     await self._take(attempt, update, made)
             if not made:
                 raise BadOutput("The provider ended without a result.")
+            await self._record_run(attempt)
             return Completed(made)
         except ProviderError as error:
             return self._judge(attempt, error)
@@ -339,7 +349,8 @@ class Runner:
                     attempt.is_taken = True
                     attempt.answered.set()
                 log.info(f"provider.{type(update).__name__.lower()}", provider_job_id=remote_id)
-            case Progress(percent=percent, stage=stage, message=message):
+            case Progress(percent=percent, stage=stage, message=message, is_waiting=is_waiting):
+                attempt.waits(is_waiting)
                 known = attempt.progress, attempt.stage, attempt.message
                 if percent is not None:
                     attempt.progress = max(attempt.progress or 0, min(100, percent))
@@ -390,6 +401,15 @@ class Runner:
             except Unavailable as error:
                 log.warning("remote_id.waiting", provider_job_id=remote_id, reason=error.detail)
                 await asyncio.sleep(OUTAGE_SECONDS)
+
+    async def _record_run(self, attempt: Attempt) -> None:
+        """Estimates are learnt from the provider's own time: without its queue, and not from the end of a run alone."""
+        is_adopted = attempt.job.provider_job_id is not None
+        if not is_adopted and not attempt.waited_seconds:
+            return
+        seconds = None if is_adopted else attempt.seconds - attempt.waited_seconds
+        with contextlib.suppress(Unavailable):
+            await self._database.write(self._jobs.record_run, attempt.job.id, attempt.job.attempt, seconds)
 
     async def _hold(self, attempt: Attempt) -> None:
         """Before an effect outside: if the lease ran out here (a frozen process, a database away), ask the row."""

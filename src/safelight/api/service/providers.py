@@ -92,11 +92,15 @@ class LimitsView(BaseModel):
 
 
 class RunTimeView(BaseModel):
-    """Learnt from the latest jobs of this model and size."""
+    """Learnt from the latest jobs that asked for the same."""
 
     model: str | None
+    checkpoint_model: str | None
+    template: str | None
     width: int | None
     height: int | None
+    batch_size: int
+    steps: int | None
     median_seconds: float
     samples: int
 
@@ -136,7 +140,19 @@ EXAMPLE: dict[str, Any] = {
     "unreachable_since": None,
     "paused_until": "2026-01-02T03:04:08.123000Z",
     "pause_reason": "The provider asks us to slow down.",
-    "run_times": [{"model": "flux", "width": 1024, "height": 1024, "median_seconds": 11.2, "samples": 20}],
+    "run_times": [
+        {
+            "model": "flux",
+            "checkpoint_model": None,
+            "template": None,
+            "width": 1024,
+            "height": 1024,
+            "batch_size": 1,
+            "steps": 30,
+            "median_seconds": 11.2,
+            "samples": 20,
+        }
+    ],
 }
 
 
@@ -368,8 +384,12 @@ async def _view_of(
         "run_times": [
             {
                 "model": time_of.model,
+                "checkpoint_model": time_of.checkpoint_model,
+                "template": time_of.template,
                 "width": time_of.width,
                 "height": time_of.height,
+                "batch_size": time_of.batch_size,
+                "steps": time_of.steps,
                 "median_seconds": time_of.median_seconds,
                 "samples": time_of.samples,
             }

@@ -77,7 +77,7 @@ async def follow(run: Run, listener: Listener, *, looks_at_once: bool) -> AsyncG
                 continue
             case Queued(place=place):
                 at = f", place {place}" if place else ""
-                progress = Progress(1, "queued", f"Waiting at the ComfyUI server{at}")
+                progress = Progress(1, "queued", f"Waiting at the ComfyUI server{at}", is_waiting=True)
             case Running():
                 run.is_executing = True
                 is_news = told is None or told.stage == "queued"

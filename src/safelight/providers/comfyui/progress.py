@@ -1,6 +1,7 @@
 """How far a run is: one percentage over all its nodes and steps, made of the messages of its server."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from safelight.providers.base import Progress
@@ -103,7 +104,7 @@ class Meter:
     def read(self, progress: Progress) -> Progress:
         """The progress, at least as far as the ones before."""
         self._percent = max(self._percent, progress.percent or 0)
-        return Progress(self._percent, progress.stage, progress.message)
+        return replace(progress, percent=self._percent)
 
 
 def _weight(inputs: Mapping[str, Any]) -> float:

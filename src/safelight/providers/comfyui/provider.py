@@ -424,4 +424,4 @@ class ComfyUI(Provider):
 def _waiting(place: Place) -> Progress:
     ahead = place.ahead
     behind = f", behind {ahead} others" if ahead else ""
-    return Progress(None, "waiting", f"Waiting for a place on a ComfyUI server{behind}")
+    return Progress(None, "waiting", f"Waiting for a place on a ComfyUI server{behind}", is_waiting=True)
