@@ -24,7 +24,7 @@ def expected_seconds(learnt: float | None, progress: float | None, running: floa
     return (1 - weight) * learnt + weight * paced
 
 
-ASKED = ("provider", "mocked", "model", "checkpoint_model", "width", "height", "batch_size", "provider_options")
+ASKED = ("provider", "mocked", "model", "checkpoint_model", "width", "height", "batch_size")
 STEPS = ("steps", "sampler")
 NO_MATTER = ("seed", "text", "prompt", "prefix", "image")  # parts of names of inputs that cost no time
 
@@ -38,6 +38,7 @@ def estimate_key(asked: Mapping[str, Any]) -> str:
     described = [
         [asked[name] for name in ASKED],
         [sampling.get(name) for name in STEPS],
+        {name: value for name, value in asked["provider_options"].items() if name != "mock"},  # a script of tests
         _that_matter(asked["inputs"] or {}, with_names=False),
         [asked["template"], asked["template_definition"], _outline(asked["workflow"] or {})],
         len(asked["input_images"] or ()),
