@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from jobs.builders import OWNER, Desk, completed, failed, new_job, try_again
 from safelight import stories
 from safelight.artifacts import ArtifactStore, bury_unused, insert
 from safelight.artifacts import artifacts as artifact_rows
-from safelight.db import Database, Tx, new_id
+from safelight.db import Database, Tx, db_now, new_id
 from safelight.errors import SafelightError
 from safelight.jobs import (
     Completed,
@@ -121,6 +122,73 @@ async def test_whichever_portrait_ends_first_the_one_asked_for_last_is_shown(she
     now = (await shelf.face(character)).image
     assert (now.status, now.job_id) == ("failed", newer.id)
     assert now.artifact is not None and now.artifact.id == stopgap.artifacts[0].id
+
+
+# Hosts whose clocks differ: the first to ask runs an hour ahead, so its ids are the highest for an hour.
+
+
+def id_of_a_host_ahead() -> str:
+    ahead = int(time.time() * 1000 + 3600_000)
+    return f"{ahead >> 16:08x}-{ahead & 0xFFFF:04x}-7{new_id()[15:]}"
+
+
+@pytest.mark.parametrize("ends_last", ["older", "newer"])
+async def test_the_newest_is_the_newest_by_the_clock_of_the_database(shelf: Shelf, ends_last: str) -> None:
+    desk, scene, character = shelf.desk, await shelf.scene(), await shelf.character()
+    subjects: list[dict[str, Any]] = [
+        {"chapter_id": shelf.chapter, "scene_number": 1},
+        {"character_id": character.id},
+    ]
+    for subject in subjects:
+        older = await desk.running(job_id=id_of_a_host_ahead(), **subject)
+        await asyncio.sleep(0.002)  # SQLite tells milliseconds
+        newer = await desk.running(**subject)
+        assert newer.id < older.id and newer.created_at > older.created_at
+        made = completed(newer)
+        ends: list[tuple[Job, Any]] = [(older, completed(older)), (newer, made)]
+        for job, end in ends if ends_last == "newer" else reversed(ends):
+            assert await desk.settle(job, end) is not None
+        image = (await (shelf.look(scene) if "scene_number" in subject else shelf.face(character))).image
+        assert (image.job_id, image.artifact and image.artifact.id) == (newer.id, made.artifacts[0].id)
+        page = await desk.database.read(find, Filter(OWNER, kind=stories.PICTURE, limit=1, **subject))
+        assert [job.id for job in page.jobs] == [newer.id]
+
+
+async def test_a_choice_outlives_what_a_host_ahead_asked_for_before(shelf: Shelf) -> None:
+    desk, scene = shelf.desk, await shelf.scene()
+    drawn = await shelf.drawn(1)
+    late = await desk.running(job_id=id_of_a_host_ahead(), chapter_id=shelf.chapter, scene_number=1)
+    [shown] = await desk.artifacts(drawn.id)
+    await asyncio.sleep(0.002)  # as above
+    await shelf.write(stories.choose_scene_image, scene.id, OWNER, shown.id, new_id())
+    await desk.settle(late, completed(late))
+    now = (await shelf.look(scene)).image.artifact
+    assert now is not None and now.id == shown.id
+
+
+async def test_pages_go_by_the_clock_of_the_database(shelf: Shelf) -> None:
+    jobs: list[Job] = []
+    for number in range(6):  # by turns from a host ahead, and all at three moments
+        job = await shelf.desk.submit(job_id=id_of_a_host_ahead() if number % 2 else None)
+        await shelf.desk.change(job.id, created_at=db_now(-100.0 + number // 2))
+        jobs.append(await shelf.desk.job(job.id))
+    expected = [job.id for job in sorted(jobs, key=lambda job: (job.created_at, job.id), reverse=True)]
+    found: list[str] = []
+    while len(found) < 6:
+        wanted = Filter(OWNER, limit=2, before_id=found[-1] if found else None)
+        page = await shelf.desk.database.read(find, wanted)
+        found += [job.id for job in page.jobs]
+        assert page.more == (len(found) < 6)
+    assert found == expected
+    middle = expected[2]
+    await shelf.write(forget, middle)  # its tombstone is gone: the cursor still means about the same
+    page = await shelf.desk.database.read(find, Filter(OWNER, before_id=expected[1]))
+    assert [job.id for job in page.jobs] == expected[3:]
+    assert isinstance((await shelf.desk.database.read(find, Filter(OWNER, before_id=middle))).jobs, list)
+
+
+def forget(tx: Tx, job_id: str) -> None:
+    tx.execute(text("DELETE FROM jobs WHERE id = :id"), {"id": job_id})
 
 
 async def test_a_film_is_no_picture(shelf: Shelf) -> None:
@@ -275,6 +343,8 @@ async def test_look_ups_walk_one_index(shelf: Shelf) -> None:
     page, plan = await shelf.desk.database.read(explained, newest)
     assert [job.id for job in page.jobs] == [drawn.id]
     assert_walks(plan, "ix_jobs_scene")
+    page, plan = await shelf.desk.database.read(explained, Filter(OWNER, limit=50))
+    assert_walks(plan, "ix_jobs_owner")
     pictures = Filter(OWNER, kind=stories.PICTURE, chapter_id="rare", statuses=["completed"], limit=50)
     page, plan = await shelf.desk.database.read(explained, pictures)
     assert len(page.jobs) == 3

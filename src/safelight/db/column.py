@@ -14,6 +14,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+LAST_MILLISECOND = 253_402_300_799_999  # that a datetime can hold
 MICROSECOND = timedelta(microseconds=1)
 
 metadata = MetaData(
@@ -73,6 +74,12 @@ def _sqlite_now(element: db_now, compiler: SQLCompiler, **kw: Any) -> str:
 def _postgresql_now(element: db_now, compiler: SQLCompiler, **kw: Any) -> str:
     moved = compiler.process(element.clauses, **kw)
     return f"(statement_timestamp() + ({moved}) * interval '1 second')" if moved else "statement_timestamp()"
+
+
+def moment_of(row_id: str) -> datetime:
+    """When a UUIDv7 was made, by the clock of the process that made it."""
+    milliseconds = int(row_id.replace("-", "")[:12], 16)
+    return EPOCH + timedelta(milliseconds=min(milliseconds, LAST_MILLISECOND))
 
 
 def new_id() -> str:

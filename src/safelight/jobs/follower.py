@@ -13,8 +13,12 @@ class Follower:
         """Whether the end of this job can matter to it, as far as that can be said without looking at rows."""
         return True
 
-    def accepting(self, tx: Tx, new: Sequence[NewJob]) -> None:
-        """These jobs are about to be accepted."""
+    def awaits(self, new: NewJob) -> bool:
+        """Whether it is to be told that this job was accepted."""
+        return False
+
+    def accepted(self, tx: Tx, new: Sequence[Job]) -> None:
+        """These jobs, which it awaits, were accepted."""
 
     def settled(self, tx: Tx, job: Job) -> None:
         """This job ended, or came back to the queue."""

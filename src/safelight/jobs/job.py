@@ -331,13 +331,14 @@ _learnt = text("status = 'completed' AND estimate_key IS NOT NULL")
 _partial("ix_jobs_run_times", jobs.c.provider, jobs.c.finished_at, where=_learnt)
 _partial("ix_jobs_estimate", jobs.c.estimate_key, jobs.c.finished_at, where=_learnt)
 _partial("ix_jobs_comfyui_prompt", jobs.c.provider_job_id, where=text("provider = 'comfyui'"), unique=True)
-# Lists: one owner's jobs, newest first (ids sort by time), without the tombstones of what they deleted.
-_partial("ix_jobs_owner", jobs.c.owner_id, jobs.c.id, where=_living)
-_partial("ix_jobs_owner_status", jobs.c.owner_id, jobs.c.status, jobs.c.id, where=_living)
+# Lists: one owner's jobs, newest first by the database's clock, without the tombstones of what they deleted.
+_partial("ix_jobs_owner", jobs.c.owner_id, jobs.c.created_at, jobs.c.id, where=_living)
+_partial("ix_jobs_owner_status", jobs.c.owner_id, jobs.c.status, jobs.c.created_at, jobs.c.id, where=_living)
 _partial(
     "ix_jobs_chapter",
     jobs.c.owner_id,
     jobs.c.chapter_id,
+    jobs.c.created_at,
     jobs.c.id,
     where=text("deleted_at IS NULL AND chapter_id IS NOT NULL"),
 )
@@ -347,6 +348,7 @@ _partial(
     jobs.c.owner_id,
     jobs.c.chapter_id,
     jobs.c.scene_number,
+    jobs.c.created_at,
     jobs.c.id,
     where=text("deleted_at IS NULL AND chapter_id IS NOT NULL AND scene_number IS NOT NULL"),
 )
@@ -355,6 +357,7 @@ _partial(
     jobs.c.owner_id,
     jobs.c.chapter_id,
     jobs.c.kind,
+    jobs.c.created_at,
     jobs.c.id,
     where=text("status = 'completed' AND deleted_at IS NULL AND chapter_id IS NOT NULL"),
 )
@@ -362,6 +365,7 @@ _partial(
     "ix_jobs_character",
     jobs.c.owner_id,
     jobs.c.character_id,
+    jobs.c.created_at,
     jobs.c.id,
     where=text("deleted_at IS NULL AND character_id IS NOT NULL"),
 )
@@ -369,6 +373,7 @@ _partial(
     "ix_jobs_project",
     jobs.c.owner_id,
     jobs.c.project_id,
+    jobs.c.created_at,
     jobs.c.id,
     where=text("deleted_at IS NULL AND project_id IS NOT NULL"),
 )

@@ -1,6 +1,5 @@
 """Reading jobs: lists, attempts, what watchers missed, and what has been learnt about durations."""
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -22,17 +21,19 @@ from sqlalchemy import (
     cast,
     false,
     func,
+    literal,
     literal_column,
     null,
     or_,
     select,
+    tuple_,
     union_all,
 )
 from sqlalchemy.dialects.postgresql import UUID
 
 from safelight import artifacts as results
 from safelight.artifacts import Artifact
-from safelight.db import Prepared, Tx, db_now
+from safelight.db import Instant, Prepared, RowId, Tx, db_now, moment_of
 from safelight.jobs import events
 from safelight.jobs.job import (
     COMPLETED,
@@ -52,7 +53,8 @@ RUN_TIME_SAMPLES = 20
 RUN_TIMES_LOOKED_AT = 1000
 PAGE_LETTERS = 8 * 1024 * 1024  # of prompts and workflows, after which a page ends
 LATELY_SECONDS = 10.0
-CLOCK_MARGIN_SECONDS = 3600.0  # ids tell the time of the process that made them, `created_at` the database's
+# By the database's clock: ids tell the time of the process that made them, and clocks differ.
+NEWEST_FIRST = (jobs.c.created_at.desc(), jobs.c.id.desc())
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +110,11 @@ def find(tx: Tx, wanted: Filter) -> Page:
     if wanted.text:
         conditions.append(jobs.c.prompt.icontains(wanted.text, autoescape=True))
     if wanted.younger_than_seconds is not None:
-        conditions += [
-            jobs.c.created_at >= db_now(-wanted.younger_than_seconds),
-            jobs.c.id >= _first_id(wanted.younger_than_seconds + CLOCK_MARGIN_SECONDS),
-        ]
+        conditions.append(jobs.c.created_at >= db_now(-wanted.younger_than_seconds))
     if wanted.older_than_seconds is not None:
-        conditions += [
-            jobs.c.created_at <= db_now(-wanted.older_than_seconds),
-            jobs.c.id < _first_id(wanted.older_than_seconds - CLOCK_MARGIN_SECONDS),
-        ]
+        conditions.append(jobs.c.created_at <= db_now(-wanted.older_than_seconds))
     if wanted.before_id is not None:
-        conditions.append(jobs.c.id < wanted.before_id)
+        conditions.append(_asked_before(tx, wanted.before_id))
     statuses = STATUSES if wanted.statuses is None else sorted(set(wanted.statuses))
     if len(statuses) == 1:
         # Its name, not a parameter: an index of completed jobs alone can serve then.
@@ -131,7 +127,7 @@ def find(tx: Tx, wanted: Filter) -> Page:
     found: list[Job] = []
     workflows: dict[str, str] = {}
     letters = 0
-    with closing(tx.execute(query.order_by(jobs.c.id.desc()).limit(wanted.limit + 1))) as rows:
+    with closing(tx.execute(query.order_by(*NEWEST_FIRST).limit(wanted.limit + 1))) as rows:
         for *columns, workflow in rows:
             job = Job(*columns)
             found.append(job)
@@ -150,14 +146,15 @@ _LISTED = [null().label(column.name) if column.name in _BULKY else column for co
 
 
 def _newest(limit: int, *conditions: ColumnElement[bool]) -> Select[str]:
-    newest = select(jobs.c.id).where(*conditions).order_by(jobs.c.id.desc()).limit(limit).subquery()
+    newest = select(jobs.c.id).where(*conditions).order_by(*NEWEST_FIRST).limit(limit).subquery()
     return select(newest.c.id)
 
 
-def _first_id(seconds_ago: float) -> str:
-    """The lowest id of jobs made then. Ids sort by time: a bound on them spares a walk over all that came since."""
-    digits = f"{int((time.time() - seconds_ago) * 1000):012x}"
-    return f"{digits[:8]}-{digits[8:]}-0000-0000-000000000000"
+def _asked_before(tx: Tx, job_id: str) -> ColumnElement[bool]:
+    """Asked for before this job; one that is forgotten since is as old as its id says."""
+    asked_at = tx.execute(select(jobs.c.created_at).where(jobs.c.id == job_id)).scalar_one_or_none()
+    this = literal(asked_at or moment_of(job_id), Instant), literal(job_id, RowId)
+    return tuple_(jobs.c.created_at, jobs.c.id) < tuple_(*this)
 
 
 def with_artifacts(tx: Tx, wanted: Sequence[tuple[str, str]]) -> list[tuple[Job, Sequence[Artifact]] | None]:

@@ -188,8 +188,8 @@ class Jobs:
             }
             for each in accepted
         ]
-        for follower in self._followers:
-            follower.accepting(tx, accepted)
+        awaited = [(follower, [each.id for each in accepted if follower.awaits(each)]) for follower in self._followers]
+        is_last = is_last and not any(ids for _, ids in awaited)
         full = [row | moments for row, moments in zip(rows.values(), times, strict=True)]
         made: dict[str, Job] = {}
         for clock in tx.run_last(step.INSERT, full[0]) if is_last else tx.run_each(step.INSERT, full):
@@ -198,6 +198,9 @@ class Jobs:
         for each in accepted:
             if each.hint:
                 tx.on_commit(partial(self._announcer.hint, made[each.id]))
+        for follower, ids in awaited:
+            if ids:
+                follower.accepted(tx, [made[job_id] for job_id in ids])
         # No event: nobody can be watching a job whose id has not been told yet.
         return {job_id: Submitted(job, replayed=False) for job_id, job in made.items()}
 

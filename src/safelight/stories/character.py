@@ -26,6 +26,8 @@ characters = Table(
     Column("description", Text, nullable=False),
     *columns("image"),
     Column("image_as_of", RowId),  # as of scenes
+    Column("image_as_of_time", Instant),  # when that was asked for or chosen
+    Column("image_asked_at", Instant),  # when `image_job_id` was
     Column("reference_artifact_id", RowId),
     Column("created_at", Instant, nullable=False),
     Column("updated_at", Instant, nullable=False),

@@ -40,6 +40,8 @@ scenes = Table(
     Column("description", Text, nullable=False),
     *columns("image"),
     Column("image_as_of", RowId),  # the job that made what is shown, or an id of the moment when it was chosen
+    Column("image_as_of_time", Instant),  # when that was asked for or chosen
+    Column("image_asked_at", Instant),  # when `image_job_id` was
     *columns("media"),
     Column("created_at", Instant, nullable=False),
     Column("updated_at", Instant, nullable=False),

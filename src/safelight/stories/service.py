@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Table, Update, and_, bindparam, delete, func, null, or_, select, update
 
 from safelight.artifacts import artifacts, forget_inputs, get
-from safelight.db import RowId, Tx, db_now
+from safelight.db import Instant, RowId, Tx, db_now
 from safelight.errors import FieldError, SafelightError
 from safelight.jobs import (
     Follower,
@@ -62,25 +62,40 @@ class _Rows:
             artifacts.c.deleted_at.is_(None),
             artifacts.c.content_type.startswith("image/"),
         )
-        is_newest = or_(table.c.image_job_id.is_(None), table.c.image_job_id <= job_id)
-        is_later = or_(table.c.image_as_of.is_(None), table.c.image_as_of < job_id)
+        asked_at = bindparam("b_asked_at", type_=Instant)
+        c = table.c
+        is_newest = or_(
+            c.image_asked_at.is_(None),
+            c.image_asked_at < asked_at,
+            and_(c.image_asked_at == asked_at, c.image_job_id <= job_id),
+        )
+        is_later = or_(
+            c.image_as_of_time.is_(None),
+            c.image_as_of_time < asked_at,
+            and_(c.image_as_of_time == asked_at, c.image_as_of < job_id),
+        )
+        asked = {"image_job_id": job_id, "image_asked_at": asked_at}
         self.hold = select(table.c.id).where(there).with_for_update()
         self.wait = (
             update(table)
             .where(there, is_newest)
-            .values(image_job_id=job_id, image_status="pending", image_error=null(), updated_at=db_now())
+            .values(**asked, image_status="pending", image_error=null(), updated_at=db_now())
         )
         first = made.order_by(artifacts.c.position).limit(1).scalar_subquery()
         self.show = (  # a job that made a film alone leaves the picture that is there
             update(table)
             .where(there, is_later)
-            .values(image_artifact_id=func.coalesce(first, table.c.image_artifact_id), image_as_of=job_id)
+            .values(
+                image_artifact_id=func.coalesce(first, c.image_artifact_id),
+                image_as_of=job_id,
+                image_as_of_time=asked_at,
+            )
         )
         self.end = (
             update(table)
             .where(there, is_newest)
             .values(
-                image_job_id=job_id,
+                **asked,
                 image_status=bindparam("b_status"),
                 image_error=bindparam("b_error", type_=table.c.image_error.type),
                 updated_at=db_now(),
@@ -110,13 +125,16 @@ class Stories(Follower):
     def concerns(self, job: Job) -> bool:
         return job.kind == IMPORT or _subject_of(job) is not None
 
-    def accepting(self, tx: Tx, new: Sequence[NewJob]) -> None:
+    def awaits(self, new: NewJob) -> bool:
+        return new.kind == PICTURE and _subject_of(new) is not None
+
+    def accepted(self, tx: Tx, new: Sequence[Job]) -> None:
         """The rows that these new jobs are about wait for them."""
         waiting: dict[_Rows, list[dict[str, Any]]] = {}
         for each in new:
             subject = _subject_of(each)
-            if subject is not None and each.kind == PICTURE:
-                waiting.setdefault(subject[0], []).append(subject[1] | {"b_job_id": each.id})
+            if subject is not None:
+                waiting.setdefault(subject[0], []).append(subject[1] | _asked(each))
         for rows, parameters in waiting.items():
             # Two batches of the same rows wait for each other in the same order.
             tx.execute(rows.wait, sorted(parameters, key=lambda each: list(map(str, each.values()))))
@@ -136,8 +154,13 @@ class Stories(Follower):
             return
         rows, key = subject
         if job.status == "completed":
-            tx.execute(rows.show, {**key, "b_job_id": job.id})
-        tx.execute(rows.end, {**key, "b_job_id": job.id, "b_status": job.status, "b_error": error})
+            tx.execute(rows.show, {**key, **_asked(job)})
+        tx.execute(rows.end, {**key, **_asked(job), "b_status": job.status, "b_error": error})
+
+
+def _asked(job: Job) -> dict[str, Any]:
+    """Which job, and when it was asked for by the database's clock: ids tell the time of whoever made them."""
+    return {"b_job_id": job.id, "b_asked_at": job.created_at}
 
 
 def _end_media(*, is_made: bool) -> Update:
@@ -236,7 +259,11 @@ def _choose(
         detail = f"It has no picture {artifact_id}; those it has are listed under its images."
         return NotItsPicture(detail, errors=[FieldError("#/artifact_id", detail)])
     chosen = update(table).where(table.c.id == row_id)
-    tx.execute(chosen.values(image_artifact_id=artifact_id, image_as_of=moment_id, updated_at=db_now()))
+    tx.execute(
+        chosen.values(
+            image_artifact_id=artifact_id, image_as_of=moment_id, image_as_of_time=db_now(), updated_at=db_now()
+        )
+    )
     return None
 
 
