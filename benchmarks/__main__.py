@@ -20,6 +20,7 @@ from benchmarks.process import ROOT
 from benchmarks.sample import Bench, Options, Sample
 from benchmarks.workloads import (
     authentication,
+    backlog,
     contention,
     following,
     imports,
@@ -44,6 +45,7 @@ WORKLOADS: dict[str, Callable[[Bench], Iterator[Sample]]] = {
         tables,
         owners,
         authentication,
+        backlog,
         storyboard,
         imports,
     )

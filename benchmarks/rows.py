@@ -1,6 +1,6 @@
 """Fills Safelight's tables quickly, in SQL, with jobs as an installation would have them after a while."""
 
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy
 from sqlalchemy import Connection
@@ -32,16 +32,27 @@ def owner_of(number: int, owners: int) -> str:
     return f"owner-{number % owners}" if owners else "local"
 
 
-def fill(url: str, count: int, now_ms: int, *, processing_only: bool = False, owners: int = 0) -> None:
+def fill(
+    url: str,
+    count: int,
+    now_ms: int,
+    *,
+    only: Literal["processing", "pending"] | None = None,
+    owners: int = 0,
+    at_limit: int = 0,
+) -> None:
     """`count` jobs over the last year: mostly completed, each completed one with an attempt and an artifact.
 
-    `processing_only` makes them all running, under a lease that does not end. So many `owners` take turns, and each has
-    a row among the users; without, all belong to `local`.
+    `only` makes them all running, under a lease that does not end, or all waiting. So many `owners` take turns, and
+    each has a row among the users; without, all belong to `local`. The first `at_limit` are of one who may run none.
     """
     engine = sqlalchemy.create_engine(url)
     lite = engine.dialect.name == "sqlite"
     ms = f"({now_ms - _YEAR_MS} + {_step(count)} * n)"
-    columns = _columns(ms, count, now_ms, lite=lite, processing_only=processing_only)
+    columns = _columns(ms, count, now_ms, lite=lite, only=only)
+    if at_limit:
+        columns["owner_id"] = f"CASE WHEN n <= {at_limit} THEN 'at the limit' ELSE 'local' END"
+        columns["owner_limit"] = f"CASE WHEN n <= {at_limit} THEN 0 END"
     if owners:
         columns["owner_id"] = f"'owner-' || (n % {owners})"
     series = (
@@ -59,7 +70,7 @@ def fill(url: str, count: int, now_ms: int, *, processing_only: bool = False, ow
         names = ", ".join(f'"{name}"' for name in columns)
         insert = f"{series} INSERT INTO jobs ({names}) SELECT {', '.join(columns.values())} FROM series"  # noqa: S608
         run(_escaped(insert, lite=lite))
-        if not processing_only:
+        if only is None:
             _add_results(connection, lite=lite)
         if owners:
             _add_users(connection)
@@ -72,7 +83,7 @@ def fill(url: str, count: int, now_ms: int, *, processing_only: bool = False, ow
     engine.dispose()
 
 
-def _columns(ms: str, count: int, now_ms: int, *, lite: bool, processing_only: bool) -> dict[str, str]:
+def _columns(ms: str, count: int, now_ms: int, *, lite: bool, only: str | None) -> dict[str, str]:
     """Every column of `jobs` as an SQL expression over `n`."""
 
     def at(milliseconds: str) -> str:
@@ -86,8 +97,8 @@ def _columns(ms: str, count: int, now_ms: int, *, lite: bool, processing_only: b
         f"WHEN n <= {first_open + half} THEN 'pending' ELSE 'processing' END"
     )
     running = f"n > {first_open + half}"
-    if processing_only:
-        ended, status, running = "1 = 0", "'processing'", "1 = 1"
+    if only is not None:
+        ended, status, running = "1 = 0", f"'{only}'", "1 = 1" if only == "processing" else "1 = 0"
     text = "" if lite else "::jsonb"
     identity = (_SQLITE_ID if lite else _POSTGRESQL_ID).format(ms=ms)
     values: dict[str, str] = {
@@ -120,6 +131,8 @@ def _columns(ms: str, count: int, now_ms: int, *, lite: bool, processing_only: b
         "metadata": f'\'{{"user":"42"}}\'{text}',
         "priority": "0",
         "run_at": at(ms),
+        "queued_at": at(ms),
+        "line_at": at(ms),
         "soft_limit_seconds": "300",
         "hard_limit_seconds": "330",
         "max_retries": "3",

@@ -10,16 +10,14 @@ from benchmarks.rows import fill, job_id
 from benchmarks.sample import Bench, Sample, percentile
 from benchmarks.systems.client import new_null_job
 from benchmarks.workloads.requests import seem_to_have_workers
-from safelight.db import Database, Tx, new_id
-from safelight.jobs import Caps, Claim, Filter, Job, JobEvent, Jobs, Submitted, find, with_artifacts
-from safelight.jobs.dispatch import read_pulse
+from safelight.db import Database, new_id
+from safelight.jobs import Claim, Filter, Job, JobEvent, Jobs, Submitted, find, with_artifacts
 from safelight.jobs.lookup import run_seconds
-from safelight.jobs.waiting import open_gates, release
 from safelight.stories import PICTURE
 
 NAME = "tables"
 OWNER = "local"
-ALIVE_SECONDS, REHINT_SECONDS = 15.0, 3600.0
+ALIVE_SECONDS = 15.0
 Timed = Callable[[int], Awaitable[Any]]
 
 
@@ -29,6 +27,8 @@ class Silence:
     def event(self, job: Job, event: JobEvent) -> None: ...
 
     def hint(self, job: Job) -> None: ...
+
+    def waits(self, job: Job) -> None: ...
 
     def nudge(self, job_id: str) -> None: ...
 
@@ -125,12 +125,6 @@ def _work(database: Database, size: int, now_ms: int) -> dict[str, Timed]:
         "GET by id": lambda n: database.read_one(with_artifacts, (job_id(n * 13 % size + 1, size, now_ms), OWNER)),
         "estimate": lambda _: database.read(run_seconds, "mock", "darkroom", 1024, 1024),
         "estimate, new kind of job": lambda _: database.read(run_seconds, "mock", "darkroom", 333, 333),
-        "dispatch, look": lambda _: database.read(read_pulse, ALIVE_SECONDS, REHINT_SECONDS),
-        "dispatch, release": lambda _: database.write(_release_one),
         "submit": submit,
         "submit, claim, cancel": life,
     }
-
-
-def _release_one(tx: Tx) -> None:
-    release(tx, "image_generation", 1, open_gates(tx, Caps()))

@@ -29,7 +29,7 @@ def run(bench: Bench) -> Iterator[Sample]:
     counts = (20,) if bench.options.quick else COUNTS
     url = bench.ground.database(backend)
     now_ms = int(time.time() * 1000)
-    fill(url, max(counts), now_ms, processing_only=True)
+    fill(url, max(counts), now_ms, only="processing")
     ids = [job_id(number, max(counts), now_ms) for number in range(1, max(counts) + 1)]
     for count in counts:
         for number, name in turns(list(SYSTEMS)[: 2 if bench.options.quick else None], bench.options.rounds):

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,8 +61,10 @@ class _Announcements:
     def __init__(self, stream: Stream, hints: HintQueue) -> None:
         self._stream = stream
         self._hints = hints
+        self.changed: Callable[[Job], None]  # set before anything is written: dispatch needs the rows' own code first
 
     def event(self, job: Job, event: JobEvent) -> None:
+        self.changed(job)
         payload = event.as_json()
         result = event.as_celery_result()
         self._stream.publish(event.job_id, event.task_id, event.as_message(payload), payload, result, event.batch_id)
@@ -84,6 +86,9 @@ class _Announcements:
 
     def hint(self, job: Job) -> None:
         self._hints.send(job.queue, job.id, soft_seconds=job.soft_limit_seconds, hard_seconds=job.hard_limit_seconds)
+
+    def waits(self, job: Job) -> None:
+        self.changed(job)
 
     def nudge(self, job_id: str) -> None:
         self._stream.nudge(job_id)
@@ -241,12 +246,20 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
         holder=process_id,
         hint=announcements.hint,
         can_hint=lambda: hints.is_connected,
-        caps=Caps(settings.provider_limits, settings.owner_limit, _rates(settings)),
+        caps=Caps(
+            settings.provider_limits,
+            settings.owner_limit,
+            _rates(settings),
+            {name: tier.weight for name, tier in settings.tiers.items()},
+        ),
         beat_seconds=settings.beat_seconds,
         rehint_seconds=settings.rehint_seconds,
         housekeeping=tidy,
         limiter=limiter,
+        wake_leader=stream.wake_dispatch,
     )
+    announcements.changed = dispatcher.changed
+    stream.listen_for_dispatch(dispatcher.wake)
     providers = Registry(
         bool(settings.mock_mode),
         settings.default_provider,

@@ -31,6 +31,7 @@ class Tier(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     models: dict[str, str] = {}
+    weight: int = Field(1, ge=1, le=100)  # so many jobs of an owner go in one turn of those who wait
     jobs_at_once: int | None = Field(None, ge=1)  # more wait, with the reason `owner_limit`
     submits_per_minute: int | None = Field(None, ge=1)  # more are refused with 429
     retention_days: int | None = Field(None, ge=1)

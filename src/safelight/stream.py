@@ -9,7 +9,7 @@ whoever watches it keeps the number of each of its jobs.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Set
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Set
 from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
@@ -77,7 +77,17 @@ class Message(NamedTuple):
 
 
 _seq = attrgetter("seq")
-Reread = Callable[[Mapping[str, int]], Awaitable[Mapping[str, list[Message]]]]
+
+
+class Missed(NamedTuple):
+    """What the rows say by job: the messages that its watchers lack, and why it waits, if it does."""
+
+    messages: Mapping[str, list[Message]]
+    reasons: Mapping[str, str | None]
+
+
+# Given the version that watchers know of each job, and the reason to wait that those were told who watch it alone.
+Reread = Callable[[Mapping[str, int], Mapping[str, str | None]], Awaitable[Missed]]
 
 
 class Bell:
@@ -125,7 +135,7 @@ class Watch:
 
     __slots__ = (
         "_bell", "_early", "_messages", "_news", "_on_gap", "_on_heard", "_pass_on", "_seq",
-        "ended", "job_id", "version",
+        "ended", "job_id", "reason", "version",
     )  # fmt: skip
 
     def __init__(self, job_id: str, on_gap: Callable[[], None], on_heard: Callable[[bool], None] | None = None) -> None:
@@ -140,12 +150,13 @@ class Watch:
         self._bell = Bell()
         self._on_heard = on_heard or self._ring
         self._pass_on: Callable[[bytes], bool] | None = None  # only while the reader waits, when nothing is kept
+        self.reason: str | None = None  # why it waits, as the reader was told: that comes and goes without a state
         self.ended = False
 
-    def start(self, version: int, seq: int = 0) -> None:
+    def start(self, version: int, seq: int = 0, reason: str | None = None) -> None:
         """From here on: what is newer than the state the reader has been told."""
         early, self._early = self._early or [], None
-        self.version, self._seq = version, seq
+        self.version, self._seq, self.reason = version, seq, reason
         for message in early:
             self.offer(message)
 
@@ -297,11 +308,13 @@ class Stream:
         self._job_prefix = f"{namespace}:job:".encode()
         self._batch_prefix = f"{namespace}:batch:".encode()
         self._nudge_channel = f"{namespace}:nudge".encode()
+        self._dispatch_channel = f"{namespace}:dispatch".encode()
         self._watches: dict[str, set[Watch]] = {}
         self._batch_watches: dict[str, set[BatchWatch]] = {}
         self._reread_wanted: set[str] = set()
         self._reread_wake = asyncio.Event()
         self._on_nudge: Callable[[str], None] | None = None
+        self._on_dispatch: Callable[[], None] | None = None
         self._reconnected: asyncio.Future[None] | None = None
 
     @property
@@ -375,6 +388,14 @@ class Stream:
         self._on_nudge = on_nudge
         self._valkey.subscribe(self._nudge_channel)
 
+    def wake_dispatch(self) -> None:
+        """Tell whoever leads dispatch that something changed."""
+        self._valkey.post("PUBLISH", self._dispatch_channel, "")
+
+    def listen_for_dispatch(self, on_dispatch: Callable[[], None]) -> None:
+        self._on_dispatch = on_dispatch
+        self._valkey.subscribe(self._dispatch_channel)
+
     # --- watching -----------------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
@@ -422,6 +443,10 @@ class Stream:
                 if self._on_nudge is not None:
                     self._on_nudge(push[2].decode())
                 return
+            if channel == self._dispatch_channel:
+                if self._on_dispatch is not None:
+                    self._on_dispatch()
+                return
             if channel.startswith(self._batch_prefix):
                 job, _, packed = push[2].partition(b" ")
                 message = Message.unpack(packed)
@@ -463,12 +488,15 @@ class Stream:
             if not versions:
                 continue
             try:
-                found = await reread(versions)
+                missed = await reread(versions, self._reasons(versions))
             except Unavailable as error:
                 log.warning("watchers.reread_failed", reason=error.detail, jobs=len(versions))
                 continue
             for_batches = [watch for watches in self._batch_watches.values() for watch in watches]
-            for job_id, messages in found.items():
+            for job_id, reason in missed.reasons.items():
+                for watch in self._watches.get(job_id, ()):
+                    watch.reason = reason
+            for job_id, messages in missed.messages.items():
                 for message in messages:
                     for watch in list(self._watches.get(job_id, ())):
                         watch.offer(message)
@@ -485,6 +513,10 @@ class Stream:
                     if wanted is None or job_id in wanted:
                         known[job_id] = min(version, known.get(job_id, version))
         return known
+
+    def _reasons(self, job_ids: Iterable[str]) -> dict[str, str | None]:
+        """Why the jobs wait that are watched one by one, as one of the watchers was told."""
+        return {job_id: next(iter(self._watches[job_id])).reason for job_id in job_ids if job_id in self._watches}
 
     def _want_reread(self, job_id: str) -> None:
         self._reread_wanted.add(job_id)

@@ -35,6 +35,9 @@ def test_all_is_well(service: Service, path: str) -> None:
 
 def test_without_a_worker_it_is_degraded_and_says_so(idle: Service) -> None:
     idle.submit()
+    eventually(
+        lambda: idle.http.get("/health/ready").json()["queues"]["image_generation"]["waiting"], "dispatch has seen it"
+    )
     response = idle.http.get("/health/ready")
     assert (response.status_code, response.json()["status"]) == (200, "degraded")
     assert response.headers["cache-control"] == "no-store"

@@ -12,10 +12,11 @@ from sqlalchemy import select, update
 
 from jobs.builders import QUEUE, Desk, completed, try_again
 from safelight.db import Database, DatabaseUnavailable, Tx, db_now, new_id
-from safelight.jobs import Caps, Dispatcher, Job, QueueLoad, read_loads, register_worker
-from safelight.jobs.dispatch import LEASE_NAME, LEASE_SECONDS, give_up_lease, read_pulse, take_lease
+from safelight.jobs import Caps, Dispatcher, Job, QueueLoad, read_queues, register_worker
+from safelight.jobs.dispatch import LEASE_SECONDS, give_up_lease, take_lease
 from safelight.jobs.job import leases, workers
 from safelight.jobs.service import ISOLATED
+from safelight.jobs.situation import LEASE_NAME
 
 pytestmark = pytest.mark.anyio
 
@@ -65,7 +66,7 @@ class Office(Desk):
         return worker_id
 
     async def loads(self) -> dict[str, QueueLoad]:
-        return await self.database.read(read_loads, 3 * BEAT_SECONDS)
+        return await self.database.read(read_queues, 3 * BEAT_SECONDS)
 
     async def reason(self, job: Job) -> str | None:
         return (await self.job(job.id)).blocked_reason
@@ -89,7 +90,7 @@ def office(database: Database) -> Office:
 async def test_released_by_priority_then_age(office: Office) -> None:
     await office.worker(slots=10)
     low, first, urgent, second = [(await office.submit(priority=priority)).id for priority in (-1, 0, 10, 0)]
-    await office.change(second, run_at=db_now(-60.0))  # due for longer
+    await office.change(second, line_at=db_now(-60.0))  # due for longer
     assert await office.round() == [urgent, second, first, low]
     for job_id in (low, first, urgent, second):
         job = await office.job(job_id)
@@ -148,9 +149,10 @@ async def test_a_job_is_not_released_before_its_time(office: Office) -> None:
 async def test_the_loop_wakes_for_the_next_due_job(office: Office) -> None:
     await office.submit(run_at=datetime.now(UTC) + timedelta(seconds=90))
     await office.submit(run_at=datetime.now(UTC) + timedelta(seconds=30))
-    pulse = await office.database.read(read_pulse, 15.0, REHINT_SECONDS)
-    assert pulse.next_due_seconds == pytest.approx(30, abs=5)
-    assert not pulse.must_act
+    await office.round()
+    look = await office.database.read(office.dispatcher._look)
+    assert look.next_due_seconds == pytest.approx(30, abs=5)
+    assert not look.needs
 
 
 async def test_suspects_wait_for_a_worker_of_their_own_queue(office: Office) -> None:
@@ -227,7 +229,7 @@ async def test_an_owners_cap(database: Database) -> None:
     await office.worker(slots=100)
     greedy = [await office.submit(owner_id="greedy") for _ in range(4)]
     modest = await office.submit(owner_id="modest")
-    assert await office.round() == [greedy[0].id, greedy[1].id, modest.id]
+    assert await office.round() == [greedy[0].id, modest.id, greedy[1].id]
     assert [await office.reason(job) for job in greedy] == [None, None, "owner_limit", "owner_limit"]
     assert await office.reason(modest) is None
     job = await office.claim(greedy[0].id)

@@ -11,6 +11,7 @@ from sqlalchemy import event, insert, select, text
 
 from jobs.builders import (
     OWNER,
+    QUEUE,
     Desk,
     completed,
     failed,
@@ -23,13 +24,18 @@ from safelight.jobs import (
     HandBack,
     Job,
     Page,
+    QueueLoad,
     Settlement,
+    Situation,
     find,
     missed,
+    reread,
     run_seconds,
     run_times,
 )
+from safelight.jobs.dispatch import take_lease
 from safelight.jobs.job import jobs
+from safelight.jobs.situation import publish
 
 pytestmark = pytest.mark.anyio
 
@@ -100,7 +106,6 @@ async def test_watchers_are_given_what_they_missed(desk: Desk) -> None:
     found = await desk.database.read(missed, known)
     told = {job_id: [(m.topic, m.version, m.is_terminal) for m in messages] for job_id, messages in found.items()}
     assert told == {
-        quiet.id: [("job.snapshot", 1, False)],  # a reason to wait comes and goes without a state event
         running.id: [("job.started", 2, False)],
         done.id: [("job.started", 2, False), ("job.completed", 3, True)],
     }
@@ -112,19 +117,23 @@ async def test_watchers_are_given_what_they_missed(desk: Desk) -> None:
 async def test_watchers_of_a_waiting_job_are_told_how_it_stands(desk: Desk) -> None:
     """Why it waits comes and goes without a state event."""
     job = await desk.submit()
+    await desk.write(take_lease, "00000000-0000-7000-8000-00000000000b")
+    known: str | None = None
     seqs: list[int] = []
-    for reason in ("no_worker", None):
-        await desk.change(job.id, blocked_reason=reason, updated_at=db_now())
-        (told,) = (await desk.database.read(missed, {job.id: 1}))[job.id]
+    for workers in (0, 1):
+        load = QueueLoad(workers, slots=workers)
+        await desk.write(publish, "00000000-0000-7000-8000-00000000000b", Situation({QUEUE: load}))
+        found = await desk.database.read(reread, {job.id: 1}, {job.id: known})
+        (told,) = found.messages[job.id]
         assert (told.version, told.is_state, told.is_terminal) == (1, False, False)
-        assert (b'"blocked_reason":"no_worker"' in told.frame) == (reason is not None)
+        assert (b'"blocked_reason":"no_worker"' in told.frame) == (workers == 0)
         seqs.append(told.seq)
+        known = found.reasons[job.id]
+        assert await desk.database.read(reread, {job.id: 1}, {job.id: known}) == ({}, {})
         await asyncio.sleep(0.003)
-    assert seqs[1] > seqs[0]  # a watch keeps the later one
-    states = (await desk.database.read(missed, {job.id: 0}))[job.id]
-    assert [(message.version, message.is_state) for message in states] == [(1, True), (1, False)]
-    await desk.change(job.id, updated_at=db_now(-60.0))
-    assert await desk.database.read(missed, {job.id: 1}) == {}
+    assert known is None and seqs[1] > seqs[0]  # a watch keeps the later one
+    unknown = await desk.database.read(reread, {job.id: 0}, {job.id: "Something else"})
+    assert [(message.version, message.is_state) for message in unknown.messages[job.id]] == [(1, True), (1, False)]
 
 
 async def test_many_watched_jobs_are_looked_up_together(desk: Desk) -> None:

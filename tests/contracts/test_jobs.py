@@ -103,11 +103,10 @@ async def test_deadlines_and_delays_are_counted_in_database_time(desk: Desk) -> 
 
 async def test_a_claim_takes_the_job_for_one_attempt(desk: Desk) -> None:
     job = await desk.submit()
-    await desk.change(job.id, blocked_reason="no_worker")
     job = await desk.run(job.id)
     assert (job.status, job.version, job.attempt) == ("processing", 2, 1)
     assert (job.worker_id, job.stage, job.progress, job.hinted_at) == (WORKER, "starting", 0, None)
-    assert (job.hint_count, job.blocked_reason) == (0, None)
+    assert job.hint_count == 0
     assert job.started_at is not None and job.lease_until is not None and job.deadline_at is not None
     assert job.lease_until - job.started_at == timedelta(seconds=LEASE_SECONDS)
     assert job.deadline_at - job.started_at == timedelta(seconds=330)
@@ -289,10 +288,9 @@ async def test_what_hangs_on_the_settling_commits_with_it(database: Database) ->
 
 async def test_a_pending_job_is_cancelled_at_once(desk: Desk) -> None:
     job = await desk.submit(hint=True)
-    await desk.change(job.id, blocked_reason="no_worker")
     cancelled = await desk.cancel(job.id)
     assert isinstance(cancelled, Job) and cancelled == await desk.job(job.id)
-    assert (cancelled.status, cancelled.version, cancelled.blocked_reason) == ("cancelled", 2, None)
+    assert (cancelled.status, cancelled.version) == ("cancelled", 2)
     assert cancelled.finished_at is not None
     assert desk.told(job.id) == [(2, "job.cancelled")]
     assert await desk.claim(job.id) is None  # the hint is still under way

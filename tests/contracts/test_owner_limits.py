@@ -15,7 +15,8 @@ async def test_jobs_wait_for_their_owners_others(database: Database) -> None:
     await office.worker(slots=100)
     capped = [await office.submit(owner_id="free", owner_limit=2) for _ in range(4)]
     uncapped = [await office.submit(owner_id="pro") for _ in range(3)]
-    assert await office.round() == [capped[0].id, capped[1].id, *(job.id for job in uncapped)]
+    in_turns = [capped[0], uncapped[0], capped[1], *uncapped[1:]]
+    assert await office.round() == [job.id for job in in_turns]
     assert [await office.reason(job) for job in capped] == [None, None, "owner_limit", "owner_limit"]
     assert [await office.reason(job) for job in uncapped] == [None] * 3
     assert await office.round() == []

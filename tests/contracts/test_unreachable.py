@@ -162,7 +162,7 @@ async def test_patience_ends_with_the_error_of_the_provider(office: Operator) ->
     other = await office.submit(provider="other", run_at=datetime.now(UTC) - timedelta(hours=1))
     await office.round()
     for job in (tried, waited):
-        await office.change(job.id, run_at=db_now(-901.0))
+        await office.change(job.id, queued_at=db_now(-901.0))
     await office.round()
     assert (await office.job(waited.id)).status == "pending"  # it is not away for so long
     await office.change_state(unreachable_since=db_now(-901.0))
@@ -181,7 +181,7 @@ async def test_what_is_scheduled_for_later_waits_from_then_on(office: Operator) 
     later = await office.submit(run_at=datetime.now(UTC) + timedelta(hours=1))
     await office.reach_nobody(await office.running())
     await office.change_state(unreachable_since=db_now(-7200.0))
-    await office.change(later.id, run_at=db_now(-10.0), created_at=db_now(-7200.0))
+    await office.change(later.id, run_at=db_now(-10.0), queued_at=db_now(-10.0), created_at=db_now(-7200.0))
     await office.round()
     await office.round()
     assert await office.reason(later) == "provider_unreachable"
@@ -193,7 +193,7 @@ async def test_a_long_line_fails_in_bites(office: Operator, monkeypatch: pytest.
     await office.reach_nobody(await office.running())
     await office.round()
     for job in jobs:
-        await office.change(job.id, run_at=db_now(-1000.0))
+        await office.change(job.id, queued_at=db_now(-1000.0))
     await office.change_state(unreachable_since=db_now(-1000.0))
     left: list[int] = []
     for _ in range(2):
@@ -206,7 +206,7 @@ async def test_the_probe_is_not_failed_while_it_tries(office: Operator) -> None:
     await office.reach_nobody(await office.running())
     probe = await office.probe()
     await office.change_state(unreachable_since=db_now(-1000.0))
-    await office.change(probe.id, run_at=db_now(-1000.0))
+    await office.change(probe.id, queued_at=db_now(-1000.0))
     await office.write(office.jobs.fail_unreachable)
     assert (await office.job(probe.id)).status == "processing"
     await office.settle(probe, completed(probe))

@@ -29,6 +29,7 @@ from safelight.jobs import (
     Submitted,
     TryAgain,
     attempts_of,
+    explain,
     history,
     job_error,
 )
@@ -49,6 +50,7 @@ class Tape:
     def __init__(self) -> None:
         self.events: list[JobEvent] = []
         self.hints: list[Job] = []
+        self.waiting: list[Job] = []
         self.nudges: list[str] = []
 
     def event(self, job: Job, event: JobEvent) -> None:
@@ -56,6 +58,9 @@ class Tape:
 
     def hint(self, job: Job) -> None:
         self.hints.append(job)
+
+    def waits(self, job: Job) -> None:
+        self.waiting.append(job)
 
     def nudge(self, job_id: str) -> None:
         self.nudges.append(job_id)
@@ -161,6 +166,10 @@ def look(tx: Tx, job_id: str) -> Job:
     return Job.of(tx.execute(select(*jobs.c).where(jobs.c.id == job_id)).one())
 
 
+def _look(tx: Tx, job_id: str) -> Job:
+    return explain(tx, [look(tx, job_id)])[0]
+
+
 def artifacts_recorded(tx: Tx, job_id: str) -> list[Artifact]:
     return artifacts_of_jobs(tx, [job_id])[job_id]
 
@@ -224,7 +233,8 @@ class Desk:
         await self.write(change_job, job_id, values)
 
     async def job(self, job_id: str) -> Job:
-        return await self.database.read(look, job_id)
+        """With the reason that it waits for."""
+        return await self.database.read(_look, job_id)
 
     async def attempts(self, job_id: str) -> list[Attempt]:
         return await self.database.read(attempts_of, job_id)

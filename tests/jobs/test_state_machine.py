@@ -57,9 +57,11 @@ from safelight.jobs import (
     register_worker,
 )
 from safelight.jobs.availability import provider_states
+from safelight.jobs.capacity import read_capacity
+from safelight.jobs.dispatch import rehint
 from safelight.jobs.job import TRANSITIONS, attempts, jobs, workers
+from safelight.jobs.line import count_waiting, release, ripen
 from safelight.jobs.service import ISOLATED, MAX_CRASHES
-from safelight.jobs.waiting import explain_waiting, open_gates, rehint, release, withdraw
 
 EXAMPLES = int(os.environ.get("SAFELIGHT_EXAMPLES", "0"))
 QUEUES = (QUEUE, ISOLATED)
@@ -129,10 +131,6 @@ class Lives(RuleBasedStateMachine):
         again = {job.id for job in self.write(rehint, QUEUES, 5.0)}
         assert again == {job_id for job_id, row in self.rows.items() if row.hinted_at is not None}
 
-    @rule(served=st.lists(st.sampled_from(QUEUES), unique=True))
-    def workers_come_and_go(self, served: list[str]) -> None:
-        self.write(lambda tx: explain_waiting(tx, served, open_gates(tx, Caps(), read_states(tx))))
-
     @rule(provider=st.sampled_from(PROVIDERS))
     def its_provider_may_be_tried_again(self, provider: str) -> None:
         past = {"paused_until": db_now(-1.0), "retry_at": db_now(-1.0)}
@@ -142,6 +140,7 @@ class Lives(RuleBasedStateMachine):
     @rule(job_id=ids)
     def its_time_comes(self, job_id: str) -> None:
         self.write(change_job, job_id, {"run_at": db_now(-1.0)})
+        self.write(ripen)
         self.waiting_for_time.discard(job_id)
         self.rows[job_id] = self.read_all()[job_id]
 
@@ -310,7 +309,7 @@ class Lives(RuleBasedStateMachine):
         assert numbers == sorted(numbers)
         assert outline(events_of(tx, row.id))[1:] == outline(told)
         assert (row.status == "processing") == (row.lease_until is not None) == (row.deadline_at is not None)
-        assert row.status == "pending" or (row.hinted_at is None and row.blocked_reason is None)
+        assert row.status == "pending" or (row.hinted_at is None)
         made = artifacts_recorded(tx, row.id)
         assert {artifact.attempt for artifact in made} == ({row.attempt} if row.status == "completed" else set())
         tried = attempts_of(tx, row.id)
@@ -370,9 +369,11 @@ def one_round(tx: Tx, queue: str, room: int, caps: Caps) -> list[Job]:
     """What the dispatcher does about providers and releases."""
     availability.half_open(tx)
     closures = availability.closures_of(read_states(tx))
-    withdraw(tx, closures)
-    availability.leave_closed(tx, closures)
-    return release(tx, queue, room, open_gates(tx, caps, read_states(tx)))
+    availability.withdraw(tx, closures)
+    availability.leave_closed(tx, closures, {})
+    ripen(tx)
+    providers = [provider for name, provider in count_waiting(tx, 10) if name == queue]
+    return release(tx, queue, providers, room, read_capacity(tx, caps, read_states(tx)), {})
 
 
 @pytest.fixture

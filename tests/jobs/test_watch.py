@@ -17,7 +17,7 @@ from safelight import stream as stream_module
 from safelight.db import new_id
 from safelight.errors import Unavailable
 from safelight.jobs import JobEvent
-from safelight.stream import CELERY_RESULT_SECONDS, LATEST_SECONDS, PREVIEW_SECONDS, Message, Stream, Watch
+from safelight.stream import CELERY_RESULT_SECONDS, LATEST_SECONDS, PREVIEW_SECONDS, Message, Missed, Stream, Watch
 from safelight.valkey import Valkey
 from servers import ValkeyServer
 
@@ -240,14 +240,15 @@ class House:
         self.asked: list[dict[str, int]] = []
         self.database_is_there = True
 
-    async def reread(self, versions: Mapping[str, int]) -> Mapping[str, list[Message]]:
+    async def reread(self, versions: Mapping[str, int], reasons: Mapping[str, str | None]) -> Missed:
         self.asked.append(dict(versions))
         if not self.database_is_there:
             raise Unavailable
-        return {
+        messages = {
             job_id: [message for message in self.rows.get(job_id, []) if message.version > version]
             for job_id, version in versions.items()
         }
+        return Missed(messages, {})
 
     def publish(self, told: JobEvent) -> bool:
         payload = told.as_json()

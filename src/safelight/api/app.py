@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import gc
 from collections.abc import AsyncGenerator
-from typing import Any
+from functools import partial
 
 from fastapi import Depends, FastAPI
 
@@ -23,9 +23,9 @@ from safelight.api.query import known_query
 from safelight.api.service import docs, front, health, providers, templates, webhooks
 from safelight.api.service.providers import Survey
 from safelight.api.stories import chapters, characters, projects, scenes
-from safelight.bootstrap import Safelight, open_safelight
+from safelight.bootstrap import open_safelight
 from safelight.config import Settings
-from safelight.jobs import missed
+from safelight.jobs import reread
 from safelight.providers.base import InvalidParameters
 from safelight.providers.registry import Registry
 
@@ -49,9 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
             background = [
                 asyncio.create_task(safelight.dispatcher.run(), name="dispatch"),
                 asyncio.create_task(app.state.survey.watch(), name="warnings"),
-                asyncio.create_task(
-                    safelight.stream.run(lambda versions: _missed(safelight, versions)), name="watchers"
-                ),
+                asyncio.create_task(safelight.stream.run(partial(safelight.database.read, reread)), name="watchers"),
             ]
             _make_providers(safelight.providers)
             # A full collection of this heap would stop the loop for 40 ms.
@@ -125,7 +123,3 @@ def _make_routes(app: FastAPI) -> None:
     scope = {"type": "http", "method": "GET", "path": "/", "root_path": "", "query_string": b"none", "headers": []}
     for route in app.routes:
         route.matches(scope)
-
-
-async def _missed(safelight: Safelight, versions: Any) -> Any:
-    return await safelight.database.read(missed, versions)

@@ -21,7 +21,17 @@ from safelight.api.prefix import current_prefix, frames_below
 from safelight.api.problems import refusals
 from safelight.bootstrap import Safelight
 from safelight.db import Tx
-from safelight.jobs import Job, JobDeleted, JobEvent, JobNotFound, history, message_of, snapshot, with_artifacts
+from safelight.jobs import (
+    Job,
+    JobDeleted,
+    JobEvent,
+    JobNotFound,
+    history,
+    message_of,
+    snapshot,
+    why_blocked,
+    with_artifacts,
+)
 from safelight.stream import Message, Stream
 
 KEEPALIVE_SECONDS = 15.0
@@ -194,7 +204,7 @@ async def _tell(request: Request, world: Safelight, job_id: str, owner: str, kno
         job, first, missed, after = found
         job, seq = await with_latest(world.stream, job)
         first = replace(first, progress=job.progress, stage=job.stage, message=message_of(job), seq=seq)
-        watch.start(job.version, seq)
+        watch.start(job.version, seq, why_blocked(job))
         # Whoever is cut off after the snapshot resumes before the state events that follow it.
         head = f"retry: {RECONNECT_MILLISECONDS}\nid: {after}\n"
         await wire.write(head.encode() + first.as_message().frame + b"".join(message.frame for message in missed))

@@ -415,7 +415,7 @@ class Estimator:
     def _wait_seconds(self, job: Job, run: float | None) -> float | None:
         if job.status == "processing":
             return 0.0
-        load = self._dispatcher.loads.get(job.queue)
+        load = self._dispatcher.situation.queues.get(job.queue)
         closure = self._dispatcher.closures.get(job.provider)
         if run is None or load is None or load.slots == 0:
             return None

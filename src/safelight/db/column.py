@@ -76,6 +76,26 @@ def _postgresql_now(element: db_now, compiler: SQLCompiler, **kw: Any) -> str:
     return f"(statement_timestamp() + ({moved}) * interval '1 second')" if moved else "statement_timestamp()"
 
 
+class later(FunctionElement[datetime]):  # noqa: N801 - as above
+    """A moment and a number of seconds: `later(jobs.c.run_at, 60)`."""
+
+    inherit_cache = True
+    type = Instant()
+    name = "later"
+
+
+@compiles(later, "sqlite")
+def _sqlite_later(element: later, compiler: SQLCompiler, **kw: Any) -> str:
+    moment, seconds = (compiler.process(part, **kw) for part in element.clauses)
+    return f"({moment} + CAST(({seconds}) * 1000000 AS INTEGER))"
+
+
+@compiles(later, "postgresql")
+def _postgresql_later(element: later, compiler: SQLCompiler, **kw: Any) -> str:
+    moment, seconds = (compiler.process(part, **kw) for part in element.clauses)
+    return f"({moment} + ({seconds}) * interval '1 second')"
+
+
 def moment_of(row_id: str) -> datetime:
     """When a UUIDv7 was made, by the clock of the process that made it."""
     milliseconds = int(row_id.replace("-", "")[:12], 16)

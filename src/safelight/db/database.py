@@ -51,6 +51,8 @@ class Database:
         self._writer = Lane(self._engine, "writer", threads=1, batch=MAX_BATCH, file=file, writes=True)
         # Leases must be renewed even while the writer's queue is long.
         self._urgent = Lane(self._engine, "urgent", threads=1, batch=1, file=file, writes=True)
+        # A round of dispatch may have hundreds of jobs to release: no submit waits for that, and it for no batch.
+        self._dispatch = Lane(self._engine, "dispatch", threads=1, batch=1, file=file, writes=True)
         # One thread, so that look-ups gather while one is under way; a slow list in the readers' lane delays none.
         self._lookups = Lane(reading, "lookup", threads=1, batch=LOOK_UP_BATCH, file=file, writes=False)
         count = readers or (2 if name == "sqlite" else 3)
@@ -73,6 +75,10 @@ class Database:
         """Like `write`, in the lane of its own that heartbeats use; on SQLite it may be lost if the machine dies."""
         return await self._urgent.run(fn, args, is_forgettable=True)
 
+    async def write_beside(self, fn: Callable[[Tx, *Ts], R], *args: *Ts) -> R:
+        """Like `write`, in the lane of its own that dispatch uses: no batch of others is in its transaction."""
+        return await self._dispatch.run(fn, args)
+
     async def read(self, fn: Callable[[Tx, *Ts], R], *args: *Ts) -> R:
         """Run `fn(tx, *args)` on a snapshot, beside the writer."""
         return await self._readers.run(fn, args)
@@ -88,7 +94,7 @@ class Database:
 
     def close(self) -> None:
         """Finish what was queued and close the connections."""
-        for lane in (self._writer, self._urgent, self._lookups, self._readers):
+        for lane in (self._writer, self._urgent, self._dispatch, self._lookups, self._readers):
             lane.close()
         self._engine.dispose()
 

@@ -28,8 +28,9 @@ from safelight.jobs.batch import (
     members_of,
     retryable_of,
 )
-from safelight.jobs.dispatch import Dispatcher, QueueLoad, read_loads
-from safelight.jobs.events import JobEvent, describe_artifact, message_of, snapshot
+from safelight.jobs.capacity import Caps
+from safelight.jobs.dispatch import Dispatcher
+from safelight.jobs.events import JobEvent, describe_artifact, message_of, snapshot, why_blocked
 from safelight.jobs.follower import Follower
 from safelight.jobs.idempotency import IdempotencyKeyReused
 from safelight.jobs.job import QUEUE_OF_KIND, Attempt, Job, JobDeleted, JobEnded, JobNotFound, NewJob, Status
@@ -46,6 +47,7 @@ from safelight.jobs.lookup import (
     kept_attempts,
     missed,
     provider_loads,
+    reread,
     run_seconds,
     run_times,
     with_artifacts,
@@ -74,8 +76,8 @@ from safelight.jobs.settlement import (
     job_error,
     time_limit_error,
 )
+from safelight.jobs.situation import QueueLoad, Situation, explain, read_queues
 from safelight.jobs.tally import ALL_TOLD, POSITION, BatchEvent, Position, Tally
-from safelight.jobs.waiting import Caps
 
 __all__ = [
     "ALL_TOLD",
@@ -127,6 +129,7 @@ __all__ = [
     "RetentionDays",
     "RunTime",
     "Settlement",
+    "Situation",
     "Standing",
     "Status",
     "Submitted",
@@ -141,6 +144,7 @@ __all__ = [
     "describe_artifact",
     "detach_scene",
     "discard",
+    "explain",
     "find",
     "find_batches",
     "get",
@@ -160,10 +164,11 @@ __all__ = [
     "open_jobs",
     "provider_loads",
     "reached",
-    "read_loads",
+    "read_queues",
     "read_states",
     "register_worker",
     "renumber_scenes",
+    "reread",
     "retryable_of",
     "run_seconds",
     "run_times",
@@ -171,5 +176,6 @@ __all__ = [
     "snapshot",
     "time_limit_error",
     "unregister_worker",
+    "why_blocked",
     "with_artifacts",
 ]

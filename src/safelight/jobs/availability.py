@@ -37,7 +37,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from safelight.db import Instant, Prepared, RowId, Tx, db_now, metadata
-from safelight.jobs.job import PROCESSING, RELEASED, WAITING, Job, jobs
+from safelight.jobs.job import PROCESSING, RELEASED, WAITING, Job, has_status, jobs
 
 Breaker = Literal["closed", "open", "half_open"]
 ClosedBy = Literal["provider_paused", "breaker_open", "provider_unreachable"]
@@ -49,6 +49,7 @@ SLOW_START_JOBS = 8  # at once after a pause; doubled every second for so long:
 SLOW_START_SECONDS = 10.0
 MOVE_BATCH = 200
 PROBE_SECONDS = (2.0, 60.0)  # after which one that cannot be reached is tried again: at first, and at most
+NIL = "00000000-0000-0000-0000-000000000000"
 
 provider_states = Table(
     "provider_states",
@@ -305,6 +306,28 @@ def set_probe(tx: Tx, provider: str, job_id: str) -> None:
     )
 
 
+def withdraw(tx: Tx, closures: Mapping[str, Closure]) -> None:
+    """Take back the release of what a provider that was closed meanwhile may not start; its probe may."""
+    if not closures:
+        return
+    released = (
+        select(jobs.c.id)
+        .where(RELEASED, jobs.c.provider.in_(list(closures)), is_closed())
+        .with_for_update(skip_locked=True)
+    )
+    tx.execute(update(jobs).where(jobs.c.id.in_(released), has_status("pending")).values(hinted_at=None, hint_count=0))
+
+
+def concerns(tx: Tx, closures: Mapping[str, Closure]) -> bool:
+    """Whether there are jobs to `withdraw`, or that may `leave_closed`."""
+    if not closures:
+        return False
+    released = exists().where(RELEASED, jobs.c.provider.in_(list(closures)), is_closed())
+    long = [provider for provider, closure in closures.items() if closure.is_long]
+    routed = exists().where(WAITING, jobs.c.route.is_not(None), jobs.c.provider.in_(long))
+    return bool(tx.execute(select(or_(released, routed))).scalar_one())
+
+
 def _make_row(tx: Tx, provider: str) -> None:
     dialect = postgresql if tx.is_postgresql else sqlite
     fresh = {"provider": provider, "breaker": "closed", "failures": 0}
@@ -345,43 +368,42 @@ def move(tx: Tx, job: Job, place: int, code: str, reason: str, closures: Mapping
         **route[place],
         "route": route[place + 1 :] or None,
         "skips": skips,
-        "blocked_reason": None,
-        "blocked_until": None,
         "updated_at": db_now(),
     }
     return tx.execute(update(jobs).where(as_read).values(moved)).rowcount == 1
 
 
-def leave_closed(tx: Tx, closures: Mapping[str, Closure]) -> bool:
-    """Have the jobs that wait for a closed provider and know another go there. True: there may be more of them.
+def leave_closed(tx: Tx, closures: Mapping[str, Closure], seen: dict[str, str]) -> bool:
+    """Have a bite of the jobs that wait for a closed provider and know another go there. True: there may be more.
 
-    Those that the provider may have accepted stay: elsewhere they would be paid twice.
+    Those that the provider may have accepted stay: elsewhere they would be paid twice. `seen` remembers how far the
+    look came, by provider: the next one goes on there, and begins again at the end.
     """
-    long = [provider for provider, closure in closures.items() if closure.is_long]
-    if not long:
-        return False
-    stuck = (
-        select(*jobs.c)
-        .where(
-            WAITING,
-            jobs.c.route.is_not(None),
-            jobs.c.provider.in_(long),
-            or_(
-                jobs.c.route[(0, "provider")].as_string().not_in(long),
-                jobs.c.route[(1, "provider")].as_string().is_not(None),
-            ),
-            jobs.c.submitting_at.is_(None),
-            jobs.c.provider_job_id.is_(None),
+    has_more = False
+    for provider, closure in closures.items():
+        if not closure.is_long:
+            continue
+        stuck = (
+            select(*jobs.c)
+            .where(
+                WAITING,
+                jobs.c.route.is_not(None),
+                jobs.c.provider == provider,
+                jobs.c.id > seen.pop(provider, NIL),
+                jobs.c.submitting_at.is_(None),
+                jobs.c.provider_job_id.is_(None),
+            )
+            .order_by(jobs.c.id)
+            .limit(MOVE_BATCH)
+            .with_for_update(skip_locked=True)
         )
-        .order_by(jobs.c.priority.desc(), jobs.c.run_at, jobs.c.id)
-        .limit(MOVE_BATCH)
-        .with_for_update(skip_locked=True)
-    )
-    moved = 0
-    for row in tx.execute(stuck).all():
-        job = Job.of(row)
-        place = next_open(job.route or [], closures)
-        if place is not None:
-            closure = closures[job.provider]
-            moved += move(tx, job, place, closure.code, closure.reason, closures)
-    return moved == MOVE_BATCH
+        found = [Job.of(row) for row in tx.execute(stuck)]
+        moved = 0
+        for job in found:
+            place = next_open(job.route or [], closures)
+            if place is not None:
+                moved += move(tx, job, place, closure.code, closure.reason, closures)
+        if len(found) == MOVE_BATCH:
+            seen[provider] = found[-1].id
+            has_more = has_more or moved > 0
+    return has_more

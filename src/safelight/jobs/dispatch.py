@@ -1,8 +1,9 @@
 """Who runs next, and what is done for jobs that nobody holds any more.
 
-Every API and io worker process runs a `Dispatcher`; one at a time holds the lease row and works. It releases due jobs
-(sets `hinted_at` and sends a hint) while workers have room, says why the others wait, sends hints again that nobody
-claimed, and recovers jobs whose worker died. All of it can be repeated or interrupted at any point.
+Every API and io worker process runs a `Dispatcher`; one at a time holds the lease row and leads. It puts jobs whose
+time has come into their lines, releases from the lines (sets `hinted_at` and sends a hint) while workers have room,
+sends hints again that nobody claimed, and recovers jobs whose worker died. The others read what it publishes. A round
+costs what it does, not what waits. All of it can be repeated or interrupted at any point.
 """
 
 import asyncio
@@ -10,25 +11,22 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
 
 import structlog
 from sqlalchemy import (
+    BindParameter,
     ColumnElement,
     Float,
-    Integer,
-    Select,
     and_,
     bindparam,
+    case,
     delete,
     exists,
     func,
-    literal_column,
     or_,
     select,
-    union_all,
     update,
 )
 
@@ -36,63 +34,36 @@ from safelight.db import Database, Prepared, Tx, db_now
 from safelight.errors import Unavailable
 from safelight.jobs import availability
 from safelight.jobs.availability import Closure, ProviderState, closures_of, read_states
+from safelight.jobs.capacity import Capacity, Caps, read_capacity
 from safelight.jobs.idempotency import purge_idempotency_keys
-from safelight.jobs.job import PROCESSING, RELEASED, WAITING, Job, jobs, leases, workers
+from safelight.jobs.job import PROCESSING, RELEASED, Job, has_status, jobs, leases, workers
+from safelight.jobs.line import MAX_RELEASED, SCHEDULED, Turns, count_waiting, release, ripen
 from safelight.jobs.service import Jobs, is_unstarted
-from safelight.jobs.waiting import (
-    MAX_RELEASED,
-    Caps,
-    explain_waiting,
-    misexplained,
-    open_gates,
-    rehint,
-    release,
-    stale_hint,
-    withdraw,
-)
+from safelight.jobs.situation import LEASE_NAME, QueueLoad, Situation, publish, read_loads, read_situation
 from safelight.limits import Limiter, Verdict
 
-LEASE_NAME = "dispatch"
 LEASE_SECONDS = 4.0
 IDLE_SECONDS = 0.5
 BUSY_SECONDS = 0.05
+WAKE_SECONDS = 0.01  # how often one process wakes the leader at most
 HOUSEKEEPING_SECONDS = 600.0
+REHINT_FACTORS = (1.0, 2.0, 6.0, 12.0)  # 5, 10, 30, 60 s
+COUNTED = 1000  # of what waits for a provider, at each look;
+SAMPLED, SAMPLE_SECONDS = 100_000, 5.0  # and so many, and beyond them nobody is told, as often as this
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class QueueLoad:
-    """One queue as the rows tell it: slots of living workers, jobs in them, hints under way, due jobs waiting.
+class Look:
+    """What a process sees. `needs`: there is something to do for a leader."""
 
-    Of those that wait, `blocked` have a reason that is not the queue's: nobody behind them has to wait for them.
-    """
-
-    workers: int = 0
-    slots: int = 0
-    running: int = 0
-    hinted: int = 0
-    waiting: int = 0
-    blocked: int = 0
-
-    @property
-    def room(self) -> int:
-        """How many more hints may be under way: about twice the free slots."""
-        if self.slots == 0:
-            return 0
-        return max(0, 2 * max(0, self.slots - self.running) + 1 - self.hinted)
-
-
-@dataclass(frozen=True, slots=True)
-class Pulse:
-    """What dispatch needs to know at a glance."""
-
-    loads: Mapping[str, QueueLoad]
-    states: Sequence[ProviderState]
-    must_act: bool
-    next_due_seconds: float | None  # a job's time comes, or a closed provider's
     leader: str | None
+    situation: Situation
+    states: Sequence[ProviderState]
     at: datetime
+    needs: bool = False
+    next_due_seconds: float | None = None  # a job's time comes, or a closed provider's
 
 
 class Dispatcher:
@@ -111,8 +82,9 @@ class Dispatcher:
         rehint_seconds: float,
         housekeeping: Callable[[], Awaitable[None]],
         limiter: Limiter | None = None,
+        wake_leader: Callable[[], None] = lambda: None,
     ) -> None:
-        """`limiter` counts for the rates of `caps`; without one they are not kept."""
+        """`limiter` counts for the rates of `caps`; without one they are not kept. `wake_leader` tells its process."""
         self._database = database
         self._service = service
         self._holder = holder
@@ -120,6 +92,10 @@ class Dispatcher:
         self._can_hint = can_hint
         self._caps = caps
         self._limiter = limiter
+        self._wake_leader = wake_leader
+        self._woken = asyncio.Event()
+        self._tells_at = 0.0
+        self._telling: asyncio.TimerHandle | None = None
         self._alive_seconds = 3 * beat_seconds
         self._settling_seconds = 2 * beat_seconds
         self._rehint_seconds = rehint_seconds
@@ -128,10 +104,14 @@ class Dispatcher:
         self._looked_at: datetime | None = None
         self._was_away = False
         self._lease_ends = 0.0
+        self._turns: Turns = {}
+        self._moves: dict[str, str] = {}
+        self._sampled: dict[tuple[str, str], int] = {}
+        self._sampled_at = -1e9
         self._housekeeping = housekeeping
         self._housekeeping_at = time.monotonic() + HOUSEKEEPING_SECONDS
         self._housekeeping_task: asyncio.Task[None] | None = None
-        self.loads: Mapping[str, QueueLoad] = {}
+        self.situation = Situation()
         self.closures: Mapping[str, Closure] = {}
         self._guarded: frozenset[str] = frozenset()  # closed, open to one probe only, or starting slowly
 
@@ -150,9 +130,42 @@ class Dispatcher:
         self._room[queue] = room - 1
         return True
 
+    def changed(self, job: Job) -> None:
+        """A job waits, left its place or came back: whoever waits for that may start, and the leader looks now."""
+        if job.status == "processing":
+            return
+        caps = self._caps
+        is_capped = job.owner_limit is not None or caps.owner is not None or job.provider in caps.providers
+        load = self.situation.queues.get(job.queue)
+        if not (is_capped or job.status == "pending" or (load is not None and load.waiting > 0)):
+            return
+        if self._is_leading:
+            self._woken.set()
+            return
+        now = asyncio.get_running_loop().time()
+        if now >= self._tells_at:
+            self._tells_at = now + WAKE_SECONDS
+            self._wake_leader()
+        elif self._telling is None:  # once more, for all that come until then
+            self._telling = asyncio.get_running_loop().call_at(self._tells_at, self._tell)
+
+    def _tell(self) -> None:
+        self._telling = None
+        self._wake_leader()
+
+    def wake(self) -> None:
+        """Another process says that something changed."""
+        if self._is_leading:
+            self._woken.set()
+
+    @property
+    def _is_leading(self) -> bool:
+        return time.monotonic() < self._lease_ends
+
     async def run(self) -> None:
         """Dispatch for as long as the process lives."""
         while True:
+            self._woken.clear()
             try:
                 pause = await self._tick()
             except Unavailable as error:
@@ -164,45 +177,49 @@ class Dispatcher:
             except Exception:
                 log.exception("dispatch.failed")
                 pause = 1.0
-            await asyncio.sleep(pause)
+            await asyncio.sleep(WAKE_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._woken.wait()
 
     async def release_lease(self) -> None:
         """Let another process take over at once; for a clean exit."""
-        if time.monotonic() < self._lease_ends:
+        if self._is_leading:
             with contextlib.suppress(Unavailable):
                 await self._database.write(give_up_lease, self._holder)
 
     async def _tick(self) -> float:
-        pulse = await self._database.read(read_pulse, self._alive_seconds, self._rehint_seconds)
+        """One turn: a look, and a round if we lead and something is to be done. Returns how long to rest."""
+        look = await self._database.read(self._look)
         stood_still = timedelta(seconds=self._settling_seconds + 2 * IDLE_SECONDS)
-        if self._was_away or (self._looked_at is not None and pulse.at - self._looked_at > stood_still):
+        if self._was_away or (self._looked_at is not None and look.at - self._looked_at > stood_still):
             # The database, the machine or we stood still, and so perhaps did the heartbeats: let them come first.
             self._healthy_since = time.monotonic() + self._settling_seconds
             self._was_away = False
-        self._looked_at = pulse.at
-        self.loads = pulse.loads
-        known, self.closures = self.closures, closures_of(pulse.states)
-        if pulse.leader == self._holder:
-            _tell_changes(known, self.closures)
-        slow = {s.provider for s in pulse.states if s.breaker == "half_open" or s.allowance is not None}
-        self._guarded = frozenset(self.closures.keys() | slow)
-        self._room = {queue: load.room if load.waiting == load.blocked else 0 for queue, load in pulse.loads.items()}
+        self._looked_at = look.at
+        self._take_in(look.situation, look.states, is_leader=look.leader == self._holder)
         now = time.monotonic()
-        leading = pulse.leader == self._holder
-        if pulse.leader is not None and not leading:
+        leading = look.leader == self._holder
+        if look.leader is not None and not leading:
+            self._lease_ends = 0.0
             return IDLE_SECONDS
-        if leading and not pulse.must_act and now < self._lease_ends - LEASE_SECONDS / 2:
-            return _pause(pulse)
-        started = time.monotonic()
+        if leading and not look.needs and now < self._lease_ends - LEASE_SECONDS / 2:
+            return self._pause(look)
         if not leading:
             # A candidate does not see what kept the holder from writing, and the workers too: they come first.
             self._healthy_since = max(self._healthy_since, now + self._settling_seconds)
+        return await self._lead(look)
+
+    async def _lead(self, look: Look) -> float:
+        started = time.monotonic()
         left = await self._take_tokens(dict.fromkeys(self._caps.rates, 0))
         allowances = {provider: int(verdict.tokens) for provider, verdict in left.items()}
-        done = await self._database.write(self._dispatch, now >= self._healthy_since, self._can_hint(), allowances)
+        may_recover = started >= self._healthy_since
+        done = await self._database.write_beside(self._dispatch, may_recover, self._can_hint(), allowances)
         if done is None:
             return IDLE_SECONDS
         self._lease_ends = started + LEASE_SECONDS
+        self._take_in(done.situation, done.states, is_leader=True)
         for job in (*done.repeated, *done.released):
             self._hint(job)
         starts = Counter(job.provider for job in done.released)
@@ -218,12 +235,28 @@ class Dispatcher:
                 attempt=job.attempt,
                 to=job.status,
             )
-        if now >= self._housekeeping_at:
-            self._housekeeping_at = now + HOUSEKEEPING_SECONDS
+        if started >= self._housekeeping_at:
+            self._housekeeping_at = started + HOUSEKEEPING_SECONDS
             self._housekeeping_task = asyncio.create_task(self._keep_house())
-        if done.released or done.repeated or done.is_unfinished:
+        if done.released or done.repeated or done.recovered or done.is_unfinished:
             return BUSY_SECONDS
-        return _until_due(pulse)
+        return _until_due(look)
+
+    def _take_in(self, situation: Situation, states: Sequence[ProviderState], *, is_leader: bool) -> None:
+        known, self.closures = self.closures, closures_of(states)
+        if is_leader:
+            _tell_changes(known, self.closures)
+        slow = {s.provider for s in states if s.breaker == "half_open" or s.allowance is not None}
+        self._guarded = frozenset(self.closures.keys() | slow)
+        self.situation = situation
+        self._room = {
+            queue: load.room if load.waiting == load.blocked else 0 for queue, load in situation.queues.items()
+        }
+
+    def _pause(self, look: Look) -> float:
+        if any(load.waiting > load.blocked and load.slots for load in look.situation.queues.values()):
+            return BUSY_SECONDS  # all slots are taken: look often, so that none stays free
+        return _until_due(look)
 
     async def _take_tokens(self, counts: Mapping[str, int]) -> dict[str, Verdict]:
         """So many from each provider's bucket; none to see how many there are."""
@@ -243,6 +276,41 @@ class Dispatcher:
         except Exception:
             log.exception("housekeeping.failed")
 
+    # --- rows ---------------------------------------------------------------------------------------------------------
+
+    def _look(self, tx: Tx) -> Look:
+        """Whether there is anything to do, cheaply; most rounds there is not. Who does not lead reads what is told."""
+        leader, published, now = read_situation(tx)
+        states = read_states(tx)
+        if leader is not None and leader != self._holder:
+            return Look(leader, published or Situation(), states, now)
+        survey = self._survey(tx, states)
+        [(next_run,)] = tx.run(_NEXT_RUN, {})
+        needs = (
+            survey.situation != published
+            or survey.has_room
+            or any(state.is_due for state in states)
+            or (next_run is not None and next_run <= now)
+            or bool(tx.run(_IS_URGENT, {"rehint": self._rehint_seconds})[0][0])
+            or availability.concerns(tx, survey.capacity.closures)
+            or self._service.has_unreachable(tx)
+        )
+        ahead = [seconds for state in states if (seconds := state.opens_in_seconds) is not None]
+        if next_run is not None:
+            ahead.append((next_run - now).total_seconds())
+        return Look(leader, survey.situation, states, now, needs, min(ahead, default=None))
+
+    def _survey(
+        self, tx: Tx, states: Sequence[ProviderState], allowances: Mapping[str, int] | None = None
+    ) -> "_Survey":
+        waiting = count_waiting(tx, COUNTED)
+        if COUNTED in waiting.values():
+            if time.monotonic() > self._sampled_at + SAMPLE_SECONDS:
+                self._sampled, self._sampled_at = count_waiting(tx, SAMPLED), time.monotonic()
+            waiting = {pair: max(count, self._sampled.get(pair, 0)) for pair, count in waiting.items()}
+        loads = read_loads(tx, self._alive_seconds)
+        return _Survey(loads, waiting, read_capacity(tx, self._caps, states, allowances), self._caps.owner)
+
     def _dispatch(self, tx: Tx, may_recover: bool, may_hint: bool, allowances: Mapping[str, int]) -> "_Done | None":
         """One round, in one transaction that is only ours if the lease is."""
         if not take_lease(tx, self._holder):
@@ -259,21 +327,61 @@ class Dispatcher:
             availability.half_open(tx)
             states = read_states(tx)
         closures = closures_of(states)
-        withdraw(tx, closures)
-        more_to_move = availability.leave_closed(tx, closures)
-        loads = read_loads(tx, self._alive_seconds)
-        served = [queue for queue, load in loads.items() if load.slots]
-        gates = open_gates(tx, self._caps, states, allowances)
+        availability.withdraw(tx, closures)
+        more_to_move = availability.leave_closed(tx, closures, self._moves)
+        more_to_come = ripen(tx)
+        survey = self._survey(tx, states, allowances)
         released: list[Job] = []
         repeated: list[Job] = []
         if may_hint:
-            repeated += rehint(tx, served, self._rehint_seconds)
-            for queue, load in loads.items():
-                room = min(load.room, MAX_RELEASED)
-                if room > 0 and load.waiting > 0:
-                    released += release(tx, queue, room, gates)
-        more_to_say = explain_waiting(tx, served, gates)
-        return _Done(released, repeated, recovered, is_unfinished=more_to_move or more_to_say)
+            repeated += rehint(tx, [queue for queue, load in survey.loads.items() if load.slots], self._rehint_seconds)
+            for queue, load in list(survey.loads.items()):
+                room, providers = min(load.room, MAX_RELEASED), survey.providers(queue)
+                if room > 0 and providers:
+                    released += release(tx, queue, providers, room, survey.capacity, self._turns)
+        survey.note(released)
+        publish(tx, self._holder, survey.situation)
+        return _Done(
+            released, repeated, recovered, survey.situation, states, is_unfinished=more_to_move or more_to_come
+        )
+
+
+@dataclass(slots=True)
+class _Survey:
+    """How everything stands: the queues without what waits, what waits by queue and provider, and what may start."""
+
+    loads: dict[str, QueueLoad]
+    waiting: dict[tuple[str, str], int]
+    capacity: Capacity
+    owner_cap: int | None
+
+    @property
+    def situation(self) -> Situation:
+        loads = dict(self.loads)
+        for (queue, provider), count in self.waiting.items():
+            load = loads.get(queue, QueueLoad())
+            blocked = 0 if self.capacity.left(provider) > 0 else count
+            loads[queue] = replace(load, waiting=load.waiting + count, blocked=load.blocked + blocked)
+        return Situation(loads, self.capacity.full, self.owner_cap)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether something that waits may start."""
+        return any(
+            queue in self.loads and self.loads[queue].room > 0 and self.capacity.left(provider) > 0
+            for queue, provider in self.waiting
+        )
+
+    def providers(self, queue: str) -> list[str]:
+        """Those that have a line in this queue."""
+        return [provider for name, provider in self.waiting if name == queue]
+
+    def note(self, released: Sequence[Job]) -> None:
+        """These wait no longer."""
+        for pair, count in Counter((job.queue, job.provider) for job in released).items():
+            load = self.loads[pair[0]]
+            self.loads[pair[0]] = replace(load, hinted=load.hinted + count)
+            self.waiting[pair] = max(0, self.waiting[pair] - count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +389,8 @@ class _Done:
     released: Sequence[Job]
     repeated: Sequence[Job]
     recovered: Sequence[Job]
+    situation: Situation
+    states: Sequence[ProviderState]
     is_unfinished: bool  # there was more to do than is done in one round
 
 
@@ -292,19 +402,10 @@ def _tell_changes(before: Mapping[str, Closure], now: Mapping[str, Closure]) -> 
         log.info("provider.opened", provider=provider)
 
 
-def _pause(pulse: Pulse) -> float:
-    if any(load.waiting and load.slots for load in pulse.loads.values()):
-        return BUSY_SECONDS  # all slots are taken: look often, so that none stays free
-    return _until_due(pulse)
-
-
-def _until_due(pulse: Pulse) -> float:
-    if pulse.next_due_seconds is None:
+def _until_due(look: Look) -> float:
+    if look.next_due_seconds is None:
         return IDLE_SECONDS
-    return min(IDLE_SECONDS, max(BUSY_SECONDS, pulse.next_due_seconds))
-
-
-# --- rows -------------------------------------------------------------------------------------------------------------
+    return min(IDLE_SECONDS, max(BUSY_SECONDS, look.next_due_seconds))
 
 
 def take_lease(tx: Tx, holder: str) -> bool:
@@ -322,68 +423,37 @@ def give_up_lease(tx: Tx, holder: str) -> None:
     tx.execute(update(leases).where(leases.c.name == LEASE_NAME, leases.c.holder == holder).values(until=db_now(-1.0)))
 
 
-def read_loads(tx: Tx, alive_seconds: float) -> dict[str, QueueLoad]:
-    """Every queue that has a worker or a job."""
-    totals: dict[str, list[int]] = {}
-
-    def of(queue: str) -> list[int]:
-        return totals.setdefault(queue, [0, 0, 0, 0, 0, 0])
-
-    for queues, slots in tx.run(_WORKERS, {"since": -alive_seconds}):
-        for queue in queues:
-            of(queue)[0] += 1
-            of(queue)[1] += slots
-    for queue, *numbers in tx.run(_COUNTS, {}):
-        totals[queue] = [known + more for known, more in zip(of(queue), (0, 0, *numbers), strict=True)]
-    return {queue: QueueLoad(*numbers) for queue, numbers in totals.items()}
-
-
-def _counted(place: int, *conditions: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
-    """By queue: running, hinted, waiting and blocked, of which these count as the one in this place."""
-    numbers = [func.count() if at == place else literal_column("0", Integer) for at in range(3)]
-    blocked = func.count(jobs.c.blocked_reason) if place == 2 else literal_column("0", Integer)
-    return select(jobs.c.queue, *numbers, blocked).where(*conditions).group_by(jobs.c.queue)
-
-
-_WORKERS = Prepared(
-    select(workers.c.queues, workers.c.slots).where(workers.c.seen_at > db_now(bindparam("since", type_=Float)))
-)
-_COUNTS = Prepared(
-    union_all(_counted(0, PROCESSING), _counted(1, RELEASED), _counted(2, WAITING, jobs.c.run_at <= db_now()))
-)
-
-
-def read_pulse(tx: Tx, alive_seconds: float, rehint_seconds: float) -> Pulse:
-    """Whether there is anything to do, cheaply; most rounds there is not."""
-    loads = read_loads(tx, alive_seconds)
-    states = read_states(tx)
-    must_act = (
-        any(load.waiting and load.room for load in loads.values())
-        or any(state.is_due for state in states)
-        or bool(tx.run(_IS_URGENT, {"rehint": rehint_seconds})[0][0])
-        or _is_misexplained(tx, loads, states)
+def rehint(tx: Tx, queues: Sequence[str], rehint_seconds: float) -> list[Job]:
+    """Send again the hints that nobody claimed, ever more rarely."""
+    stale = select(jobs.c.id).where(_stale_hint(rehint_seconds), jobs.c.queue.in_(queues)).limit(MAX_RELEASED)
+    ids = list(tx.execute(stale).scalars())
+    if not ids:
+        return []
+    again = (
+        update(jobs)
+        .where(jobs.c.id.in_(ids), has_status("pending"))
+        .values(hinted_at=db_now(), hint_count=jobs.c.hint_count + 1)
+        .returning(*jobs.c)
     )
-    leader = next((row[0] for row in tx.run(_LEADER, {})), None)
-    [(next_run, now)] = tx.run(_NEXT_RUN, {})
-    ahead = [seconds for state in states if (seconds := state.opens_in_seconds) is not None]
-    if next_run is not None:
-        ahead.append((next_run - now).total_seconds())
-    return Pulse(loads, states, must_act, min(ahead, default=None), leader, now)
+    sent = [Job.of(row) for row in tx.execute(again)]
+    log.info("hints.repeated", count=len(sent))
+    return sent
 
 
-def _is_misexplained(tx: Tx, loads: Mapping[str, QueueLoad], states: Sequence[ProviderState]) -> bool:
-    if not any(load.waiting or load.hinted for load in loads.values()):
-        return False
-    queries = misexplained([queue for queue, load in loads.items() if load.slots], closures_of(states))
-    return any(tx.execute(query.limit(1)).first() is not None for query in queries)
+def _stale_hint(rehint_seconds: float | BindParameter[float]) -> ColumnElement[bool]:
+    """Released jobs whose hint nobody followed."""
+    waits = case(
+        *((jobs.c.hint_count <= n, rehint_seconds * factor) for n, factor in enumerate(REHINT_FACTORS[:-1], start=1)),
+        else_=rehint_seconds * REHINT_FACTORS[-1],
+    )
+    return and_(RELEASED, jobs.c.hinted_at < db_now(-waits))
 
 
-_LEADER = Prepared(select(leases.c.holder).where(leases.c.name == LEASE_NAME, leases.c.until > db_now()))
-_NEXT_RUN = Prepared(select(func.min(jobs.c.run_at), db_now()).where(WAITING, jobs.c.run_at > db_now()))
+_NEXT_RUN = Prepared(select(func.min(jobs.c.run_at)).where(SCHEDULED))
 _URGENT = (
     and_(PROCESSING, jobs.c.lease_until < db_now()),
     and_(PROCESSING, jobs.c.deadline_at < db_now()),
     is_unstarted(),
-    stale_hint(bindparam("rehint", type_=Float)),
+    _stale_hint(bindparam("rehint", type_=Float)),
 )
 _IS_URGENT = Prepared(select(or_(*(exists().where(condition) for condition in _URGENT))))

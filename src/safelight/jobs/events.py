@@ -150,11 +150,19 @@ def describe_artifact(artifact: Artifact) -> dict[str, Any]:
     }
 
 
+def why_blocked(job: Job) -> str | None:
+    """Why a job waits that was looked at with `explain`, for people; None if nothing is in its way."""
+    if job.blocked_reason is None:
+        return None
+    why = BLOCKED.get(job.blocked_reason, job.blocked_reason)
+    return why if job.blocked_until is None else f"{why} until {job.blocked_until:%H:%M:%S} UTC"
+
+
 def message_of(job: Job) -> str | None:
     """The sentence for people: why it waits if it is blocked, that it is being cancelled, or what it says itself."""
-    if job.status == "pending" and job.blocked_reason:
-        why = BLOCKED.get(job.blocked_reason, job.blocked_reason)
-        return why if job.blocked_until is None else f"{why} until {job.blocked_until:%H:%M:%S} UTC"
+    why = why_blocked(job)
+    if why is not None:
+        return why
     if job.status == "processing" and job.cancel_requested_at is not None:
         return "Cancelling"
     return job.message
@@ -162,7 +170,7 @@ def message_of(job: Job) -> str | None:
 
 def snapshot(job: Job, artifacts: Iterable[Artifact]) -> JobEvent:
     """How things stand now; the first thing every connection is told."""
-    # While a job waits, dispatch may change why; the later snapshot is the newer.
+    # While a job waits, it may wait for another reason; the later snapshot is the newer.
     seq = int(job.updated_at.timestamp() * 1000) if job.status == "pending" else 0
     return _tell(job, "job.snapshot", job.updated_at, artifacts, seq, job.progress, job.stage, message_of(job))
 

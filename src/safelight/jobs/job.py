@@ -48,6 +48,8 @@ BLOCKED: Mapping[str, str] = {
     "rate_limited": "The provider may not start more jobs so quickly",
 }
 
+PRIORITY_SECONDS = 60  # what a step of priority is worth in waiting
+
 QUEUE_OF_KIND: Mapping[str, str] = {"image.generate": "image_generation", "media.import": "imports"}
 
 Outcome = Literal[
@@ -87,7 +89,6 @@ class Job:
     stage: str | None
     message: str | None
     progress: int | None
-    blocked_reason: str | None
     celery_task_id: str
     batch_id: str | None
     origin_job_id: str | None
@@ -141,7 +142,6 @@ class Job:
     deleted_at: datetime | None = None
     route: list[dict[str, Any]] | None = None
     skips: list[dict[str, Any]] | None = None
-    blocked_until: datetime | None = None
     template: str | None = None
     inputs: dict[str, Any] | None = None
     workflow: dict[str, Any] | None = None
@@ -151,6 +151,11 @@ class Job:
     tier: str | None = None
     estimate_key: str | None = None
     run_seconds: float | None = None
+    queued_at: datetime | None = None
+    line_at: datetime | None = None
+    # No columns: found out when a job that waits is looked at (`situation.explain`).
+    blocked_reason: str | None = None
+    blocked_until: datetime | None = None
 
     @property
     def is_terminal(self) -> bool:
@@ -197,7 +202,6 @@ jobs = Table(
     Column("stage", String(80)),
     Column("message", Text),
     Column("progress", Integer),
-    Column("blocked_reason", String(40)),
     Column("celery_task_id", RowId, nullable=False),
     Column("batch_id", RowId),
     Column("origin_job_id", RowId),
@@ -252,7 +256,6 @@ jobs = Table(
     # Where else it may be made: a list of columns to set, by which each provider would take it. NULL: nowhere.
     Column("route", Json),
     Column("skips", Json),  # the providers passed over, and why
-    Column("blocked_until", Instant),  # if `blocked_reason` has an end that is known
     Column("template", String(200)),
     Column("inputs", Json),
     Column("workflow", Json),
@@ -262,6 +265,8 @@ jobs = Table(
     Column("tier", String(40)),  # of whoever submitted it, at that time
     Column("estimate_key", String(16)),  # jobs with the same take about the same time; NULL: nothing is learnt of it
     Column("run_seconds", Float),  # of the attempt that completed it, if it waited at its provider; NULL: all of it
+    Column("queued_at", Instant),  # when it was first due: it keeps its place, whatever comes between
+    Column("line_at", Instant),  # its place in its line (`line.py`); NULL: it is not due yet
 )
 
 # States of a row in the words of the indexes' conditions, so that those can serve. Without the type Boolean, or SQLite
@@ -271,9 +276,6 @@ WAITING: ColumnElement[Any] = literal_column("(jobs.status = 'pending' AND jobs.
 RELEASED: ColumnElement[Any] = literal_column("(jobs.status = 'pending' AND jobs.hinted_at IS NOT NULL)")
 PROCESSING: ColumnElement[Any] = literal_column("(jobs.status = 'processing')")
 COMPLETED: ColumnElement[Any] = literal_column("(jobs.status = 'completed')")
-OUT_OF_REACH: ColumnElement[Any] = literal_column(
-    "(jobs.status = 'pending' AND jobs.hinted_at IS NULL AND jobs.blocked_reason = 'provider_unreachable')"
-)
 
 
 def has_status(status: Status | BindParameter[str]) -> ColumnElement[bool]:
@@ -284,7 +286,6 @@ def has_status(status: Status | BindParameter[str]) -> ColumnElement[bool]:
     return jobs.c.status + literal_column("''") == status
 
 
-_waiting = text("status = 'pending' AND hinted_at IS NULL")
 _released = text("status = 'pending' AND hinted_at IS NOT NULL")
 _processing = text("status = 'processing'")
 _living = text("deleted_at IS NULL")
@@ -295,32 +296,24 @@ def _partial(name: str, *columns: Any, where: Any, unique: bool = False) -> Inde
 
 
 # What runs next, whose lease ran out, who waited too long: all small, whatever the table's size.
-# All that dispatch asks of those who wait stands in one index: of twenty thousand it reads no row.
 _partial(
-    "ix_jobs_waiting",
+    "ix_jobs_line",
     jobs.c.queue,
-    jobs.c.priority.desc(),
-    jobs.c.run_at,
-    jobs.c.id,
     jobs.c.provider,
     jobs.c.owner_id,
-    jobs.c.owner_limit,
-    jobs.c.blocked_reason,
-    jobs.c.blocked_until,
-    where=_waiting,
+    jobs.c.line_at,
+    jobs.c.id,
+    where=text("status = 'pending' AND hinted_at IS NULL AND line_at IS NOT NULL"),
 )
+_partial("ix_jobs_scheduled", jobs.c.run_at, where=text("status = 'pending' AND line_at IS NULL"))
 _partial("ix_jobs_released", jobs.c.queue, jobs.c.hinted_at, where=_released)
 _partial(
     "ix_jobs_routed",
     jobs.c.provider,
+    jobs.c.id,
     where=text("status = 'pending' AND hinted_at IS NULL AND route IS NOT NULL"),
 )
-_partial(
-    "ix_jobs_out_of_reach",
-    jobs.c.provider,
-    jobs.c.run_at,
-    where=text("status = 'pending' AND hinted_at IS NULL AND blocked_reason = 'provider_unreachable'"),
-)
+_partial("ix_jobs_waiting", jobs.c.provider, jobs.c.queued_at, where=text("status = 'pending' AND hinted_at IS NULL"))
 _partial(
     "ix_jobs_start_deadline",
     jobs.c.start_deadline_at,
@@ -425,6 +418,7 @@ leases = Table(
     Column("name", String(80), primary_key=True),
     Column("holder", RowId, nullable=False),
     Column("until", Instant, nullable=False),
+    Column("published", Json),  # by the holder of the lease of dispatch: how it stands (`situation.py`)
 )
 
 workers = Table(

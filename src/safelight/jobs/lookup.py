@@ -1,7 +1,7 @@
 """Reading jobs: lists, attempts, what watchers missed, and what has been learnt about durations."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -16,7 +16,6 @@ from sqlalchemy import (
     Integer,
     Select,
     Text,
-    and_,
     bindparam,
     cast,
     false,
@@ -24,7 +23,6 @@ from sqlalchemy import (
     literal,
     literal_column,
     null,
-    or_,
     select,
     tuple_,
     union_all,
@@ -40,19 +38,21 @@ from safelight.jobs.job import (
     PROCESSING,
     RELEASED,
     STATUSES,
-    WAITING,
     Attempt,
     Job,
     attempts,
     has_status,
     jobs,
 )
-from safelight.stream import Message
+from safelight.jobs.line import count_waiting
+from safelight.jobs.situation import explain
+from safelight.stream import Message, Missed
 
 RUN_TIME_SAMPLES = 20
 RUN_TIMES_LOOKED_AT = 1000
 PAGE_LETTERS = 8 * 1024 * 1024  # of prompts and workflows, after which a page ends
-LATELY_SECONDS = 10.0
+MAX_COUNTED = 10_000
+BITE = 500  # ids of one statement
 # By the database's clock: ids tell the time of the process that made them, and clocks differ.
 NEWEST_FIRST = (jobs.c.created_at.desc(), jobs.c.id.desc())
 
@@ -138,7 +138,7 @@ def find(tx: Tx, wanted: Filter) -> Page:
                 break
         more = rows.fetchone() is not None
     made = results.of_jobs(tx, [job.id for job in found if job.status == "completed"])
-    return Page(found, made, workflows, more)
+    return Page(explain(tx, found), made, workflows, more)
 
 
 _BULKY = ("workflow", "template_definition")
@@ -159,7 +159,8 @@ def _asked_before(tx: Tx, job_id: str) -> ColumnElement[bool]:
 
 def with_artifacts(tx: Tx, wanted: Sequence[tuple[str, str]]) -> list[tuple[Job, Sequence[Artifact]] | None]:
     """For each (job id, owner) the job and what it made; None if it is not there or is somebody else's."""
-    found = {row.id: Job.of(row) for row in tx.execute(_GET, {"b_ids": list({job_id for job_id, _ in wanted})})}
+    rows = tx.execute(_GET, {"b_ids": list({job_id for job_id, _ in wanted})})
+    found = {job.id: job for job in explain(tx, [Job.of(row) for row in rows])}
     made = results.of_jobs(tx, [job.id for job in found.values() if job.status == "completed"])
     return [
         (job, made.get(job.id, ())) if (job := found.get(job_id)) is not None and job.owner_id == owner_id else None
@@ -189,40 +190,51 @@ def attempts_of(tx: Tx, job_id: str) -> list[Attempt]:
     return [Attempt(*row) for row in tx.execute(query)]
 
 
-def missed(tx: Tx, versions: Mapping[str, int]) -> dict[str, list[Message]]:
-    """For each job, the state events after the version given: what a watcher who knows that version has missed.
+def reread(tx: Tx, versions: Mapping[str, int], reasons: Mapping[str, str | None]) -> Missed:
+    """What watchers have missed who know these versions of jobs, and were told these reasons why some of them wait.
 
-    For a job that waits, also how it stands, if that changed lately: a blocked reason comes and goes without an event.
+    A reason comes and goes without an event: of a job that waits for another one now, how it stands.
     """
-    statement = _MOVED_POSTGRESQL if tx.is_postgresql else _MOVED_SQLITE
-    is_explained: dict[str, bool] = dict(tx.run(statement, {"known": orjson.dumps(versions).decode()}))
+    found = missed(tx, versions)
+    changed: dict[str, str | None] = {}
+    for some in _bites(list(reasons)):
+        rows = tx.execute(select(*jobs.c, db_now()).where(jobs.c.id.in_(some), has_status("pending"))).all()
+        for job in explain(tx, [Job.of(row[:-1]) for row in rows]):
+            if (why := events.why_blocked(job)) != reasons[job.id]:
+                changed[job.id] = why
+                snapshot = events.snapshot(replace(job, updated_at=rows[0][-1]), ())
+                found.setdefault(job.id, []).append(snapshot.as_message())
+    return Missed(found, changed)
+
+
+def missed(tx: Tx, versions: Mapping[str, int]) -> dict[str, list[Message]]:
+    """For each job, the state events after the version given: what a watcher who knows that version has missed."""
+    statement = _BEHIND_POSTGRESQL if tx.is_postgresql else _BEHIND_SQLITE
+    behind = [row[0] for row in tx.run(statement, {"known": orjson.dumps(versions).decode()})]
     found: dict[str, list[Message]] = {}
-    ids = list(is_explained)
-    for start in range(0, len(ids), 500):
-        some = ids[start : start + 500]
+    for some in _bites(behind):
         rows = [Job.of(row) for row in tx.execute(select(*jobs.c).where(jobs.c.id.in_(some)))]
-        behind = [job for job in rows if job.version > versions[job.id]]
-        for job_id, told in _histories(tx, behind, versions).items():
+        for job_id, told in _histories(tx, rows, versions).items():
             found[job_id] = [event.as_message() for event in told]
-        for job in rows:
-            if is_explained[job.id]:
-                found.setdefault(job.id, []).append(events.snapshot(job, ()).as_message())
     return found
 
 
-def _moved(known: FromClause, job_id: ColumnElement[Any]) -> Prepared:
-    """Of these jobs and versions the ids of those that moved on, or that may, waiting, have another reason to."""
-    explained = and_(jobs.c.status == "pending", jobs.c.updated_at > db_now(-LATELY_SECONDS))
-    behind = jobs.c.version > cast(known.c.value, Integer)
-    return Prepared(select(jobs.c.id, explained).select_from(known).where(jobs.c.id == job_id, or_(behind, explained)))
+def _bites(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (ids[start : start + BITE] for start in range(0, len(ids), BITE))
+
+
+def _behind(known: FromClause, job_id: ColumnElement[Any]) -> Prepared:
+    """Of these jobs and versions the ids of those that moved on."""
+    moved_on = jobs.c.version > cast(known.c.value, Integer)
+    return Prepared(select(jobs.c.id).select_from(known).where(jobs.c.id == job_id, moved_on))
 
 
 _known_sqlite = func.json_each(bindparam("known", type_=Text)).table_valued("key", "value", name="known")
-_MOVED_SQLITE = _moved(_known_sqlite, _known_sqlite.c.key)
+_BEHIND_SQLITE = _behind(_known_sqlite, _known_sqlite.c.key)
 _known_postgresql = func.json_each_text(cast(bindparam("known", type_=Text), JSON)).table_valued(
     "key", "value", name="known"
 )
-_MOVED_POSTGRESQL = _moved(_known_postgresql, cast(_known_postgresql.c.key, UUID(as_uuid=False)))
+_BEHIND_POSTGRESQL = _behind(_known_postgresql, cast(_known_postgresql.c.key, UUID(as_uuid=False)))
 
 
 def history(tx: Tx, job: Job, after: int) -> list[events.JobEvent]:
@@ -317,9 +329,11 @@ class ProviderLoad:
 
 
 def provider_loads(tx: Tx) -> dict[str, ProviderLoad]:
-    """Every provider that has an open job."""
+    """Every provider that has a due job; of those that wait no more than `MAX_COUNTED` in each queue are counted."""
     running = _count_by_provider(tx, PROCESSING)
-    waiting = _count_by_provider(tx, or_(WAITING, RELEASED))
+    waiting = _count_by_provider(tx, RELEASED)
+    for (_, provider), count in count_waiting(tx, MAX_COUNTED).items():
+        waiting[provider] += count
     return {name: ProviderLoad(running[name], waiting[name]) for name in running.keys() | waiting.keys()}
 
 

@@ -24,9 +24,9 @@ from safelight.jobs.events import JobEvent
 from safelight.jobs.follower import Follower
 from safelight.jobs.idempotency import IdempotencyKeyReused
 from safelight.jobs.job import (
-    OUT_OF_REACH,
     PENDING,
     QUEUE_OF_KIND,
+    WAITING,
     Job,
     JobDeleted,
     JobEnded,
@@ -87,11 +87,14 @@ class Submitted:
 
 
 class Announcer(Protocol):
-    """Where events, hints and nudges go once they are committed. None of them waits or fails."""
+    """Where events, hints and nudges go once they are committed, and who hears of jobs that wait for dispatch (one of
+    those accepted together). None of them waits or fails."""
 
     def event(self, job: Job, event: JobEvent) -> None: ...
 
     def hint(self, job: Job) -> None: ...
+
+    def waits(self, job: Job) -> None: ...
 
     def nudge(self, job_id: str) -> None: ...
 
@@ -184,6 +187,7 @@ class Jobs:
             {
                 "run_at_or_now": each.run_at,
                 "start_within": each.start_within_seconds,
+                "b_priority": each.values["priority"],
                 "hint_moved": 0.0 if each.hint else None,
             }
             for each in accepted
@@ -201,6 +205,9 @@ class Jobs:
         for follower, ids in awaited:
             if ids:
                 follower.accepted(tx, [made[job_id] for job_id in ids])
+        waiting = next((made[each.id] for each in accepted if not each.hint), None)
+        if waiting is not None:
+            tx.on_commit(partial(self._announcer.waits, waiting))
         # No event: nobody can be watching a job whose id has not been told yet.
         return {job_id: Submitted(job, replayed=False) for job_id, job in made.items()}
 
@@ -489,10 +496,17 @@ class Jobs:
         """Fail what waited long enough for a provider that cannot be reached."""
         failed: list[Job] = []
         for provider, reason in availability.given_up(tx, self._provider_wait_seconds):
-            due = jobs.c.run_at <= db_now(-self._provider_wait_seconds)
-            late = select(*jobs.c).where(OUT_OF_REACH, jobs.c.provider == provider, due).order_by(jobs.c.run_at)
+            late = select(*jobs.c).where(self._waited_for(provider)).order_by(jobs.c.queued_at)
             failed += self._fail_pending(tx, late, "provider_unavailable", reason)
         return failed
+
+    def has_unreachable(self, tx: Tx) -> bool:
+        """Whether there is something for `fail_unreachable`."""
+        gone = availability.given_up(tx, self._provider_wait_seconds)
+        return any(tx.execute(select(exists().where(self._waited_for(name)))).scalar_one() for name, _ in gone)
+
+    def _waited_for(self, provider: str) -> ColumnElement[bool]:
+        return and_(WAITING, jobs.c.provider == provider, jobs.c.queued_at <= db_now(-self._provider_wait_seconds))
 
     def _fail_pending(self, tx: Tx, late: Select[*tuple[Any, ...]], code: str, reason: str) -> list[Job]:
         failed: list[Job] = []

@@ -13,6 +13,7 @@ from sqlalchemy import (
     UUID,
     ColumnElement,
     Float,
+    Integer,
     Select,
     Text,
     Update,
@@ -28,12 +29,18 @@ from sqlalchemy import (
 )
 
 from safelight.artifacts import insertion_for
-from safelight.db import Instant, Prepared, db_now
+from safelight.db import Instant, Prepared, db_now, later
 from safelight.jobs import availability
-from safelight.jobs.job import Status, attempts, has_status, jobs
+from safelight.jobs.job import PRIORITY_SECONDS, Status, attempts, has_status, jobs
 
+_FIRST_DUE = func.coalesce(bindparam("run_at_or_now", type_=Instant), db_now())
 _BY_THE_CLOCK: Mapping[str, Any] = {
-    "run_at": func.coalesce(bindparam("run_at_or_now", type_=Instant), db_now()),
+    "run_at": _FIRST_DUE,
+    "queued_at": _FIRST_DUE,
+    "line_at": case(
+        (db_now() >= _FIRST_DUE, later(_FIRST_DUE, -PRIORITY_SECONDS * bindparam("b_priority", type_=Integer))),
+        else_=null(),
+    ),
     "start_deadline_at": db_now(bindparam("start_within", type_=Float)),
     "hinted_at": db_now(bindparam("hint_moved", type_=Float)),  # NULL seconds give NULL
     "created_at": db_now(),
@@ -42,8 +49,6 @@ _BY_THE_CLOCK: Mapping[str, Any] = {
 _LATER = {
     "progress",
     "progress_reached",
-    "blocked_reason",
-    "blocked_until",
     "provider_job_id",
     "worker_id",
     "lease_until",
@@ -78,7 +83,7 @@ FURTHEST = case(
 )
 
 
-_ENDED: Mapping[str, Any] = {"finished_at": db_now(), "blocked_reason": null(), "blocked_until": null()}
+_ENDED: Mapping[str, Any] = {"finished_at": db_now()}
 _CANCELLED: Mapping[str, Any] = {"status": "cancelled", "stage": "cancelled", "message": "Cancelled", **_ENDED}
 
 
@@ -118,8 +123,6 @@ _TAKE = _move(
     stage="starting",
     message="Starting",
     progress=0,
-    blocked_reason=null(),
-    blocked_until=null(),
     error=null(),
     hinted_at=null(),
     hint_count=0,
@@ -142,6 +145,7 @@ _FAIL = _move(
     to="failed", stage="failed", message=bindparam("b_message"), error=bindparam("b_error", type_=jobs.c.error.type)
 ).where(OURS)
 _CANCEL = _move(to="cancelled", stage="cancelled", message="Cancelled").where(OURS)
+_AFTER = func.coalesce(bindparam("b_after", type_=Float), 0.0)
 _RETURN = _move(
     to="pending",
     stage="waiting",
@@ -150,7 +154,8 @@ _RETURN = _move(
     progress_reached=FURTHEST,
     error=bindparam("b_error", type_=jobs.c.error.type),
     queue=bindparam("b_queue"),
-    run_at=func.coalesce(db_now(bindparam("b_after", type_=Float)), jobs.c.run_at),  # NULL: its place in the line
+    run_at=func.coalesce(db_now(bindparam("b_after", type_=Float)), jobs.c.run_at),
+    line_at=case((_AFTER > 0, null()), else_=later(jobs.c.queued_at, -PRIORITY_SECONDS * jobs.c.priority)),
     retry_count=jobs.c.retry_count + bindparam("b_retries"),
     crash_count=jobs.c.crash_count + bindparam("b_crashes"),
     # What the provider failed at is over; what it may still have, after a lost worker or a lost way, is to be adopted.

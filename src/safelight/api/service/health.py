@@ -13,7 +13,7 @@ from safelight.accounts import Identity
 from safelight.api.deps import World, json_response
 from safelight.bootstrap import Safelight
 from safelight.errors import SafelightError
-from safelight.jobs import QueueLoad, read_loads
+from safelight.jobs import QueueLoad, read_queues
 from safelight.queue import IMAGE_GENERATION, ISOLATED
 
 CHECK_SECONDS = 3.0
@@ -70,7 +70,7 @@ async def ready(request: Request, world: World) -> Response:
     they are is told the status alone."""
     identity: Identity | None = request.state.identity
     database, redis, storage = await asyncio.gather(
-        _check(world.database.read(read_loads, 3 * world.settings.beat_seconds)),
+        _check(world.database.read(read_queues, 3 * world.settings.beat_seconds)),
         _check(_ping(world)),
         _check(world.storage.probe()),
     )

@@ -41,7 +41,7 @@ from safelight.api.stories.view import (
 from safelight.bootstrap import Safelight
 from safelight.db import Tx, new_id
 from safelight.errors import Invalid, SafelightError
-from safelight.jobs import Filter, Job, NewJob, Page, Submitted, find
+from safelight.jobs import Filter, Job, NewJob, Page, Submitted, explain, find
 from safelight.jobs import get as get_job
 
 router = APIRouter(prefix=f"{API}/characters", tags=["stories"], route_class=LargeRoute)
@@ -242,7 +242,7 @@ def _with_job(
         return character
     wanted = job_id or character.image.job_id
     job = None if wanted is None else get_job(tx, wanted, owner_id)
-    return character, None if job is None or job.deleted_at is not None else job
+    return character, None if job is None or job.deleted_at is not None else explain(tx, [job])[0]
 
 
 def _portrait_job(

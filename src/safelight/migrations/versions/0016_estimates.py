@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0016_estimates"
-down_revision = "0014_unreachable"
+down_revision = "0015_lines"
 branch_labels = None
 depends_on = None
 
