@@ -122,7 +122,12 @@ class PictureRequest(Body):
         None, description="Default `scene` when scene fields are given"
     )
     script_id: OpaqueId | None = None
-    priority: Int = Field(0, ge=-10, le=10, description="Higher runs first")
+    priority: Int = Field(
+        0,
+        ge=-10,
+        le=10,
+        description="Higher runs first among the jobs of an owner: a step is worth a minute of waiting",
+    )
     run_at: AwareDatetime | None = Field(None, description="Not before this moment (RFC 3339, with an offset)")
     start_within_seconds: Number | None = Field(
         None, gt=0, le=7 * 86400, description="Else it fails with `start_deadline_exceeded`"
