@@ -24,8 +24,8 @@ from safelight.jobs import (
     read_states,
 )
 from safelight.jobs.availability import provider_states
+from safelight.jobs.ends import MAX_DEFERRALS
 from safelight.jobs.job import jobs as job_rows
-from safelight.jobs.service import MAX_DEFERRALS
 from safelight.limits import Limiter, Policy
 from safelight.valkey import Valkey
 from servers import ValkeyServer
@@ -210,7 +210,7 @@ async def test_a_job_that_was_only_turned_away_has_not_started(office: Counter) 
 
 async def test_nothing_is_deferred_for_ever(office: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_DEFERRALS >= 20
-    monkeypatch.setattr("safelight.jobs.service.MAX_DEFERRALS", 2)
+    monkeypatch.setattr("safelight.jobs.ends.MAX_DEFERRALS", 2)
     job = await office.submit(max_retries=1)
     seen: list[tuple[str, int]] = []
     for _ in range(4):

@@ -14,8 +14,8 @@ from jobs.builders import QUEUE, Desk, completed, try_again
 from safelight.db import Database, DatabaseUnavailable, Tx, db_now, new_id
 from safelight.jobs import Caps, Dispatcher, Job, QueueLoad, read_queues, register_worker
 from safelight.jobs.dispatch import LEASE_SECONDS, give_up_lease, take_lease
+from safelight.jobs.ends import ISOLATED
 from safelight.jobs.job import leases, workers
-from safelight.jobs.service import ISOLATED
 from safelight.jobs.situation import LEASE_NAME
 
 pytestmark = pytest.mark.anyio

@@ -27,8 +27,8 @@ from safelight.jobs import (
     register_worker,
     unregister_worker,
 )
+from safelight.jobs.ends import ISOLATED
 from safelight.jobs.job import jobs, workers
-from safelight.jobs.service import ISOLATED
 
 pytestmark = pytest.mark.anyio
 

@@ -40,8 +40,8 @@ from safelight.jobs import (
     step,
     with_artifacts,
 )
+from safelight.jobs.ends import ISOLATED
 from safelight.jobs.job import jobs
-from safelight.jobs.service import ISOLATED
 
 pytestmark = pytest.mark.anyio
 

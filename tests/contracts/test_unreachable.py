@@ -9,7 +9,7 @@ from test_availability import Counter
 from jobs.builders import QUEUE, completed, failed, outline
 from safelight.db import Database, db_now
 from safelight.jobs import BreakerPolicy, Job, Jobs, Unreached, availability, job_error
-from safelight.jobs import service as service_module
+from safelight.jobs import ends as ends_module
 
 pytestmark = pytest.mark.anyio
 
@@ -188,7 +188,7 @@ async def test_what_is_scheduled_for_later_waits_from_then_on(office: Operator) 
 
 
 async def test_a_long_line_fails_in_bites(office: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_module, "RECOVERY_BATCH", 3)
+    monkeypatch.setattr(ends_module, "RECOVERY_BATCH", 3)
     jobs = [await office.submit() for _ in range(5)]
     await office.reach_nobody(await office.running())
     await office.round()
@@ -215,8 +215,8 @@ async def test_the_probe_is_not_failed_while_it_tries(office: Operator) -> None:
 async def test_many_tries_in_one_outage_cost_nothing_and_many_outages_do(
     office: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_module, "MAX_OUTAGES", 2)
-    monkeypatch.setattr(service_module, "MAX_DEFERRALS", 2)
+    monkeypatch.setattr(ends_module, "MAX_OUTAGES", 2)
+    monkeypatch.setattr(ends_module, "MAX_DEFERRALS", 2)
     job = await office.running(max_retries=1)
     await office.reach_nobody(job)
     for _ in range(5):

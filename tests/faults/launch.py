@@ -28,8 +28,9 @@ from safelight.jobs import Dispatcher, Jobs, dispatch
 from safelight.providers import mock
 from safelight.providers.base import Accepted, Preview, Progress, Reserved, Submitting
 from safelight.queue import HintQueue
+from safelight.worker.attempt import Attempt
 from safelight.worker.process import run_worker
-from safelight.worker.runner import Attempt, Runner
+from safelight.worker.runner import Runner
 
 DISPATCH_VARIABLE = "SAFELIGHT_TEST_FAULTS_DISPATCH_LEASE"  # seconds, for a short form
 WATCH_VARIABLE = "SAFELIGHT_TEST_FAULTS_PIPE"

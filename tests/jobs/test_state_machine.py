@@ -59,9 +59,9 @@ from safelight.jobs import (
 from safelight.jobs.availability import provider_states
 from safelight.jobs.capacity import read_capacity
 from safelight.jobs.dispatch import rehint
+from safelight.jobs.ends import ISOLATED, MAX_CRASHES
 from safelight.jobs.job import TRANSITIONS, attempts, jobs, workers
 from safelight.jobs.line import count_waiting, release, ripen
-from safelight.jobs.service import ISOLATED, MAX_CRASHES
 
 EXAMPLES = int(os.environ.get("SAFELIGHT_EXAMPLES", "0"))
 QUEUES = (QUEUE, ISOLATED)

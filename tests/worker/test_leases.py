@@ -10,8 +10,8 @@ from workshop import Scripted, Workshop
 from safelight.db import Tx, db_now, new_id
 from safelight.jobs.job import jobs
 from safelight.providers.base import Generation, Update
+from safelight.worker.attempt import Attempt
 from safelight.worker.heartbeat import Heartbeat
-from safelight.worker.runner import Attempt
 
 pytestmark = pytest.mark.anyio
 

@@ -35,10 +35,11 @@ from safelight.errors import Unavailable
 from safelight.jobs import availability
 from safelight.jobs.availability import Closure, ProviderState, closures_of, read_states
 from safelight.jobs.capacity import Capacity, Caps, read_capacity
+from safelight.jobs.ends import is_unstarted
 from safelight.jobs.idempotency import purge_idempotency_keys
 from safelight.jobs.job import PROCESSING, RELEASED, Job, has_status, jobs, leases, workers
 from safelight.jobs.line import MAX_RELEASED, SCHEDULED, Turns, count_waiting, release, ripen
-from safelight.jobs.service import Jobs, is_unstarted
+from safelight.jobs.service import Jobs
 from safelight.jobs.situation import LEASE_NAME, QueueLoad, Situation, publish, read_loads, read_situation
 from safelight.limits import Limiter, Verdict
 

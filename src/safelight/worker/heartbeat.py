@@ -10,7 +10,8 @@ import structlog
 from safelight.db import Database
 from safelight.errors import Unavailable
 from safelight.jobs import beat, register_worker
-from safelight.worker.runner import Attempt, Runner
+from safelight.worker.attempt import Attempt
+from safelight.worker.runner import Runner
 
 log = structlog.get_logger()
 

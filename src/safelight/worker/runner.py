@@ -7,11 +7,10 @@ its code stopped then; at the hard limit the slot is freed whatever the code doe
 
 import asyncio
 import contextlib
-import random
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any, Literal, assert_never
+from typing import Literal, assert_never
 
 import structlog
 from structlog.contextvars import bound_contextvars
@@ -20,18 +19,13 @@ from safelight.artifacts import Artifact, ArtifactStore, BadFilm
 from safelight.db import Database
 from safelight.errors import Unavailable
 from safelight.jobs import (
-    Beat,
     Cancelled,
     Claim,
     Completed,
-    Defer,
     Failed,
     HandBack,
-    Job,
     Jobs,
     Settlement,
-    TryAgain,
-    Unreached,
     Verdict,
     describe_artifact,
     is_held,
@@ -40,35 +34,26 @@ from safelight.jobs import (
     time_limit_error,
 )
 from safelight.jobs.events import news
-from safelight.pictures import BadPicture, Mark
+from safelight.pictures import BadPicture
 from safelight.providers.base import (
     Accepted,
     BadOutput,
-    ContentRejected,
     Generation,
-    JobDropped,
-    JobLost,
-    Lora,
-    NotTaken,
     Output,
-    Parameters,
     Preview,
     Progress,
-    ProviderCrashed,
     ProviderError,
-    ProviderTimedOut,
-    ProviderUnavailable,
-    ProviderUnreachable,
-    RateLimited,
     Reserved,
-    ResultMissing,
     Submitting,
     UnknownOutcome,
     Update,
 )
 from safelight.providers.registry import Registry
 from safelight.stream import Stream
+from safelight.worker.attempt import Attempt
 from safelight.worker.inputs import InputImages
+from safelight.worker.judgement import Judge
+from safelight.worker.request import log_fields, mark_of, parameters_of
 
 PROGRESS_SECONDS = 0.25
 PREVIEW_SECONDS = 0.5
@@ -78,69 +63,13 @@ CANCEL_PROVIDER_SECONDS = 10.0
 SETTLE_AGAIN_SECONDS = (0.2, 0.5, 1.0, 2.0)
 OUTAGE_SECONDS = 1.0  # before the database is asked again
 
-FOLLOWABLE = (ProviderUnavailable, ProviderTimedOut, ResultMissing)  # say nothing of a job that was accepted before
-MOVABLE = (ProviderUnavailable, ProviderTimedOut, JobLost)  # another provider of the route may do better
-
-FREE_ATTEMPTS = 20  # after so many, one that was dropped counts as well
-
 MAX_SEED = 2**63 - 1  # what a row can hold
-
-Interruption = Literal["cancel", "lost", "drain"]
 
 log = structlog.get_logger()
 
 
 class LeaseLost(Exception):
     """The job may be somebody else's by now; nothing more may be done for it."""
-
-
-class Attempt:
-    """What a process knows of one attempt it is running."""
-
-    def __init__(self, job: Job, lease_ends: float) -> None:
-        self.job = job
-        self.lease_ends = lease_ends  # monotonic seconds
-        self.progress: int | None = job.progress
-        self.stage = job.stage
-        self.message = job.message
-        self.remote_id = job.provider_job_id
-        self.may_be_paid = job.submitting_at is not None
-        self.is_taken = self.may_be_paid and job.provider_job_id is not None  # the provider has it, and it may be paid
-        self.is_unanswered = False  # since it was reserved
-        self.woken = asyncio.Event()  # somebody says that the provider has news
-        self.verdict: Verdict | None = None  # what it tells of its provider
-        self.interrupted: asyncio.Future[Interruption] = asyncio.get_running_loop().create_future()
-        self.started = time.monotonic()
-        self.waited_seconds = 0.0  # at the provider, before it began
-        self._waits_since: float | None = None
-        self.seq = 0
-        self.progress_sent_at = 0.0
-        self.preview_sent_at = 0.0
-        self.flush: asyncio.TimerHandle | None = None
-        self.answered = asyncio.Event()  # unset while money is on its way to the provider
-        self.answered.set()
-
-    @property
-    def is_ours(self) -> bool:
-        return time.monotonic() < self.lease_ends and not self.interrupted.done()
-
-    @property
-    def seconds(self) -> float:
-        return round(time.monotonic() - self.started, 3)
-
-    def waits(self, is_waiting: bool) -> None:
-        """Whether the provider has begun with it, from now on."""
-        now = time.monotonic()
-        if self._waits_since is not None:
-            self.waited_seconds += now - self._waits_since
-        self._waits_since = now if is_waiting else None
-
-    def interrupt(self, why: Interruption) -> None:
-        if not self.interrupted.done():
-            self.interrupted.set_result(why)
-
-    def beat(self) -> Beat:
-        return Beat(self.job.id, self.job.attempt, self.progress, self.stage, self.message)
 
 
 class Runner:
@@ -169,7 +98,7 @@ class Runner:
         self._worker_id = worker_id
         self._worker_name = worker_name
         self._lease_seconds = lease_seconds
-        self._retry_seconds = retry_seconds
+        self._judge = Judge(retry_seconds)
         self.attempts: dict[str, Attempt] = {}
         self.abandoned = 0  # bodies that swallowed their cancellation and may still run
         self.is_draining = False
@@ -298,21 +227,21 @@ class Runner:
             await self._record_run(attempt)
             return Completed(made)
         except ProviderError as error:
-            return self._judge(attempt, error)
+            return self._judge.of(attempt, error)
         except (BadPicture, BadFilm) as error:
-            return self._judge(attempt, BadOutput(error.detail))
+            return self._judge.of(attempt, BadOutput(error.detail))
         except Unavailable as error:
             # The failure is ours (database, storage): the provider's job is well, and the next attempt adopts it.
             ours = job_error(error.code, error.detail, job, error.kind == "unavailable")
             if error.kind != "unavailable":  # a storage that refuses us: not before somebody has seen to it
                 return Failed(ours)
-            return self._try_again(attempt, ours, error.retry_after, keeps_provider_job=True)
+            return self._judge.again(attempt, ours, error.retry_after, keeps_provider_job=True)
         except LeaseLost:
             return HandBack()  # refused by the row if it is somebody else's already
         except Exception as error:
             log.exception("provider.broke")
             problem = f"The provider failed in an unexpected way ({type(error).__name__})."
-            return self._try_again(attempt, job_error("provider_error", problem, job, True), keeps_provider_job=True)
+            return self._judge.again(attempt, job_error("provider_error", problem, job, True), keeps_provider_job=True)
 
     async def _updates(self, attempt: Attempt) -> AsyncGenerator[Update]:
         job = attempt.job
@@ -480,55 +409,8 @@ class Runner:
     def _result_of(self, attempt: Attempt, body: asyncio.Task[Settlement]) -> Settlement:
         if body.cancelled():
             problem = job_error("provider_error", "The provider cancelled its own work.", attempt.job, True)
-            return self._try_again(attempt, problem, keeps_provider_job=True)
+            return self._judge.again(attempt, problem, keeps_provider_job=True)
         return body.result()
-
-    def _judge(self, attempt: Attempt, error: ProviderError) -> Settlement:
-        job = attempt.job
-        described = job_error(error.code, error.message, job, error.retryable, error.details)
-        match error:
-            case RateLimited():
-                attempt.verdict = "worked"  # it answered
-                return Defer(described, error.retry_after, keeps_provider_job=attempt.remote_id is not None)
-            case ContentRejected():
-                attempt.verdict = "worked"
-            case ProviderUnreachable():
-                return Unreached(described, keeps_provider_job=attempt.is_taken)
-            case ProviderUnavailable() | ProviderTimedOut():
-                attempt.verdict = "failed"
-            case ProviderCrashed():
-                return TryAgain(described, 0.0, is_last_if_again=True)
-            case JobDropped():  # somebody else's doing; but not for ever
-                return TryAgain(described, 0.0, counts=job.attempt >= FREE_ATTEMPTS)
-            case JobLost() if job.provider_job_id is not None:
-                return TryAgain(described, 0.0, counts=False)  # there was nothing to adopt: it begins anew
-            case _:
-                pass
-        if not error.retryable:
-            return Failed(described)
-        keeps = isinstance(error, FOLLOWABLE) and not isinstance(error, NotTaken)
-        has_paid_job = keeps and attempt.remote_id is not None and attempt.may_be_paid
-        return self._try_again(
-            attempt,
-            described,
-            0.0 if isinstance(error, JobLost) else error.retry_after,
-            keeps_provider_job=keeps,
-            may_move=isinstance(error, MOVABLE) and not error.may_have_cost and not has_paid_job,
-        )
-
-    def _try_again(
-        self,
-        attempt: Attempt,
-        error: Mapping[str, Any],
-        retry_after: float | None = None,
-        *,
-        keeps_provider_job: bool,
-        may_move: bool = False,
-    ) -> Settlement:
-        """Another attempt: of the job that the provider has, if it has accepted one that is to be kept."""
-        if retry_after is None:
-            retry_after = self._retry_seconds * 2.0**attempt.job.retries_here * random.uniform(0.8, 1.2)
-        return TryAgain(error, retry_after, keeps_provider_job and attempt.remote_id is not None, may_move)
 
     # --- telling ------------------------------------------------------------------------------------------------------
 
@@ -575,61 +457,3 @@ class Runner:
         payload = event.as_json()
         result = event.as_celery_result()
         self._stream.publish(event.job_id, event.task_id, event.as_message(payload), payload, result, event.batch_id)
-
-
-def log_fields(job: Job) -> dict[str, Any]:
-    """What stands on every line of an attempt, beside the job's ids: whose it is, and what it is about."""
-    return {
-        "attempt": job.attempt,
-        "request_id": job.request_id,
-        "owner_id": job.owner_id,
-        "tier": job.tier,
-        "batch_id": job.batch_id,
-        "chapter_id": job.chapter_id,
-        "scene_number": job.scene_number,
-    }
-
-
-def parameters_of(job: Job) -> Parameters:
-    """A job's request as its provider takes it."""
-    return Parameters(
-        kind=job.kind,
-        prompt=job.prompt,
-        negative_prompt=job.negative_prompt,
-        model=job.model,
-        checkpoint_model=job.checkpoint_model,
-        lora_models=tuple(Lora(**lora) for lora in job.lora_models),
-        width=job.width,
-        height=job.height,
-        batch_size=job.batch_size,
-        seed=job.seed,
-        sampler_params=job.sampler_params,
-        options=job.provider_options,
-        template=job.template,
-        template_definition=job.template_definition,
-        inputs=job.inputs or {},
-        workflow=job.workflow,
-        input_images=tuple(job.input_images or ()),
-    )
-
-
-def mark_of(job: Job, seed: int | None) -> Mark | None:
-    """What a picture of this job says of itself. What was imported was made elsewhere, and is left as it is."""
-    if job.kind == "media.import":
-        return None
-    recipe: dict[str, object] = {
-        "prompt": job.prompt,
-        "negative_prompt": job.negative_prompt,
-        "provider": job.provider,
-        "model": job.model,
-        "checkpoint_model": job.checkpoint_model,
-        "seed": seed if seed is not None else job.seed,
-        "size": f"{job.width}x{job.height}" if job.width and job.height else None,
-        **{f"sampler.{name}": value for name, value in job.sampler_params.items()},
-        "software": "Safelight",
-        "job_id": job.id,
-    }
-    return Mark(
-        {name: str(value) for name, value in recipe.items() if value is not None},
-        "compositeWithTrainedAlgorithmicMedia" if job.input_images else "trainedAlgorithmicMedia",
-    )
