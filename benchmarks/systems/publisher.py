@@ -11,8 +11,9 @@ import orjson
 import uvloop
 
 from safelight import log
-from safelight.stream import Message, Stream
+from safelight.stream import Stream
 from safelight.valkey import Valkey
+from safelight.watch import Message
 
 SLICE_SECONDS = 0.005
 VERSION = 2  # of the rows that `watching` makes: processing, first attempt

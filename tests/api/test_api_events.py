@@ -18,7 +18,7 @@ from api_service import JOBS, Event, Json, Service, eventually
 from patience import PATIENCE_SECONDS
 from safelight.api import events as api_events
 from safelight.jobs import JobEvent
-from safelight.stream import Message
+from safelight.watch import Message
 from servers import ValkeyServer
 
 

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from office import Office
 from sqlalchemy import update
-from test_dispatch import Office
 
 from jobs.builders import QUEUE, completed, failed, outline, try_again
 from safelight.db import Database, Tx, db_now

@@ -8,68 +8,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from office import BEAT_SECONDS, Office, age_worker, lease
+from sqlalchemy import select
 
-from jobs.builders import QUEUE, Desk, completed, try_again
-from safelight.db import Database, DatabaseUnavailable, Tx, db_now, new_id
-from safelight.jobs import Caps, Dispatcher, Job, QueueLoad, read_queues, register_worker
-from safelight.jobs.dispatch import LEASE_SECONDS, give_up_lease, take_lease
+from jobs.builders import QUEUE, completed, try_again
+from safelight.db import Database, DatabaseUnavailable, db_now
+from safelight.jobs import Caps, QueueLoad
 from safelight.jobs.ends import ISOLATED
-from safelight.jobs.job import leases, workers
-from safelight.jobs.situation import LEASE_NAME
+from safelight.jobs.job import workers
 
 pytestmark = pytest.mark.anyio
-
-BEAT_SECONDS = 5.0
-REHINT_SECONDS = 5.0
-
-
-class Office(Desk):
-    """A process that dispatches, and what it hinted."""
-
-    def __init__(self, database: Database, caps: Caps | None = None, *, beat_seconds: float = BEAT_SECONDS) -> None:
-        super().__init__(database)
-        self.hinted: list[str] = []
-        self.broker_is_there = True
-        self.holder = new_id()
-        self.houses_kept = 0
-        self.dispatcher = Dispatcher(
-            database,
-            self.jobs,
-            holder=self.holder,
-            hint=lambda job: self.hinted.append(job.id),
-            can_hint=lambda: self.broker_is_there,
-            caps=caps or Caps(),
-            beat_seconds=beat_seconds,
-            rehint_seconds=REHINT_SECONDS,
-            housekeeping=self.keep_house,
-        )
-
-    async def keep_house(self) -> None:
-        self.houses_kept += 1
-
-    async def round(self) -> list[str]:
-        """One turn of the dispatcher's loop; what it hinted, in order."""
-        self.hinted.clear()
-        await self.dispatcher._tick()
-        return list(self.hinted)
-
-    async def lead(self) -> None:
-        """Hold the lease, with the time behind it that a new holder gives the workers of the old one."""
-        await self.round()
-        assert self.dispatcher._healthy_since > time.monotonic()
-        self.dispatcher._healthy_since = time.monotonic()
-
-    async def worker(self, *queues: str, slots: int) -> str:
-        worker_id = new_id()
-        await self.write(register_worker, worker_id, "io", queues or (QUEUE,), slots)
-        return worker_id
-
-    async def loads(self) -> dict[str, QueueLoad]:
-        return await self.database.read(read_queues, 3 * BEAT_SECONDS)
-
-    async def reason(self, job: Job) -> str | None:
-        return (await self.job(job.id)).blocked_reason
 
 
 @pytest.fixture
@@ -440,109 +388,3 @@ async def test_rows_of_workers_long_dead_are_removed(office: Office) -> None:
     await office.write(age_worker, just_dead, 3 * BEAT_SECONDS + 1)
     await office.round()
     assert await office.database.read(lambda tx: list(tx.execute(select(workers.c.id)).scalars())) == [just_dead]
-
-
-# Who dispatches
-
-
-async def test_only_the_holder_of_the_lease_works(database: Database, database_url: str) -> None:
-    first = Office(database)
-    elsewhere = Database(database_url, readers=1)
-    second = Office(elsewhere)
-    await first.worker(slots=100)
-    await first.round()
-    assert (await lease(first))[0] == first.holder
-    job = await first.submit()
-    assert await second.round() == []
-    assert (await first.job(job.id)).hinted_at is None
-    assert await first.round() == [job.id]
-    # The first process dies; its lease runs out.
-    await first.write(end_lease)
-    job = await first.submit()
-    assert await second.round() == [job.id]
-    holder, until = await lease(first)
-    assert holder == second.holder
-    assert timedelta(0) < until - datetime.now(UTC) < timedelta(seconds=LEASE_SECONDS + 5)
-    elsewhere.close()
-
-
-async def test_many_dispatchers_at_once_release_each_job_once(database: Database, database_url: str) -> None:
-    databases = [Database(database_url, readers=1) for _ in range(2)]
-    offices = [Office(each) for each in (database, *databases)]
-    await offices[0].worker(slots=50)
-    ids = [(await offices[0].submit()).id for _ in range(40)]
-    for _ in range(3):
-        await asyncio.gather(*(office.dispatcher._tick() for office in offices))
-    assert sorted(job_id for office in offices for job_id in office.hinted) == sorted(ids)
-    for each in databases:
-        each.close()
-
-
-async def test_a_leader_that_was_overtaken_does_nothing(office: Office, database: Database) -> None:
-    """It read that it leads, froze, and thawed after another took over."""
-    await office.worker(slots=10)
-    await office.round()
-    await office.write(end_lease)
-    successor = Office(database)
-    await successor.round()
-    job = await office.submit()
-    lost = await office.running()
-    await office.change(lost.id, lease_until=db_now(-1.0))
-    assert await office.write(office.dispatcher._dispatch, True, True, {}) is None
-    assert (await office.job(job.id)).hinted_at is None
-    assert (await office.job(lost.id)).status == "processing"
-    assert (await lease(office))[0] == successor.holder
-    assert await successor.round() == [job.id]
-
-
-async def test_a_lease_given_up_is_free_at_once(office: Office, database: Database) -> None:
-    await office.round()
-    successor = Office(database)
-    assert not await successor.write(take_lease, successor.holder)
-    await successor.dispatcher.release_lease()  # it holds none: nothing happens
-    await office.write(give_up_lease, successor.holder)
-    assert not await successor.write(take_lease, successor.holder)
-    await office.dispatcher.release_lease()
-    assert await successor.write(take_lease, successor.holder)
-    assert not await office.write(take_lease, office.holder)
-
-
-async def test_a_leader_renews_its_lease_in_time(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
-    await office.round()
-    _, until = await lease(office)
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + LEASE_SECONDS / 2 + 0.5)
-    await asyncio.sleep(0.002)
-    await office.round()
-    assert (await lease(office))[1] > until
-
-
-async def test_the_house_is_kept_by_whoever_dispatches(office: Office, database: Database) -> None:
-    idle = Office(database)
-    await office.round()
-    assert office.houses_kept == 0
-    idle.dispatcher._housekeeping_at = office.dispatcher._housekeeping_at = 0.0
-    await idle.round()
-    assert idle.dispatcher._housekeeping_task is None
-    await office.write(end_lease)
-    await office.round()
-    task = office.dispatcher._housekeeping_task
-    assert task is not None
-    await task
-    assert (idle.houses_kept, office.houses_kept) == (0, 1)
-
-
-# What the tests reach for
-
-
-def age_worker(tx: Tx, worker_id: str, seconds: float) -> None:
-    tx.execute(update(workers).where(workers.c.id == worker_id).values(seen_at=db_now(-seconds)))
-
-
-def end_lease(tx: Tx) -> None:
-    tx.execute(update(leases).where(leases.c.name == LEASE_NAME).values(until=db_now(-0.1)))
-
-
-async def lease(office: Office) -> tuple[str, datetime]:
-    holder, until = await office.database.read(lambda tx: tx.execute(select(leases.c.holder, leases.c.until)).one())
-    return holder, until

@@ -3,8 +3,8 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from office import Office
 from sqlalchemy import insert, select, text, update
-from test_dispatch import Office
 
 from jobs.builders import QUEUE, try_again
 from safelight.db import Database, Tx, db_now, new_id

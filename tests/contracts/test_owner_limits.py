@@ -1,7 +1,7 @@
 """The cap that a job bears: how many of its owner's jobs may run at once when it starts."""
 
 import pytest
-from test_dispatch import Office
+from office import Office
 
 from jobs.builders import QUEUE, completed
 from safelight.db import Database

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from safelight.jobs import Batch, Member, Position, Tally
-from safelight.stream import BatchWatch, Message
+from safelight.watch import BatchWatch, Message
 
 pytestmark = pytest.mark.anyio
 BATCH = Batch("b", "ada", None, {}, None, 3, datetime(2026, 3, 1, tzinfo=UTC))

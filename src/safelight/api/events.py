@@ -32,7 +32,8 @@ from safelight.jobs import (
     why_blocked,
     with_artifacts,
 )
-from safelight.stream import Message, Stream
+from safelight.stream import Stream
+from safelight.watch import Message
 
 KEEPALIVE_SECONDS = 15.0
 RECONNECT_MILLISECONDS = 2000

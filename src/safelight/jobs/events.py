@@ -14,7 +14,7 @@ import orjson
 
 from safelight.artifacts import ApiPath, Artifact
 from safelight.jobs.job import BLOCKED, TERMINAL, Attempt, Job, Status
-from safelight.stream import Message
+from safelight.watch import Message
 
 EventType = Literal[
     "job.snapshot",

@@ -46,7 +46,8 @@ from safelight.jobs.job import (
 )
 from safelight.jobs.line import count_waiting
 from safelight.jobs.situation import explain
-from safelight.stream import Message, Missed
+from safelight.stream import Missed
+from safelight.watch import Message
 
 RUN_TIME_SAMPLES = 20
 RUN_TIMES_LOOKED_AT = 1000

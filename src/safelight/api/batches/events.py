@@ -32,7 +32,8 @@ from safelight.jobs import (
     members_of,
     missed,
 )
-from safelight.stream import Message, Stream
+from safelight.stream import Stream
+from safelight.watch import Message
 
 PROGRESS_SECONDS = 0.4  # between two `batch.progress` at least
 
