@@ -96,10 +96,10 @@ def test_lists_are_paged_newest_first(idle: Service) -> None:
 
 
 def test_an_estimate_is_learnt_and_not_invented(service: Service) -> None:
-    size: Json = {"width": 72, "height": 80}
+    size: Json = {"width": 72, "height": 80, "seconds": 0.3}
     assert service.hold_batch(order(width=80, height=72))["eta"] is None
     for _ in range(2):
-        service.http.post(JOBS, json=order(seconds=0.3, **size), headers={"Prefer": "wait=60"})
+        service.http.post(JOBS, json=order(**size), headers={"Prefer": "wait=60"})
     told = service.hold_batch(order(**size), order(**size))
     assert 3500 < service.look_at_batch(told["id"])["eta"]["seconds"] < 3700
     mixed = service.hold_batch(order(**size), order(width=88, height=72))

@@ -18,6 +18,7 @@ EXPECTED: dict[str, set[str]] = {
     "following": {"kb_per_job", "silent_cpu_percent"},
     "tables": {"p50_ms", "p99_ms"},
     "owners": {"p50_ms", "p99_ms"},
+    "backlog": {"p50_ms", "p99_ms"},
     "authentication": {"p50_us", "p99_us"},
     "storyboard": {"accept_ms", "all_pictures_seconds", "cpu_ms_per_scene"},
     "imports": {"seconds", "cpu_seconds"},
