@@ -69,7 +69,7 @@ async def test_a_leader_that_was_overtaken_does_nothing(office: Office, database
     job = await office.submit()
     lost = await office.running()
     await office.change(lost.id, lease_until=db_now(-1.0))
-    assert await office.write(office.dispatcher._dispatch, True, True, {}) is None
+    assert await office.write(office.dispatcher._dispatch, True, {}) is None
     assert (await office.job(job.id)).hinted_at is None
     assert (await office.job(lost.id)).status == "processing"
     assert (await lease(office))[0] == successor.holder

@@ -6,7 +6,7 @@ import pytest
 from office import Office
 from sqlalchemy import insert, select, text, update
 
-from jobs.builders import QUEUE, try_again
+from jobs.builders import QUEUE, completed, try_again
 from safelight.db import Database, Tx, db_now, new_id
 from safelight.jobs import Caps, Job
 from safelight.jobs.job import jobs
@@ -62,6 +62,64 @@ async def test_a_tier_may_weigh_more(database: Database) -> None:
 
 def _of_tier(tx: Tx, job: Job, tier: str) -> None:
     tx.execute(text("UPDATE jobs SET tier = :tier WHERE id = :id"), {"tier": tier, "id": job.id})
+
+
+async def one_by_one(office: Office, count: int) -> list[Job]:
+    """What starts while one place comes free at a time."""
+    started: list[Job] = []
+    for _ in range(count):
+        [job_id] = await office.round()
+        job = await office.claim(job_id)
+        assert job is not None
+        started.append(job)
+        await office.settle(job, completed(job))
+    return started
+
+
+async def test_a_turn_lasts_over_rounds(database: Database) -> None:
+    """Else a weight would be worth nothing where places come free one by one."""
+    office = Office(database, Caps({"mock": 1}, weights={"studio": 3}))
+    await office.worker(slots=10)
+    for owner, tier in (("free", "free"), ("paying", "studio")) * 9:
+        await office.write(_of_tier, await office.submit(owner_id=owner), tier)
+    owners = [job.owner_id[0] for job in await one_by_one(office, 8)]
+    assert "".join(owners) == "fpppfppp"
+
+
+async def test_providers_take_turns_over_rounds(office: Office) -> None:
+    await office.worker(slots=1)
+    filling = [await office.running(provider="filling"), await office.submit(hint=True, provider="filling")]
+    for provider in ("a", "b") * 3 + ("a",) * 6:
+        await office.submit(provider=provider)
+    released: list[str] = []
+    for _ in range(6):
+        assert await office.round() == []
+        await office.cancel(filling.pop().id)
+        [job_id] = await office.round()
+        filling.append(await office.job(job_id))
+        released.append(filling[-1].provider)
+    assert released == ["a", "b"] * 3
+
+
+async def test_owners_in_the_order_of_the_database(database: Database) -> None:
+    """Whatever its collation: of names in upper and lower case none is left out."""
+    office = Office(database, Caps({"mock": 1}))
+    await office.worker(slots=10)
+    names = ["alice", "Bob", "carol", "Dave", "émile", "Zoe", "_x", "1"]
+    for owner in names * 2:
+        await office.submit(owner_id=owner)
+    owners = [job.owner_id for job in await one_by_one(office, 2 * len(names))]
+    assert sorted(owners[:8]) == sorted(owners[8:]) == sorted(names)
+
+
+async def test_a_free_place_finds_the_one_line_that_may(database: Database) -> None:
+    """Behind hundreds of owners who are at their limit."""
+    office = Office(database)
+    await office.worker(slots=10)
+    for number in range(40):
+        await office.submit(owner_id=f"o{number:02}", owner_limit=0)
+    free = await office.submit(owner_id="zz")
+    assert await office.round() == [free.id]
 
 
 async def test_a_step_of_priority_is_worth_a_minute(office: Office) -> None:
@@ -142,7 +200,7 @@ def _steps(tx: Tx, office: Office) -> int:
     assert driver is not None
     driver.set_progress_handler(count, 10)
     office.dispatcher._look(tx)
-    done = office.dispatcher._dispatch(tx, True, True, {})
+    done = office.dispatcher._dispatch(tx, True, {})
     driver.set_progress_handler(None, 0)
     assert done is not None and len(done.released) == 5
     tx.execute(update(jobs).values(hinted_at=None, hint_count=0))

@@ -61,7 +61,7 @@ from safelight.jobs.capacity import read_capacity
 from safelight.jobs.dispatch import rehint
 from safelight.jobs.ends import ISOLATED, MAX_CRASHES
 from safelight.jobs.job import TRANSITIONS, attempts, jobs, workers
-from safelight.jobs.line import count_waiting, release, ripen
+from safelight.jobs.line import Turns, count_waiting, release, ripen
 
 EXAMPLES = int(os.environ.get("SAFELIGHT_EXAMPLES", "0"))
 QUEUES = (QUEUE, ISOLATED)
@@ -373,7 +373,7 @@ def one_round(tx: Tx, queue: str, room: int, caps: Caps) -> list[Job]:
     availability.leave_closed(tx, closures, {})
     ripen(tx)
     providers = [provider for name, provider in count_waiting(tx, 10) if name == queue]
-    return release(tx, queue, providers, room, read_capacity(tx, caps, read_states(tx)), {})
+    return release(tx, queue, providers, room, read_capacity(tx, caps, read_states(tx)), Turns())[0]
 
 
 @pytest.fixture

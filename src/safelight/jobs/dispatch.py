@@ -57,13 +57,14 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a process sees. `needs`: there is something to do for a leader."""
+    """What a process sees. `needs`: there is something to do for a leader; `is_urgent`: for jobs nobody holds."""
 
     leader: str | None
     situation: Situation
     states: Sequence[ProviderState]
     at: datetime
     needs: bool = False
+    is_urgent: bool = False
     next_due_seconds: float | None = None  # a job's time comes, or a closed provider's
 
 
@@ -100,12 +101,14 @@ class Dispatcher:
         self._alive_seconds = 3 * beat_seconds
         self._settling_seconds = 2 * beat_seconds
         self._rehint_seconds = rehint_seconds
+        self._patience = {"rehint": rehint_seconds, "alive": self._alive_seconds}
         self._room: dict[str, int] = {}
         self._healthy_since = -1e9
         self._looked_at: datetime | None = None
         self._was_away = False
         self._lease_ends = 0.0
-        self._turns: Turns = {}
+        self._look_due = 0.0
+        self._turns = Turns()
         self._moves: dict[str, str] = {}
         self._sampled: dict[tuple[str, str], int] = {}
         self._sampled_at = -1e9
@@ -166,9 +169,11 @@ class Dispatcher:
     async def run(self) -> None:
         """Dispatch for as long as the process lives."""
         while True:
+            # Woken between two looks, a leader knows enough to release at once.
+            knows = self._woken.is_set() and time.monotonic() < min(self._look_due, self._lease_ends - IDLE_SECONDS)
             self._woken.clear()
             try:
-                pause = await self._tick()
+                pause = await (self._release(None) if knows else self._tick())
             except Unavailable as error:
                 log.warning("dispatch.waiting", reason=error.detail)
                 # Workers could not renew their leases either: give them time to, before believing that they died.
@@ -191,6 +196,7 @@ class Dispatcher:
 
     async def _tick(self) -> float:
         """One turn: a look, and a round if we lead and something is to be done. Returns how long to rest."""
+        self._look_due = time.monotonic() + IDLE_SECONDS
         look = await self._database.read(self._look)
         stood_still = timedelta(seconds=self._settling_seconds + 2 * IDLE_SECONDS)
         if self._was_away or (self._looked_at is not None and look.at - self._looked_at > stood_still):
@@ -209,23 +215,13 @@ class Dispatcher:
         if not leading:
             # A candidate does not see what kept the holder from writing, and the workers too: they come first.
             self._healthy_since = max(self._healthy_since, now + self._settling_seconds)
-        return await self._lead(look)
+        if look.is_urgent:
+            await self._recover(may_recover=now >= self._healthy_since)
+        return await self._release(look.next_due_seconds)
 
-    async def _lead(self, look: Look) -> float:
-        started = time.monotonic()
-        left = await self._take_tokens(dict.fromkeys(self._caps.rates, 0))
-        allowances = {provider: int(verdict.tokens) for provider, verdict in left.items()}
-        may_recover = started >= self._healthy_since
-        done = await self._database.write_beside(self._dispatch, may_recover, self._can_hint(), allowances)
-        if done is None:
-            return IDLE_SECONDS
-        self._lease_ends = started + LEASE_SECONDS
-        self._take_in(done.situation, done.states, is_leader=True)
-        for job in (*done.repeated, *done.released):
-            self._hint(job)
-        starts = Counter(job.provider for job in done.released)
-        await self._take_tokens({provider: starts[provider] for provider in self._caps.rates if starts[provider]})
-        for job in done.recovered:
+    async def _recover(self, *, may_recover: bool) -> None:
+        """Do what is overdue; what ends here has ended for good."""
+        for job in await self._database.write(self._end_overdue, may_recover):
             log.warning(
                 "job.recovered",
                 job_id=job.id,
@@ -236,12 +232,27 @@ class Dispatcher:
                 attempt=job.attempt,
                 to=job.status,
             )
+
+    async def _release(self, next_due_seconds: float | None) -> float:
+        started = time.monotonic()
+        left = await self._take_tokens(dict.fromkeys(self._caps.rates, 0))
+        allowances = {provider: int(verdict.tokens) for provider, verdict in left.items()}
+        done = await self._database.write_beside(self._dispatch, self._can_hint(), allowances)
+        if done is None:
+            return IDLE_SECONDS
+        self._lease_ends = started + LEASE_SECONDS
+        self._take_in(done.situation, done.states, is_leader=True)
+        for job in (*done.repeated, *done.released):
+            self._hint(job)
+        starts = Counter(job.provider for job in done.released)
+        await self._take_tokens({provider: starts[provider] for provider in self._caps.rates if starts[provider]})
         if started >= self._housekeeping_at:
             self._housekeeping_at = started + HOUSEKEEPING_SECONDS
             self._housekeeping_task = asyncio.create_task(self._keep_house())
-        if done.released or done.repeated or done.recovered or done.is_unfinished:
+        self._looked_at = done.at
+        if done.released or done.repeated or done.is_unfinished:
             return BUSY_SECONDS
-        return _until_due(look)
+        return _until_due(next_due_seconds)
 
     def _take_in(self, situation: Situation, states: Sequence[ProviderState], *, is_leader: bool) -> None:
         known, self.closures = self.closures, closures_of(states)
@@ -257,7 +268,7 @@ class Dispatcher:
     def _pause(self, look: Look) -> float:
         if any(load.waiting > load.blocked and load.slots for load in look.situation.queues.values()):
             return BUSY_SECONDS  # all slots are taken: look often, so that none stays free
-        return _until_due(look)
+        return _until_due(look.next_due_seconds)
 
     async def _take_tokens(self, counts: Mapping[str, int]) -> dict[str, Verdict]:
         """So many from each provider's bucket; none to see how many there are."""
@@ -287,19 +298,20 @@ class Dispatcher:
             return Look(leader, published or Situation(), states, now)
         survey = self._survey(tx, states)
         [(next_run,)] = tx.run(_NEXT_RUN, {})
+        is_urgent = bool(tx.run(_IS_URGENT, self._patience)[0][0]) or self._service.has_unreachable(tx)
         needs = (
-            survey.situation != published
+            is_urgent
+            or survey.situation != published
             or survey.has_room
             or any(state.is_due for state in states)
             or (next_run is not None and next_run <= now)
-            or bool(tx.run(_IS_URGENT, {"rehint": self._rehint_seconds})[0][0])
+            or bool(tx.run(_IS_STALE, self._patience)[0][0])
             or availability.concerns(tx, survey.capacity.closures)
-            or self._service.has_unreachable(tx)
         )
         ahead = [seconds for state in states if (seconds := state.opens_in_seconds) is not None]
         if next_run is not None:
             ahead.append((next_run - now).total_seconds())
-        return Look(leader, survey.situation, states, now, needs, min(ahead, default=None))
+        return Look(leader, survey.situation, states, now, needs, is_urgent, min(ahead, default=None))
 
     def _survey(
         self, tx: Tx, states: Sequence[ProviderState], allowances: Mapping[str, int] | None = None
@@ -312,17 +324,23 @@ class Dispatcher:
         loads = read_loads(tx, self._alive_seconds)
         return _Survey(loads, waiting, read_capacity(tx, self._caps, states, allowances), self._caps.owner)
 
-    def _dispatch(self, tx: Tx, may_recover: bool, may_hint: bool, allowances: Mapping[str, int]) -> "_Done | None":
-        """One round, in one transaction that is only ours if the lease is."""
+    def _end_overdue(self, tx: Tx, may_recover: bool) -> list[Job]:
+        """For jobs that nobody holds, in one transaction that is only ours if the lease is."""
+        if not take_lease(tx, self._holder):
+            return []
+        ended: list[Job] = []
+        if may_recover:
+            ended += self._service.recover_lost(tx)
+            ended += self._service.fail_overdue(tx)
+        ended += self._service.fail_unstarted(tx)
+        ended += self._service.fail_unreachable(tx)
+        tx.execute(delete(workers).where(workers.c.seen_at < db_now(-20 * self._alive_seconds)))
+        return ended
+
+    def _dispatch(self, tx: Tx, may_hint: bool, allowances: Mapping[str, int]) -> "_Done | None":
+        """One round, likewise. Nothing in it is lost with the machine that the next would not do again."""
         if not take_lease(tx, self._holder):
             return None
-        recovered: list[Job] = []
-        if may_recover:
-            recovered += self._service.recover_lost(tx)
-            recovered += self._service.fail_overdue(tx)
-        recovered += self._service.fail_unstarted(tx)
-        recovered += self._service.fail_unreachable(tx)
-        tx.execute(delete(workers).where(workers.c.seen_at < db_now(-20 * self._alive_seconds)))
         states = read_states(tx)
         if any(state.is_due for state in states):
             availability.half_open(tx)
@@ -334,16 +352,20 @@ class Dispatcher:
         survey = self._survey(tx, states, allowances)
         released: list[Job] = []
         repeated: list[Job] = []
+        more_to_look = False
         if may_hint:
             repeated += rehint(tx, [queue for queue, load in survey.loads.items() if load.slots], self._rehint_seconds)
             for queue, load in list(survey.loads.items()):
                 room, providers = min(load.room, MAX_RELEASED), survey.providers(queue)
                 if room > 0 and providers:
-                    released += release(tx, queue, providers, room, survey.capacity, self._turns)
+                    some, has_more = release(tx, queue, providers, room, survey.capacity, self._turns)
+                    released += some
+                    more_to_look = more_to_look or has_more
         survey.note(released)
         publish(tx, self._holder, survey.situation)
+        at: datetime = tx.execute(select(db_now())).scalar_one()
         return _Done(
-            released, repeated, recovered, survey.situation, states, is_unfinished=more_to_move or more_to_come
+            released, repeated, survey.situation, states, at, is_unfinished=more_to_move or more_to_come or more_to_look
         )
 
 
@@ -389,9 +411,9 @@ class _Survey:
 class _Done:
     released: Sequence[Job]
     repeated: Sequence[Job]
-    recovered: Sequence[Job]
     situation: Situation
     states: Sequence[ProviderState]
+    at: datetime
     is_unfinished: bool  # there was more to do than is done in one round
 
 
@@ -403,10 +425,10 @@ def _tell_changes(before: Mapping[str, Closure], now: Mapping[str, Closure]) -> 
         log.info("provider.opened", provider=provider)
 
 
-def _until_due(look: Look) -> float:
-    if look.next_due_seconds is None:
+def _until_due(next_due_seconds: float | None) -> float:
+    if next_due_seconds is None:
         return IDLE_SECONDS
-    return min(IDLE_SECONDS, max(BUSY_SECONDS, look.next_due_seconds))
+    return min(IDLE_SECONDS, max(BUSY_SECONDS, next_due_seconds))
 
 
 def take_lease(tx: Tx, holder: str) -> bool:
@@ -455,6 +477,7 @@ _URGENT = (
     and_(PROCESSING, jobs.c.lease_until < db_now()),
     and_(PROCESSING, jobs.c.deadline_at < db_now()),
     is_unstarted(),
-    _stale_hint(bindparam("rehint", type_=Float)),
+    workers.c.seen_at < db_now(-20 * bindparam("alive", type_=Float)),
 )
+_IS_STALE = Prepared(select(exists().where(_stale_hint(bindparam("rehint", type_=Float)))))
 _IS_URGENT = Prepared(select(or_(*(exists().where(condition) for condition in _URGENT))))

@@ -310,5 +310,5 @@ RETURNED: dict[str, str] = {
     "unreachable": "Waiting for its provider, which cannot be reached",
     "moved": "Will be tried by the next provider of its route",
     "handed_back": "Its worker is restarting; it will go on elsewhere",
-    "lost": "Its worker was lost; it will be tried again in isolation",
+    "lost": "Its worker was lost; it will be tried again",
 }

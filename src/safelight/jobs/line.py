@@ -9,8 +9,8 @@ no more of each, than there are free places.
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain, zip_longest
+from dataclasses import dataclass, field
+from itertools import chain, islice, zip_longest
 
 import orjson
 from sqlalchemy import ARRAY, Integer, String, Text, bindparam, select, text, update
@@ -21,11 +21,10 @@ from safelight.jobs.capacity import Capacity
 from safelight.jobs.job import PRIORITY_SECONDS, Job, has_status, jobs
 
 MAX_RELEASED = 500
-MAX_LOOKS = 8  # lines at a limit are passed over, so many times as many as there are places
-MIN_HEADS = 8  # of each line, so that one job at its limit does not hide the next
+MIN_LINES = 32  # looked at together, because some may be at a limit
+MAX_LOOKS = 8  # in one round, at a provider; the next goes on there
+MIN_HEADS = 4  # of each line, so that one job at its limit does not hide the next
 RIPENED = 500  # jobs whose time has come, in one round
-
-Turns = dict[tuple[str, str], str]  # whose line was the last to have its turn, by queue and provider
 
 _IN_LINE = "jobs.status = 'pending' AND jobs.hinted_at IS NULL AND jobs.line_at IS NOT NULL"
 _HERE = f"{_IN_LINE} AND jobs.queue = :queue AND jobs.provider = :provider"
@@ -57,21 +56,23 @@ _PAIRS = f"""
     ) AS waiting FROM pair
 """
 PAIRS = text(_PAIRS).columns(queue=String, provider=String, waiting=Integer)
-# And from each owner to the next.
-OWNERS = text(f"""
+# And from each owner to the next, in the database's own order, which may be none that Python knows.
+_OWNERS = f"""
     WITH RECURSIVE line(owner_id, number) AS (
         SELECT owner_id, 1 FROM (
-            SELECT owner_id FROM jobs WHERE {_HERE} AND jobs.owner_id > :after ORDER BY owner_id LIMIT 1
+            SELECT owner_id FROM jobs WHERE {_HERE} AND jobs.owner_id > :after {{upto}} ORDER BY owner_id LIMIT 1
         ) AS first
         UNION ALL
         SELECT (
-            SELECT jobs.owner_id FROM jobs WHERE {_HERE} AND jobs.owner_id > line.owner_id
+            SELECT jobs.owner_id FROM jobs WHERE {_HERE} AND jobs.owner_id > line.owner_id {{upto}}
             ORDER BY jobs.owner_id LIMIT 1
         ), number + 1
         FROM line WHERE line.owner_id IS NOT NULL AND number < :most
     )
     SELECT owner_id FROM line WHERE owner_id IS NOT NULL
-""").columns(owner_id=String)
+"""
+OWNERS_AFTER = text(_OWNERS.format(upto="")).columns(owner_id=String)
+OWNERS_UP_TO = text(_OWNERS.format(upto="AND jobs.owner_id <= :upto")).columns(owner_id=String)
 _FIRST = f"{_HERE} AND jobs.owner_id = {{owner}} ORDER BY jobs.line_at, jobs.id LIMIT :each"
 _HEAD = {"id": RowId, "owner_id": String, "owner_limit": Integer, "tier": String}
 HEADS_SQLITE = text(f"""
@@ -102,14 +103,36 @@ class Head:
     tier: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Line:
-    """The first of an owner's jobs for a provider; `weight` of them go in each turn."""
+    """The first of an owner's jobs for a provider; `weight` of them go in each turn, `left` in this one."""
 
     provider: str
     owner_id: str
     heads: deque[Head]
     weight: int
+    left: int
+
+
+@dataclass(slots=True)
+class Turns:
+    """Where the last round ended: the provider of each queue, and of each of its providers the owner, with how many of
+    his jobs went in the turn that he has."""
+
+    providers: dict[str, str] = field(default_factory=dict[str, str])
+    owners: dict[tuple[str, str], tuple[str, int]] = field(default_factory=dict[tuple[str, str], tuple[str, int]])
+
+    def in_order(self, queue: str, providers: Sequence[str]) -> list[str]:
+        """These, beginning after the one that was the last."""
+        last = self.providers.get(queue, "")
+        return sorted(providers, key=lambda provider: (provider <= last, provider))
+
+    def note(self, queue: str, line: Line, count: int) -> None:
+        """So many more of a line went; none: it was passed over."""
+        owner, used = self.owners.get((queue, line.provider), ("", 0))
+        self.owners[queue, line.provider] = line.owner_id, count + (used if owner == line.owner_id else 0)
+        if count:
+            self.providers[queue] = line.provider
 
 
 def count_waiting(tx: Tx, most: int) -> dict[tuple[str, str], int]:
@@ -130,46 +153,71 @@ SCHEDULED = text("jobs.status = 'pending' AND jobs.line_at IS NULL")
 _RIPE = Prepared(select(jobs.c.id).where(SCHEDULED, jobs.c.run_at <= db_now()).order_by(jobs.c.run_at).limit(RIPENED))
 
 
-def release(tx: Tx, queue: str, providers: Sequence[str], room: int, capacity: Capacity, turns: Turns) -> list[Job]:
-    """Choose up to `room` jobs of a queue, line by line, and mark them as released.
+def release(
+    tx: Tx, queue: str, providers: Sequence[str], room: int, capacity: Capacity, turns: Turns
+) -> tuple[list[Job], bool]:
+    """Choose up to `room` jobs of a queue, line by line, and mark them as released. True: lines were left unlooked at.
 
-    `providers` are those that have a line. `turns` remembers whose line was the last, and the next round goes on there.
+    `providers` are those that have a line. `turns` remembers where it ended, and the next round goes on there.
     """
     released: list[Job] = []
+    walks = {provider: _walk(tx, queue, provider, room, capacity, turns) for provider in providers}
     for _ in range(MAX_LOOKS):
-        looks = [
-            _lines(tx, queue, provider, min(left, room - len(released)), capacity, turns)
-            for provider in providers
-            if (left := capacity.left(provider)) > 0
-        ]
-        lines = [line for line in chain.from_iterable(zip_longest(*(found for found, _ in looks))) if line is not None]
+        found: list[list[Line]] = []
+        for provider in turns.in_order(queue, list(walks)):
+            lines = next(walks[provider], None) if capacity.left(provider) > 0 else None
+            if lines is None:
+                del walks[provider]
+            else:
+                found.append(lines)
+        lines = [line for line in chain.from_iterable(zip_longest(*found)) if line is not None]
         capacity.count_owners(tx, [head for line in lines for head in line.heads])
         released += _mark(tx, _take_turns(queue, lines, room - len(released), capacity, turns), capacity)
-        if len(released) >= room or not any(has_more for _, has_more in looks):
+        if len(released) >= room or not walks:
             break
-    return released
+    return released, len(released) < room and bool(walks)
 
 
-def _lines(tx: Tx, queue: str, provider: str, most: int, capacity: Capacity, turns: Turns) -> tuple[list[Line], bool]:
-    """The next lines whose turn it is, no more than `most`, and whether there are more."""
+def _walk(tx: Tx, queue: str, provider: str, room: int, capacity: Capacity, turns: Turns) -> Iterator[list[Line]]:
+    """Once round the lines of a provider, some at a time, from the one whose turn it is."""
+    start, used = turns.owners.get((queue, provider), ("", 0))
+    most = max(room, MIN_LINES)
     here = {"queue": queue, "provider": provider}
-    after = turns.get((queue, provider), "")
-    owners = _owners(tx, here, after, most)
-    if after and len(owners) < most:  # and round again, to where the last turn ended
-        owners += [owner for owner in _owners(tx, here, "", most - len(owners)) if owner <= after]
-    if not owners:
-        return [], False
-    each = min(most, max(MIN_HEADS, capacity.heaviest * -(-most // len(owners))))
-    statement, given = (HEADS_POSTGRESQL, owners) if tx.is_postgresql else (HEADS_SQLITE, orjson.dumps(owners).decode())
+    has_begun = used > 0 and capacity.heaviest > 1  # its turn may not be over
+    circle = _circle(tx, here, start, most)
+    owners = [start] if has_begun else []
+    while some := [*owners, *islice(circle, most - len(owners))]:
+        if has_begun:
+            some = list(dict.fromkeys(some))  # it comes again at the end
+        yield _lines(tx, here, some, room, capacity, {start: used} if has_begun else {})
+        owners, has_begun = [], False
+
+
+def _circle(tx: Tx, here: Mapping[str, str], start: str, most: int) -> Iterator[str]:
+    for statement, bounds, after in ((OWNERS_AFTER, {}, start), (OWNERS_UP_TO, {"upto": start}, "")):
+        count = most
+        while count == most:
+            owners = list(tx.execute(statement, {**here, **bounds, "after": after, "most": most}).scalars())
+            yield from owners
+            count, after = len(owners), owners[-1] if owners else after
+
+
+def _lines(
+    tx: Tx, here: Mapping[str, str], owners: Sequence[str], room: int, capacity: Capacity, used: Mapping[str, int]
+) -> list[Line]:
+    each = max(MIN_HEADS, capacity.heaviest * -(-room // len(owners)))
+    given = list(owners) if tx.is_postgresql else orjson.dumps(owners).decode()
     heads: dict[str, deque[Head]] = {owner: deque() for owner in owners}
-    for row in tx.execute(statement, {**here, "owners": given, "each": each}):
+    for row in tx.execute(
+        HEADS_POSTGRESQL if tx.is_postgresql else HEADS_SQLITE, {**here, "owners": given, "each": each}
+    ):
         heads[row.owner_id].append(Head(*row))
-    lines = [Line(provider, owner, line, capacity.weight(line[0].tier)) for owner, line in heads.items() if line]
-    return lines, len(owners) == most
-
-
-def _owners(tx: Tx, here: Mapping[str, str], after: str, most: int) -> list[str]:
-    return list(tx.execute(OWNERS, {**here, "after": after, "most": most}).scalars()) if most > 0 else []
+    lines: list[Line] = []
+    for owner, line in heads.items():
+        if line:
+            weight = capacity.weight(line[0].tier)
+            lines.append(Line(here["provider"], owner, line, weight, max(0, weight - used.get(owner, 0))))
+    return lines
 
 
 def _take_turns(queue: str, lines: Sequence[Line], room: int, capacity: Capacity, turns: Turns) -> list[Head]:
@@ -177,13 +225,17 @@ def _take_turns(queue: str, lines: Sequence[Line], room: int, capacity: Capacity
     chosen: list[Head] = []
     is_first = True
     while lines and len(chosen) < room:
+        lines = [line for line in lines if line.heads and capacity.left(line.provider) > 0]
         for line in lines:
             if len(chosen) == room:
                 break
-            if is_first:
-                turns[queue, line.provider] = line.owner_id
-            chosen += _next(line, min(line.weight, room - len(chosen)), capacity)
-        lines = [line for line in lines if line.heads]
+            if capacity.left(line.provider) <= 0:
+                continue
+            taken = list(_next(line, min(line.left, room - len(chosen)), capacity))
+            chosen += taken
+            if is_first or taken:
+                turns.note(queue, line, len(taken))
+            line.left = line.weight
         is_first = False
     return chosen
 
