@@ -114,3 +114,18 @@ async def test_the_house_is_kept_by_whoever_dispatches(office: Office, database:
 
 
 # What the tests reach for
+
+
+async def test_a_machine_that_slept_is_noticed_by_whoever_is_woken(office: Office) -> None:
+    """A release without a look before it must not hide that the leases ran out while nobody could renew them."""
+    lost = await office.running()
+    await office.lead()
+    await office.change(lost.id, lease_until=db_now(-1.0))
+    assert office.dispatcher._looked_at is not None
+    office.dispatcher._looked_at -= timedelta(minutes=5)
+    await office.dispatcher._release(None)
+    await office.round()
+    assert (await office.job(lost.id)).status == "processing"
+    office.dispatcher._healthy_since = time.monotonic()
+    await office.round()
+    assert (await office.job(lost.id)).status == "pending"

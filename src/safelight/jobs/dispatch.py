@@ -198,12 +198,7 @@ class Dispatcher:
         """One turn: a look, and a round if we lead and something is to be done. Returns how long to rest."""
         self._look_due = time.monotonic() + IDLE_SECONDS
         look = await self._database.read(self._look)
-        stood_still = timedelta(seconds=self._settling_seconds + 2 * IDLE_SECONDS)
-        if self._was_away or (self._looked_at is not None and look.at - self._looked_at > stood_still):
-            # The database, the machine or we stood still, and so perhaps did the heartbeats: let them come first.
-            self._healthy_since = time.monotonic() + self._settling_seconds
-            self._was_away = False
-        self._looked_at = look.at
+        self._notice_time(look.at)
         self._take_in(look.situation, look.states, is_leader=look.leader == self._holder)
         now = time.monotonic()
         leading = look.leader == self._holder
@@ -218,6 +213,14 @@ class Dispatcher:
         if look.is_urgent:
             await self._recover(may_recover=now >= self._healthy_since)
         return await self._release(look.next_due_seconds)
+
+    def _notice_time(self, at: datetime) -> None:
+        """If the database, the machine or we stood still, so perhaps did the heartbeats: let them come first."""
+        stood_still = timedelta(seconds=self._settling_seconds + 2 * IDLE_SECONDS)
+        if self._was_away or (self._looked_at is not None and at - self._looked_at > stood_still):
+            self._healthy_since = time.monotonic() + self._settling_seconds
+            self._was_away = False
+        self._looked_at = at
 
     async def _recover(self, *, may_recover: bool) -> None:
         """Do what is overdue; what ends here has ended for good."""
@@ -249,7 +252,7 @@ class Dispatcher:
         if started >= self._housekeeping_at:
             self._housekeeping_at = started + HOUSEKEEPING_SECONDS
             self._housekeeping_task = asyncio.create_task(self._keep_house())
-        self._looked_at = done.at
+        self._notice_time(done.at)
         if done.released or done.repeated or done.is_unfinished:
             return BUSY_SECONDS
         return _until_due(next_due_seconds)
