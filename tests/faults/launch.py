@@ -120,7 +120,7 @@ POINTS: dict[str, Callable[[Countdown], None]] = {
     "after-upload": lambda tick: _after(ArtifactStore, "store", tick),
     "in-settle": _in_transaction,
     "before-event": lambda tick: _before(
-        bootstrap._Announcements, "event", tick, lambda _, event: bool(event.is_terminal)
+        bootstrap._Announcements, "event", tick, lambda _, job, event: bool(event.is_terminal)
     ),
 }
 

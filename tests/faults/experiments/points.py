@@ -1,5 +1,6 @@
 """Death exactly at each point of a job's life (`faults.launch` puts it there; the product has no hooks)."""
 
+from faults.experiments.storms import make_suspects
 from faults.launch import POINTS
 from faults.stack import Process, until
 from faults.trial import COMPLETED, Experiment, Trial
@@ -61,14 +62,10 @@ def isolated_point(trial: Trial) -> None:
     for point in random.sample(WORKER_POINTS, trial.pick(1, 3)):
         stack.crew(io=1, local=0)
         ids = trial.submit_some(4, 1.0, codes=CRASHES)
-        trial.wait_processing(ids)
-        io = stack.member("io-1")
-        trial.fault("kill a worker", io)
-        io.kill()
+        make_suspects(trial, ids)
         trial.fault(f"die {point} in isolation")
         # Every child of this worker dies at its first job, for ever: the jobs in it meet their third crash.
         stack.start_worker("local", "victim-local", "--die", point, SAFELIGHT_LOCAL_SLOTS="2")
-        stack.hire("io-1")
         for job_id in ids:
             trial.may_end(job_id, *COMPLETED, codes=CRASHES)
         trial.wait_ended()

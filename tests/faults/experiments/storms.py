@@ -32,7 +32,7 @@ def child_storm(trial: Trial) -> None:
     stack.crew(io=1, local=3)
     for _ in range(trial.pick(1, 3)):
         ids = trial.submit_some(random.randint(4, 8), 1.5, codes=CRASHES, watch=1)
-        _make_suspects(trial, ids)
+        make_suspects(trial, ids)
         local = stack.member("local")
         for _ in range(trial.pick(2, 5)):
             trial.pause(0.4, 1.2)
@@ -42,7 +42,7 @@ def child_storm(trial: Trial) -> None:
         trial.wait_ended()
 
 
-def _make_suspects(trial: Trial, ids: Sequence[str]) -> None:
+def make_suspects(trial: Trial, ids: Sequence[str]) -> None:
     """Two workers are lost under the jobs: from then on each runs alone."""
     for number in range(1, 3):
         trial.wait_processing(ids, attempt=number)
@@ -58,7 +58,7 @@ def orphaned_children(trial: Trial) -> None:
     stack = trial.stack
     for _ in range(trial.pick(1, 3)):
         stack.crew(io=1, local=3)
-        _make_suspects(trial, trial.submit_some(4, 2.5, codes=CRASHES))
+        make_suspects(trial, trial.submit_some(4, 2.5, codes=CRASHES))
         local = stack.member("local")
         trial.pause(0.2, 1.0)
         trial.fault("kill a main process", local)
