@@ -60,7 +60,7 @@ def test_a_link_to_a_local_file_needs_no_credentials(service: Service, artifact:
 
 def test_a_bent_link_and_one_of_elsewhere_are_refused(service: Service, artifact: Json) -> None:
     url = link_to(service, artifact)["url"]
-    for bent in (url[:-1] + ("A" if url[-1] != "A" else "B"), "/api/v1/files/x", "/api/v1/files/x.y"):
+    for bent in (url[:-2] + ("A" if url[-2] != "A" else "B") + url[-1], "/api/v1/files/x", "/api/v1/files/x.y"):
         response = service.http.get(bent)
         assert (response.status_code, response.json()["code"]) == (403, "link_invalid")
         assert response.json()["retryable"] is False
