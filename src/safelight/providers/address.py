@@ -6,16 +6,20 @@ every version of Python.
 """
 
 import asyncio
+import contextlib
 import csv
 import re
 import socket
+import ssl
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
+from typing import Any, cast
 from urllib.parse import urlsplit
 
+import httpcore
 import httpx
 
 from safelight.providers.base import ProviderError, ProviderUnavailable
@@ -108,21 +112,49 @@ def checked_url(url: str | httpx.URL, networks: Collection[Network] = ()) -> htt
     return url
 
 
-async def addresses_of(url: httpx.URL, networks: Collection[Network] = ()) -> list[str]:
+async def addresses_of(host: str, networks: Collection[Network] = ()) -> list[str]:
     """Every address of the host. Raises `AddressRefused` if a single one may not be connected to, `HostUnknown` if
     there is none, `OSError` if nobody can tell."""
     try:
         async with asyncio.timeout(RESOLVE_SECONDS):
-            addresses = await _resolve(url.raw_host.decode())
+            addresses = await _resolve(host)
     except UnicodeError:
-        raise _unknown(url) from None
+        raise _unknown(host) from None
     except socket.gaierror as error:
         if error.errno in NO_SUCH_NAME:
-            raise _unknown(url) from None
+            raise _unknown(host) from None
         raise
     if not addresses or not all(is_allowed(address, networks) for address in addresses):
-        raise AddressRefused(f"{shown(url)} is not at a public address.")
+        raise AddressRefused(f"{host[:200]} is not at a public address.")
     return addresses[:MAX_ADDRESSES]
+
+
+class CheckedTransport(httpx.AsyncHTTPTransport):
+    """Sends requests over connections to addresses that were checked, whatever names their URLs bear. No proxy."""
+
+    def __init__(self, tls: ssl.SSLContext, networks: Collection[Network] = ()) -> None:
+        super().__init__(verify=tls, trust_env=False)
+        if type(self._pool) is not httpcore.AsyncConnectionPool:
+            raise RuntimeError("This httpx keeps its connections elsewhere; they cannot be checked.")
+        self._pool = httpcore.AsyncConnectionPool(ssl_context=tls, network_backend=_CheckedBackend(networks))
+
+
+class _CheckedBackend(httpcore.AsyncNetworkBackend):
+    """What makes a connection: the name in `Host` and in TLS is none of its business."""
+
+    def __init__(self, networks: Collection[Network]) -> None:
+        self._networks = networks
+        self._network = cast(httpcore.AsyncNetworkBackend, httpcore.AnyIOBackend())
+
+    async def connect_tcp(self, host: str, port: int, *arguments: Any, **options: Any) -> httpcore.AsyncNetworkStream:
+        try:
+            *others, last = await addresses_of(host, self._networks)
+        except OSError:  # TimeoutError is one
+            raise ProviderUnavailable(f"The host {host[:200]} cannot be looked up at the moment.") from None
+        for address in others:
+            with contextlib.suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
+                return await self._network.connect_tcp(address, port, *arguments, **options)
+        return await self._network.connect_tcp(last, port, *arguments, **options)
 
 
 def is_allowed(text: str, networks: Collection[Network] = ()) -> bool:
@@ -146,8 +178,8 @@ def shown(url: httpx.URL) -> str:
     return str(url.copy_with(query=None, fragment=None))[:200]
 
 
-def _unknown(url: httpx.URL) -> HostUnknown:
-    return HostUnknown(f"There is no host named {url.host}.")
+def _unknown(host: str) -> HostUnknown:
+    return HostUnknown(f"There is no host named {host}.")
 
 
 def _special(address: Address) -> SpecialNetwork:

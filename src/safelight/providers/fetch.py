@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
-from typing import Any, cast
+from typing import cast
 
 import httpx
 
 from safelight.pictures import PICTURE_TYPES, type_of
 from safelight.providers.address import (
+    CheckedTransport,
     FetchRefused,
     Network,
     UrlRefused,
-    addresses_of,
     checked_url,
     parsed_url,
     shown,
@@ -60,7 +60,6 @@ class _Again(Exception):
 
 
 async def fetch(
-    client: httpx.AsyncClient,
     url: str,
     *,
     headers: Mapping[str, str] | None = None,
@@ -71,8 +70,7 @@ async def fetch(
     """Download a picture, video or sound, trying again while that may help.
 
     `trusted_hosts` (`host:port`, see `host_of`) may be at private addresses: a provider that is configured there.
-    `headers` are sent to the host of `url` alone; nothing else of the client's is sent. Nothing bounds the whole but
-    the caller: a single read may take 30 s.
+    `headers` are sent to the host of `url` alone. Nothing bounds the whole but the caller: a single read may take 30 s.
 
     Raises `FetchRefused` for what must not be fetched, `ProviderUnavailable` if the host does not deliver,
     `ResultMissing` if there is no such file, `BadOutput` if it is not a whole one. No message repeats the query of a
@@ -81,7 +79,7 @@ async def fetch(
     pause = PAUSE_SECONDS
     for left in range(tries - 1, -1, -1):
         try:
-            async with opened(client, url, headers=headers or {}, trusted_hosts=trusted_hosts) as (response, found_at):
+            async with opened(url, headers=headers or {}, trusted_hosts=trusted_hosts) as (response, found_at):
                 return await _read(response, shown(found_at), max_bytes)
         except _Again as again:
             error = again.error
@@ -158,7 +156,6 @@ KNOWN_TYPES = frozenset(
 
 @asynccontextmanager
 async def opened(
-    client: httpx.AsyncClient,
     start: str,
     *,
     headers: Mapping[str, str],
@@ -175,62 +172,41 @@ async def opened(
     origin = url.scheme, host_of(url)
     for _ in range(MAX_REDIRECTS + 1):
         sent = headers if (url.scheme, host_of(url)) == origin else {}
-        response = await _get(client, url, sent, host_of(url) in trusted_hosts, networks, timeout)
-        try:
+        transport = _plain() if host_of(url) in trusted_hosts else CheckedTransport(shared_tls(), networks)
+        async with transport, _answer(transport, url, sent, timeout) as response:
             if response.status_code not in REDIRECTS:
                 yield response, url
                 return
             location = response.headers.get("location", "")
-        finally:
-            await response.aclose()
         try:
             # Joined, `http://` would be where we are.
             url = _near(location if ABSOLUTE.match(location) else url.join(location), trusted_hosts, networks)
         except (httpx.InvalidURL, ValueError):
-            raise _no_url(url) from None
+            raise UrlRefused(f"{shown(url)} redirects to something that is no URL.") from None
         except FetchRefused as error:
             raise type(error)(f"{shown(url)} redirects to what is not fetched. {error.message}") from None
     raise FetchRefused(f"{shown(httpx.URL(start))} redirects more than {MAX_REDIRECTS} times.")
 
 
-async def _get(
-    client: httpx.AsyncClient,
-    url: httpx.URL,
-    headers: Mapping[str, str],
-    is_trusted: bool,
-    networks: Collection[Network],
-    timeout: httpx.Timeout,
-) -> httpx.Response:
-    """The answer, its body still to be read. The request is made by hand: the client's own headers stay at home."""
-    asked = {"Host": url.netloc.decode(), "Accept": "*/*", "Accept-Encoding": "identity", **headers}
-    extensions: dict[str, Any] = {"timeout": timeout.as_dict()}
-    targets = [url]
-    if not is_trusted:
-        # A connection to a checked address is not shared: another name may stand for the same one.
-        asked["Connection"] = "close"
-        extensions["sni_hostname"] = url.raw_host.decode()
-        try:
-            targets = [url.copy_with(host=address) for address in await addresses_of(url, networks)]
-        except OSError:  # TimeoutError is one
-            raise ProviderUnavailable(f"The host {url.host} cannot be looked up at the moment.") from None
-    reason = ""
-    for target in targets:
-        try:
-            request = httpx.Request("GET", target, headers=asked, extensions=extensions)
-            return await client.send(request, stream=True, auth=None)
-        except (ValueError, httpx.InvalidURL):  # httpx reads where a redirect leads, though it does not follow
-            raise _no_url(url) from None
-        except httpx.HTTPError as error:
-            if "location header" in str(error):
-                raise _no_url(url) from None
-            reason = type(error).__name__
-            if not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-                break
-    raise ProviderUnavailable(f"{shown(url)} cannot be fetched ({reason}).")
+@asynccontextmanager
+async def _answer(
+    transport: httpx.AsyncBaseTransport, url: httpx.URL, headers: Mapping[str, str], timeout: httpx.Timeout
+) -> AsyncGenerator[httpx.Response]:
+    """Its body still to be read. There is no client, which would send what is its own, and read more than this."""
+    sent = {"Accept": "*/*", "Accept-Encoding": "identity", **headers}
+    request = httpx.Request("GET", url, headers=sent, extensions={"timeout": timeout.as_dict()})
+    try:
+        response = await transport.handle_async_request(request)
+    except httpx.HTTPError as error:
+        raise ProviderUnavailable(f"{shown(url)} cannot be fetched ({type(error).__name__}).") from None
+    try:
+        yield response
+    finally:
+        await response.aclose()
 
 
-def _no_url(url: httpx.URL) -> UrlRefused:
-    return UrlRefused(f"{shown(url)} redirects to something that is no URL.")
+def _plain() -> httpx.AsyncBaseTransport:
+    return httpx.AsyncHTTPTransport(verify=shared_tls(), trust_env=False)
 
 
 async def _read(response: httpx.Response, place: str, max_bytes: int) -> Fetched:

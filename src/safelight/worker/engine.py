@@ -141,7 +141,6 @@ class Engine:
             for task in background:
                 task.cancel()
             await asyncio.wait(background)
-            await inputs.close()
 
     async def _drain(self) -> None:
         if self._runner.is_draining:

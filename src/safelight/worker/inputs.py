@@ -7,14 +7,12 @@ a picture.
 import asyncio
 from collections.abc import Sequence
 
-import httpx
-
 from safelight.artifacts import get
 from safelight.db import Database
 from safelight.pictures import BadPicture, PictureWorkers, decode, read_head
 from safelight.providers.address import HostUnknown
 from safelight.providers.base import BadOutput, InputImage, InvalidParameters, ProviderError, ProviderUnavailable
-from safelight.providers.fetch import FetchRefused, fetch, shared_tls
+from safelight.providers.fetch import FetchRefused, fetch
 from safelight.storage import FileMissing, Storage
 
 FETCH_SECONDS = 60.0
@@ -35,15 +33,10 @@ class InputImages:
         self._storage = storage
         self._pictures = pictures
         self._max_bytes = max_bytes
-        self._client: httpx.AsyncClient | None = None
 
     async def load(self, references: Sequence[str], owner_id: str) -> tuple[InputImage, ...]:
         """Each as a whole picture, in order. Raises `InvalidParameters` that names the one that is none."""
         return tuple([await self._load(n, reference, owner_id) for n, reference in enumerate(references)])
-
-    async def close(self) -> None:
-        if self._client is not None:
-            await self._client.aclose()
 
     async def _load(self, number: int, reference: str, owner_id: str) -> InputImage:
         field = f"input_images.{number}"
@@ -59,11 +52,9 @@ class InputImages:
         return InputImage(data, picture.content_type)
 
     async def _fetched(self, url: str) -> bytes:
-        if self._client is None:
-            self._client = httpx.AsyncClient(verify=shared_tls(), timeout=30)
         try:
             async with asyncio.timeout(FETCH_SECONDS):
-                return (await fetch(self._client, url, max_bytes=self._max_bytes)).data
+                return (await fetch(url, max_bytes=self._max_bytes)).data
         except HostUnknown:
             raise
         except (TimeoutError, ProviderUnavailable) as error:

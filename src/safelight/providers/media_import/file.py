@@ -1,4 +1,4 @@
-"""Media files that stand at a plain URL: streamed to disk by our own client."""
+"""Media files that stand at a plain URL: streamed to disk by ourselves."""
 
 import asyncio
 import time
@@ -43,7 +43,6 @@ class Files:
 
     def __init__(
         self,
-        client: httpx.AsyncClient,
         *,
         networks: Collection[Network],
         max_bytes: int,
@@ -51,7 +50,6 @@ class Files:
         bytes_per_second: float,
         slow_seconds: float,
     ) -> None:
-        self._client = client
         self._networks = networks
         self._max_bytes = max_bytes
         self._timeout = httpx.Timeout(idle_seconds, connect=10)
@@ -125,7 +123,7 @@ class Files:
             try:
                 async with asyncio.timeout(pace.seconds):  # each line of its head may come slowly, too
                     response, found_at = await stack.enter_async_context(
-                        opened(self._client, url, headers=headers or {}, networks=self._networks, timeout=self._timeout)
+                        opened(url, headers=headers or {}, networks=self._networks, timeout=self._timeout)
                     )
             except TimeoutError:
                 raise pace.too_slow(f"it has not answered within {pace.seconds:g} s") from None

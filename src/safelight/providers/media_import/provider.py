@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import structlog
 
 from safelight.providers.address import FetchRefused, Network, checked_url, shown
@@ -27,7 +26,7 @@ from safelight.providers.base import (
     Provider,
     Update,
 )
-from safelight.providers.fetch import HEAD_BYTES, content_type_of, shared_tls
+from safelight.providers.fetch import HEAD_BYTES, content_type_of
 from safelight.providers.media_import.error import (
     NoMedia,
     NotMedia,
@@ -101,12 +100,10 @@ class MediaImport(Provider):
         self._networks = tuple(networks)
         self._max_bytes = max_bytes
         self._max_seconds = max_seconds
-        self._client = httpx.AsyncClient(verify=shared_tls(), trust_env=False)
         self._min_bytes_per_second = min_bytes_per_second
         self._slow_seconds = slow_seconds
         self._probe_seconds = probe_seconds
         self._files = Files(
-            self._client,
             networks=self._networks,
             max_bytes=max_bytes,
             idle_seconds=idle_seconds,
@@ -187,9 +184,6 @@ class MediaImport(Provider):
         if not self._pages.is_installed:
             return "There is no yt-dlp: only plain files can be imported. Install the extra `video`."
         return None
-
-    async def close(self) -> None:
-        await self._client.aclose()
 
     # --- the ways to it -----------------------------------------------------------------------------------------------
 

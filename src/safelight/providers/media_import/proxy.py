@@ -97,7 +97,7 @@ class Proxy:
         is_tunnel = method == "CONNECT"
         try:
             url = checked_url(f"https://{target}" if is_tunnel else target, self._networks)
-            addresses = await addresses_of(url, self._networks)
+            addresses = await addresses_of(url.raw_host.decode(), self._networks)
         except FetchRefused as error:
             self._refuse(error)
             writer.write(_status("403 Forbidden"))

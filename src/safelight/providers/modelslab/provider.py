@@ -336,11 +336,11 @@ class ModelsLab(Provider):
             return data, content_type_of(data)
         for link in links[:-1]:
             try:
-                fetched = await fetch(self._asking, link, trusted_hosts={self._origin[1]}, tries=DOWNLOAD_TRIES)
+                fetched = await fetch(link, trusted_hosts={self._origin[1]}, tries=DOWNLOAD_TRIES)
                 return fetched.data, fetched.content_type
             except ProviderError as error:
                 log.warning("modelslab.link_failed", reason=error.message)
-        fetched = await fetch(self._asking, links[-1], trusted_hosts={self._origin[1]}, tries=DOWNLOAD_TRIES)
+        fetched = await fetch(links[-1], trusted_hosts={self._origin[1]}, tries=DOWNLOAD_TRIES)
         return fetched.data, fetched.content_type
 
     # --- what went wrong ----------------------------------------------------------------------------------------------

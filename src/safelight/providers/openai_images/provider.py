@@ -260,7 +260,7 @@ class OpenAIImages(Provider):
         if not result.url:
             raise BadOutput(f"{self._name} delivered neither a picture nor a link to one.")
         own = host_of(self._base_url)
-        fetched = await fetch(self._client, result.url, trusted_hosts={own}, headers=self._headers_for(result.url))
+        fetched = await fetch(result.url, trusted_hosts={own}, headers=self._headers_for(result.url))
         return Output(fetched.data, fetched.content_type, details=result.details)
 
     def _headers_for(self, url: str) -> Mapping[str, str]:
