@@ -1,21 +1,24 @@
-"""One process of the service that can be hurt: `python -m faults.launch worker io io-1 --die after-claim`.
+"""One process of the service that can be hurt: `become(["worker", "io", "io-1", "--die", "after-claim"], ...)`.
 
 The product has no hooks for its own death. This launcher replaces one method in the process it becomes, so that the
 process kills itself with SIGKILL when the method is called for the n-th time. It also moves the process's clock, limits
-its memory, and ends it when whoever started it is gone.
+its memory, and ends it when whoever started it is gone. Processes are forked from one that has imported everything:
+imports are most of what a start costs.
 """
 
 import argparse
 import inspect
 import json
+import multiprocessing
 import os
 import resource
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta, tzinfo
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,7 +36,6 @@ from safelight.worker.process import run_worker
 from safelight.worker.runner import Runner
 
 DISPATCH_VARIABLE = "SAFELIGHT_TEST_FAULTS_DISPATCH_LEASE"  # seconds, for a short form
-WATCH_VARIABLE = "SAFELIGHT_TEST_FAULTS_PIPE"
 
 
 class Countdown:
@@ -157,19 +159,30 @@ def tell_holders() -> None:
 
 
 def follow_starter() -> None:
-    """Die when the starter does: it holds the other end of a pipe."""
-    reading = os.environ.get(WATCH_VARIABLE)
-    if reading is None:
-        return
+    """Die when the starter does."""
+    starter = multiprocessing.parent_process()
+    assert starter is not None
 
     def wait() -> None:
-        os.read(int(reading), 1)
+        starter.join()
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=wait, daemon=True).start()
 
 
-def main() -> None:
+def become(arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+    """Be that process, in a session of its own; what it says goes to the end of the log."""
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(environment)
+    with log.open("ab") as output:
+        for descriptor in (1, 2):
+            os.dup2(output.fileno(), descriptor)
+    follow_starter()
+    serve_as(arguments)
+
+
+def serve_as(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("door", choices=("api", "worker"))
     parser.add_argument("kind", nargs="?", default="io", choices=("io", "local", "imports"))
@@ -179,8 +192,7 @@ def main() -> None:
     parser.add_argument("--nth", type=int, default=1, help="at which call; default 1")
     parser.add_argument("--clock", type=float, default=0.0, help="seconds to move the clock by")
     parser.add_argument("--memory-mb", type=int, default=0, help="limit of the address space")
-    chosen = parser.parse_args()
-    follow_starter()
+    chosen = parser.parse_args(arguments)
     tell_holders()
     dispatch.LEASE_SECONDS = float(os.environ.get(DISPATCH_VARIABLE, dispatch.LEASE_SECONDS))
     if chosen.die:
@@ -193,7 +205,3 @@ def main() -> None:
         serve(load_settings())
     else:
         run_worker(load_settings(), kind=chosen.kind, name=chosen.name, pool=chosen.pool)
-
-
-if __name__ == "__main__":
-    main()

@@ -2,21 +2,23 @@
 
 import contextlib
 import fcntl
+import functools
 import json
+import multiprocessing
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import httpx
 
-from faults.launch import WATCH_VARIABLE
+from faults.launch import become
 from faults.rows import Rows
 from patience import PATIENCE_SECONDS
 from servers import ValkeyServer, descendants
@@ -60,30 +62,38 @@ def kill_pid(pid: int, number: int = signal.SIGKILL) -> None:
         os.kill(pid, number)
 
 
+@functools.cache
+def _starter() -> ForkServerContext:
+    """Forks processes that have imported everything."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["faults.launch"])
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), *([path] if path else [])])
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if path:
+            os.environ["PYTHONPATH"] = path
+    return context
+
+
 class Process:
     """A real process of the stack, in a session of its own; it ends with us."""
 
     def __init__(self, name: str, arguments: Iterable[str], environment: dict[str, str], log: Path) -> None:
         self.name = name
         self.log = log
-        reading, self._writing = os.pipe()
-        with log.open("ab") as output:
-            self._popen = subprocess.Popen(
-                [sys.executable, "-m", "faults.launch", *arguments],
-                env=environment | {WATCH_VARIABLE: str(reading)},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                pass_fds=[reading],
-            )
-        os.close(reading)
-        self.pid = self._popen.pid
+        log.touch()
+        self._process = _starter().Process(target=become, args=(list(arguments), environment, log), daemon=True)
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
         self._family: dict[int, str] = {}  # every process ever seen below it, and when it was born
 
     @property
     def is_alive(self) -> bool:
-        return self._popen.poll() is None
+        return self._process.is_alive()
 
     @property
     def holder(self) -> str | None:
@@ -98,7 +108,8 @@ class Process:
         return found
 
     def signal(self, number: int) -> None:
-        self._popen.send_signal(number)
+        if self.is_alive:
+            kill_pid(self.pid, number)
 
     def signal_all(self, number: int) -> None:
         """To the process and all below it; nobody, once it has been waited for: its number may be another's by now."""
@@ -109,13 +120,13 @@ class Process:
         """SIGKILL to the process and all its children."""
         self.signal_all(signal.SIGKILL)
         self.signal_all(signal.SIGKILL)  # whoever was born while we looked
-        self._popen.wait(timeout=PATIENCE_SECONDS)
+        self.wait(PATIENCE_SECONDS)
 
     def kill_main(self) -> None:
         """SIGKILL to the process alone: its children must notice."""
         self.children()
         self.signal(signal.SIGKILL)
-        self._popen.wait(timeout=PATIENCE_SECONDS)
+        self.wait(PATIENCE_SECONDS)
 
     def freeze(self) -> None:
         self.signal_all(signal.SIGSTOP)
@@ -127,10 +138,13 @@ class Process:
         """SIGTERM, and the exit code."""
         self.children()
         self.signal(signal.SIGTERM)
-        return self._popen.wait(timeout=seconds)
+        return self.wait(seconds)
 
     def wait(self, seconds: float) -> int:
-        return self._popen.wait(timeout=seconds)
+        """Until it ends: the exit code."""
+        self._process.join(seconds)
+        assert self._process.exitcode is not None, f"{self.name} did not end in {seconds:g} s"
+        return self._process.exitcode
 
     def close(self) -> None:
         if self.is_alive:
@@ -138,9 +152,6 @@ class Process:
             self.kill()
         for pid in self._survivors():
             kill_pid(pid)
-        if self._writing >= 0:
-            os.close(self._writing)
-            self._writing = -1
 
     def survivors(self) -> list[int]:
         """What still runs of a dead process's family."""
@@ -185,7 +196,6 @@ class Stack:
         self.http = httpx.Client(base_url=f"{self.url}/api/v1", timeout=PATIENCE_SECONDS)
         self.environment = {
             **os.environ,
-            "PYTHONPATH": f"{TESTS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
             "SAFELIGHT_DATA_DIR": str(data),
             "SAFELIGHT_DATABASE_URL": database_url,
             "SAFELIGHT_REDIS_URL": f"{valkey.url}?db=0",
