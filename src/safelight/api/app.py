@@ -8,7 +8,7 @@ from functools import partial
 
 from fastapi import Depends, FastAPI
 
-from safelight.api import document, events, jobs, plain, problems
+from safelight.api import document, events, jobs, problems
 from safelight.api.accounts import keys, session
 from safelight.api.authentication import Authentication
 from safelight.api.batches import events as batch_events
@@ -18,6 +18,7 @@ from safelight.api.entrance import Entrance
 from safelight.api.job_view import Estimator
 from safelight.api.media import artifacts, files, imports
 from safelight.api.origin import Origins
+from safelight.api.plain import Plain
 from safelight.api.proxy import Proxies
 from safelight.api.query import known_query
 from safelight.api.service import docs, front, health, providers, templates, webhooks
@@ -95,8 +96,8 @@ def create_app(settings: Settings) -> FastAPI:
         front,
     ):
         app.include_router(module.router)
-    plain.install(app)
     _make_routes(app)
+    app.add_middleware(Plain)
     app.add_middleware(Authentication, has_accounts=settings.has_accounts)
     bodies = Bodies(max_held_bytes=settings.max_held_bytes, max_values=settings.max_body_values)
     app.add_middleware(

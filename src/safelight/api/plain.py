@@ -1,18 +1,17 @@
 """The two requests that are asked most, in their plain form, past FastAPI's own machinery.
 
-A submit and a look without a query are routed here before the documented routes and call the same functions: half of
-the time of such a request was spent on resolving dependencies. Whatever is unusual about one (a body that is no valid
-JSON object of the kind, another content type) is left to the documented route, so that there is one behaviour.
+A submit and a look without a query are answered here, before the documented routes, and call the same functions: half
+of the time of such a request was spent on routing it and on resolving dependencies. Whatever is unusual about one (a
+body that is no valid JSON object of the kind, another content type) is left to the documented route, so that there is
+one behaviour.
 """
 
 import json
-from collections.abc import Awaitable, Callable
+import re
 
-from fastapi import FastAPI
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from safelight.api import jobs
@@ -20,39 +19,43 @@ from safelight.api.body import replay, work
 from safelight.api.deps import asker_of, parse_id, world_of
 from safelight.api.job_request import GenerationRequest
 from safelight.api.job_view import PREFIX
+from safelight.api.problems import problem_of
+from safelight.errors import SafelightError
 
-Endpoint = Callable[[Request], Awaitable[Response | ASGIApp]]
-
-
-def install(app: FastAPI) -> None:
-    """Put the plain routes first."""
-    app.router.routes[:0] = [_PlainRoute(PREFIX, "POST", _submit), _PlainRoute(PREFIX + "/{id}", "GET", _look)]
+LOOK = re.compile(f"{PREFIX}/([^/]+)")
 
 
-class _PlainRoute(Route):
-    """Takes a request of exactly this method and path, without a query and not seen to be unusual."""
+class Plain:
+    """Answers what it takes, and gives the rest to the app."""
 
-    def __init__(self, path: str, method: str, endpoint: Endpoint) -> None:
-        super().__init__(path, endpoint, methods=[method], include_in_schema=False)
-        self._method = method
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
 
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        if scope["type"] != "http" or scope["method"] != self._method or scope["query_string"]:
-            return Match.NONE, {}
-        if scope["state"].get("is_unusual"):
-            return Match.NONE, {}
-        return super().matches(scope)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer: Response | None = None
+        if scope["type"] == "http" and not scope["query_string"]:
+            path, method = scope["path"], scope["method"]
+            request = Request(scope, receive)
+            try:
+                if method == "GET" and (asked := LOOK.fullmatch(path)):
+                    answer = await _look(request, asked[1])
+                elif method == "POST" and path == PREFIX:
+                    body = await request.body()
+                    answer = await _submit(request, body)
+                    receive = replay(body, receive)
+            except SafelightError as error:
+                answer = problem_of(scope["state"]["request_id"], error)
+        await (answer or self._app)(scope, receive, send)
 
 
-async def _submit(request: Request) -> Response | ASGIApp:
-    body = await request.body()
-    if request.headers.get("content-type") != "application/json":
-        return _Documented(body)
+async def _submit(request: Request, body: bytes) -> Response | None:
+    headers = request.headers
+    if headers.get("content-type") != "application/json":
+        return None
     try:
         asked = await work(len(body), _read, body)
     except (ValidationError, ValueError, RecursionError):
-        return _Documented(body)
-    headers = request.headers
+        return None
     key, prefer = headers.get("idempotency-key"), headers.get("prefer")
     return await jobs.submit(asked, request, await world_of(request), await asker_of(request), key, prefer)
 
@@ -61,18 +64,7 @@ def _read(body: bytes) -> GenerationRequest:
     return GenerationRequest.model_validate(json.loads(body))
 
 
-async def _look(request: Request) -> Response:
-    job_id = parse_id(request.path_params["id"])
+async def _look(request: Request, item: str) -> Response:
+    job_id = parse_id(item)
     known = request.headers.get("if-none-match")
     return await jobs.get_job(job_id, request, await world_of(request), (await asker_of(request)).owner_id, None, known)
-
-
-class _Documented:
-    """The answer of the documented route to a request whose body was read already."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["state"]["is_unusual"] = True
-        await scope["app"].router(scope, replay(self._body, receive), send)

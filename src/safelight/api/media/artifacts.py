@@ -26,6 +26,8 @@ from safelight.pictures import UPLOAD_TYPES
 PREFIX = "/api/v1/artifacts"
 router = APIRouter(prefix=PREFIX, tags=["artifacts"])
 
+REFERENCE = re.compile(r"/api/v1/characters/[^/]+/reference")
+
 LINK_SECONDS = (60, 7 * 24 * 3600)  # no store signs for longer than a week
 ANY_TYPE = "application/octet-stream"  # what generated clients send: the picture itself tells
 SIGNATURES = ((b"\x89PNG", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"RIFF", "image/webp"))
@@ -82,7 +84,7 @@ async def upload_artifact(
 
 def takes_file(path: str) -> bool:
     """Whether what is sent there may be a file: it is read here then, and has a limit of its own."""
-    return path == PREFIX or re.fullmatch(r"/api/v1/characters/[^/]+/reference", path) is not None
+    return path == PREFIX or REFERENCE.fullmatch(path) is not None
 
 
 async def receive_picture(request: Request, world: Safelight, owner: str) -> Artifact | Response:
