@@ -79,9 +79,13 @@ def _scene_picture(case: Case) -> None:
 
 
 def _retry(case: Case) -> None:
-    """Of a picture that failed."""
-    case.path_parameters["id"] = KNOWN["failed"]
-    _picture(case.body)
+    """Of a picture that failed, or of an import if fields of one are changed."""
+    if isinstance(case.body, dict) and case.body.keys() & {"url", "scene_id", "max_height", "audio_only"}:
+        case.path_parameters["id"] = KNOWN["failed_import"]
+        _film(case.body)
+    else:
+        case.path_parameters["id"] = KNOWN["failed"]
+        _picture(case.body)
 
 
 def _upload(case: Case) -> None:

@@ -37,6 +37,22 @@ def test_a_key_of_ones_own(guarded: Guarded) -> None:
     assert admin.delete(f"{KEYS}/{key['id']}").status_code == 204
 
 
+def test_keys_come_in_pages(guarded: Guarded) -> None:
+    admin = guarded.client(guarded.key(str(uuid.uuid4()), "admin"))
+    names = ["test", *(str(n) for n in range(4))]
+    for name in names[1:]:
+        admin.post(KEYS, json={"name": name})
+    seen: list[str] = []
+    cursor: str | None = None
+    for size in (2, 2, 1):
+        page = admin.get(KEYS, params={"limit": 2} | ({"cursor": cursor} if cursor else {})).json()
+        assert len(page["items"]) == size
+        seen += [key["name"] for key in page["items"]]
+        cursor = page["next_cursor"]
+    assert (seen, cursor) == (names[::-1], None)
+    assert problem_of(admin.get(KEYS, params={"cursor": "x"}), 400) == "invalid_cursor"
+
+
 @pytest.mark.parametrize(
     "body",
     [

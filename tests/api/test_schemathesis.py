@@ -58,6 +58,7 @@ def known(examined: Guarded) -> Iterator[Json]:
         job_id = make(path, order())["job_id"]
         return examined.ada.get(f"{JOBS}/{job_id}", params={"wait": 60}).json()["artifacts"][0]["id"]
 
+    host = MediaHost()
     picture = BytesIO()
     Image.new("RGB", (8, 8)).save(picture, "PNG")
     failed = make("generation-jobs", order(mock={"refuse": "no"}), Prefer="wait=60")
@@ -69,9 +70,11 @@ def known(examined: Guarded) -> Iterator[Json]:
     scene = make(f"chapters/{chapter}/scenes", {"description": "x"})
     character = make(f"projects/{project}/characters", {"name": "x"})["id"]
     upload = examined.ada.post(f"{API}/artifacts", content=picture.getvalue(), headers={"Content-Type": "image/png"})
-    host = MediaHost()
+    missing = make("media/store", {"url": f"{host.url}/nothing.mp4"})["job_id"]
+    examined.ada.get(f"{JOBS}/{missing}", params={"wait": 60})
     yield {
         "failed": failed["id"],
+        "failed_import": missing,
         "batch": batch["id"],
         "chapter": chapter,
         "ordered": ordered,

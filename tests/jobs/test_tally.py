@@ -19,7 +19,7 @@ POSITIONS: list[tuple[list[int], int, str]] = [
     ([12, 3, 12], 50, "12.3.12~50"),
     ([7] * 1000, 1, "7x1000~1"),
 ]
-GARBAGE = ["", "x", "1", "1.~1", ".1~1", "1x~1", "1x2x3~1", "-1~1", "1x1001~1", "1x9999.1~1", "1" * 10, "1~", "1~1000"]
+GARBAGE = ["", "x", "1", "1.~1", ".1~1", "1x~1", "1x2x3~1", "-1~1", "1" * 10, "1~", "1~1000"]
 
 
 @pytest.mark.parametrize(("versions", "progress", "text"), POSITIONS)
@@ -31,6 +31,11 @@ def test_an_id_stands_for_all_that_is_known(versions: list[int], progress: int, 
 @pytest.mark.parametrize("text", [*GARBAGE, "end"])
 def test_other_texts_stand_for_nothing(text: str) -> None:
     assert Position.parse(text) is None
+
+
+@pytest.mark.parametrize("text", ["1x1001~1", "1x9999.1~1"])
+def test_of_more_jobs_than_a_batch_may_have_nothing_is_known(text: str) -> None:
+    assert Position.parse(text) == ((), 0)
 
 
 def test_states_and_progress_are_counted() -> None:

@@ -13,7 +13,6 @@ from safelight.accounts.user import User, owner_ids, users
 from safelight.db import Tx, db_now
 
 USE_NOTED_SECONDS = 60.0
-MAX_KEYS_LISTED = 1000
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------
@@ -42,11 +41,15 @@ def create_key(tx: Tx, new: NewKey) -> Key:
     return Key.of(row)
 
 
-def list_keys(tx: Tx, owner_id: str | None = None) -> list[Key]:
+def list_keys(
+    tx: Tx, owner_id: str | None = None, *, before_id: str | None = None, limit: int | None = None
+) -> list[Key]:
     """The keys of an owner, or of all, newest first; revoked ones too."""
-    query = select(*api_keys.c).order_by(api_keys.c.id.desc()).limit(MAX_KEYS_LISTED)
+    query = select(*api_keys.c).order_by(api_keys.c.id.desc()).limit(limit)
     if owner_id is not None:
         query = query.where(api_keys.c.owner_id == owner_id)
+    if before_id is not None:
+        query = query.where(api_keys.c.id < before_id)
     return [Key.of(row) for row in tx.execute(query)]
 
 

@@ -5,12 +5,14 @@ clients take as it is meant.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, cast
 
 import orjson
 from fastapi import FastAPI
-from pydantic import TypeAdapter
+from pydantic import BaseModel, GetJsonSchemaHandler, TypeAdapter
+from pydantic_core import CoreSchema
 
 from safelight.api.authentication import SESSION_COOKIE, is_open
 from safelight.api.problems import RETRYABLE, TITLES
@@ -61,6 +63,29 @@ def stream_of(*events: type) -> Json:
     return {"text/event-stream": {"schema": {"type": "object", "required": ["data"], "properties": fields}}}
 
 
+@dataclass(frozen=True, slots=True)
+class SomeFieldsOf:
+    """For an annotated object: that it has fields of one of these models, whichever are given."""
+
+    models: tuple[type[BaseModel], ...]
+
+    def __get_pydantic_json_schema__(self, _: CoreSchema, handler: GetJsonSchemaHandler) -> Json:
+        return {"anyOf": [self._some_of(model, handler) for model in self.models]}
+
+    def _some_of(self, model: type[BaseModel], handler: GetJsonSchemaHandler) -> Json:
+        whole = handler.resolve_ref_schema(handler(model.__pydantic_core_schema__))
+        fields = {
+            name: {key: value for key, value in field.items() if key != "default"}
+            for name, field in whole["properties"].items()
+        }
+        return {
+            "type": "object",
+            "title": f"Some{model.__name__}",
+            "properties": fields,
+            "additionalProperties": False,
+        }
+
+
 def install(app: FastAPI) -> None:
     """Let the app describe itself completely."""
     describe = app.openapi
@@ -91,6 +116,8 @@ def completed(document: Json) -> Json:
     for name in sorted(_sent(document, schemas)):
         _word_for_senders(schemas[name])
     for path, operation in operations(document):
+        sent = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+        _word_for_senders(sent.get("schema", {}))
         operation["security"] = [] if is_open(path) else [{"bearer": []}, {"session": []}]
         for parameter in operation.get("parameters", ()):
             parameter["schema"] = _never_null(parameter["schema"])

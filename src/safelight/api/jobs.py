@@ -35,6 +35,7 @@ from safelight.api.deps import (
     preferred_wait,
     read_id_cursor,
 )
+from safelight.api.document import SomeFieldsOf
 from safelight.api.events import with_latest
 from safelight.api.fields import Text
 from safelight.api.job_request import GenerationRequest, new_job, verified
@@ -232,7 +233,8 @@ async def retry(
     world: World,
     asker: Asker,
     overrides: Annotated[
-        dict[str, Any] | None, Body(description="Fields of a submit that shall differ", examples=[{"seed": 8}])
+        Annotated[dict[str, Any], SomeFieldsOf((GenerationRequest, MediaRequest))] | None,
+        Body(description="Fields of the submit or import that shall differ", examples=[{"seed": 8}]),
     ] = None,
     key: IdempotencyKey = None,
 ) -> Response:

@@ -77,10 +77,11 @@ from safelight.jobs.settlement import (
     time_limit_error,
 )
 from safelight.jobs.situation import QueueLoad, Situation, explain, read_queues
-from safelight.jobs.tally import ALL_TOLD, POSITION, BatchEvent, Position, Tally
+from safelight.jobs.tally import ALL_TOLD, LONGEST_POSITION, POSITION, BatchEvent, Position, Tally
 
 __all__ = [
     "ALL_TOLD",
+    "LONGEST_POSITION",
     "MAX_BATCH_JOBS",
     "POSITION",
     "QUEUE_OF_KIND",

@@ -34,6 +34,7 @@ STATUS_OF: dict[str, Status] = {
 ALL_TOLD = "end"  # the id of the terminal event
 _RUN = r"[0-9]{1,9}(x[0-9]{1,4})?"
 POSITION = rf"{_RUN}(\.{_RUN})*~[0-9]{{1,3}}"  # the form of every other id
+LONGEST_POSITION = 16 * MAX_BATCH_JOBS  # characters
 
 
 class Position(NamedTuple):
@@ -50,7 +51,7 @@ class Position(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> "Position | None":
         """The position of an id; None if it is none."""
-        if len(text) > 16 * MAX_BATCH_JOBS or re.fullmatch(POSITION, text) is None:
+        if len(text) > LONGEST_POSITION or re.fullmatch(POSITION, text) is None:
             return None
         runs, _, progress = text.partition("~")
         versions: list[int] = []
@@ -58,7 +59,7 @@ class Position(NamedTuple):
             version, _, length = run.partition("x")
             versions += [int(version)] * int(length or 1)
             if len(versions) > MAX_BATCH_JOBS:
-                return None
+                return cls((), 0)  # of no batch that there can be
         return cls(versions, min(100, int(progress)))
 
 

@@ -20,7 +20,7 @@ from safelight.accounts import (
     new_secret,
     revoke_key,
 )
-from safelight.api.deps import Asker, ItemId, World, json_response
+from safelight.api.deps import Asker, IdCursor, ItemId, Limit, World, json_response, read_id_cursor
 from safelight.api.fields import Body, Name, Number
 from safelight.api.problems import refusals
 from safelight.api.rate import RATED
@@ -68,7 +68,10 @@ class NewKeyView(KeyView):
 
 
 class KeyList(BaseModel):
+    """A page of keys, newest first; `next_cursor` asks for the next."""
+
     items: list[KeyView]
+    next_cursor: str | None
 
 
 @router.post(
@@ -97,11 +100,15 @@ async def make(body: KeyRequest, world: World, admin: Admin) -> Response:
     return json_response(view_of(key) | {"secret": secret}, 201, {"Cache-Control": "no-store"})
 
 
-@router.get("", operation_id="listKeys", response_model=KeyList, summary="Your API keys")
-async def list_all(world: World, admin: Admin) -> Response:
-    """Newest first, revoked and expired ones too."""
-    found = await world.database.read(list_keys, admin.owner_id)
-    return json_response({"items": [view_of(key) for key in found]}, headers={"Cache-Control": "no-store"})
+@router.get("", operation_id="listKeys", response_model=KeyList, summary="Your API keys, newest first")
+async def list_all(world: World, admin: Admin, cursor: IdCursor = None, limit: Limit = 50) -> Response:
+    """A page of them, revoked and expired ones too."""
+    before_id = read_id_cursor(cursor)
+    found = await world.database.read(lambda tx: list_keys(tx, admin.owner_id, before_id=before_id, limit=limit + 1))
+    shown = found[:limit]
+    next_cursor = shown[-1].id if len(found) > limit else None
+    content = {"items": [view_of(key) for key in shown], "next_cursor": next_cursor}
+    return json_response(content, headers={"Cache-Control": "no-store"})
 
 
 @router.delete("/{id}", operation_id="revokeKey", status_code=204, summary="Revoke an API key")

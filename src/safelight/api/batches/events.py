@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Depends, Header, Query, Request
@@ -20,6 +20,7 @@ from safelight.bootstrap import Safelight
 from safelight.db import Tx
 from safelight.jobs import (
     ALL_TOLD,
+    LONGEST_POSITION,
     POSITION,
     BatchEvent,
     BatchNotFound,
@@ -39,7 +40,7 @@ PROGRESS_SECONDS = 0.4  # between two `batch.progress` at least
 
 router = APIRouter(prefix=PREFIX, tags=["events"])
 
-ID_FORM = {"pattern": f"^({ALL_TOLD}|{POSITION})?$"}
+ID_FORM: dict[str, Any] = {"pattern": f"^({ALL_TOLD}|{POSITION})?$", "maxLength": LONGEST_POSITION}
 
 
 async def _last_event_id(
