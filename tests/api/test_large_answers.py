@@ -15,6 +15,9 @@ from api_service import BATCHES, JOBS, Json, Service
 from ugly import MIB, NOBODY
 from watchdog import MOST_SECONDS, Watchdog, watched
 
+from safelight.providers.comfyui import provider
+from safelight.providers.comfyui.template import Template, check_template
+
 NEW_ID = "printf('00000000-0000-7000-8000-%012d', n)"
 
 
@@ -117,12 +120,22 @@ def test_the_largest_batches(large: Service, watchdog: Watchdog) -> None:
     asked(watchdog, large, "POST", f"{path}/retry")
 
 
-def test_a_batch_of_large_templates_run_again(large: Service, watchdog: Watchdog) -> None:
+def test_a_batch_of_large_templates_run_again(
+    large: Service, watchdog: Watchdog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks: list[Any] = []
+
+    def noted(definition: Any) -> Template:
+        checks.append(definition)
+        return check_template(definition)
+
+    monkeypatch.setattr(provider, "check_template", noted)
     assert large.http.put("/api/v1/templates/ugly", json=ugly.TEMPLATE).status_code == 201
-    batch = submit(large, BATCHES, {"jobs": [{"prompt": "x", "provider": "comfyui", "template": "ugly"}] * 25})
+    batch = submit(large, BATCHES, {"jobs": [{"prompt": "x", "provider": "comfyui", "template": "ugly"}] * 100})
     path = f"{BATCHES}/{batch['id']}"
     asked(watchdog, large, "POST", f"{path}/cancel")
     asked(watchdog, large, "POST", f"{path}/retry")
+    assert len(checks) == 1  # for all that name it: checking one takes longer than all else about a job
 
 
 def test_a_long_history(large: Service, watchdog: Watchdog) -> None:

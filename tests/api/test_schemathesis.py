@@ -70,7 +70,7 @@ def known(examined: Guarded) -> Iterator[Json]:
     scene = make(f"chapters/{chapter}/scenes", {"description": "x"})
     character = make(f"projects/{project}/characters", {"name": "x"})["id"]
     upload = examined.ada.post(f"{API}/artifacts", content=picture.getvalue(), headers={"Content-Type": "image/png"})
-    missing = make("media/store", {"url": f"{host.url}/nothing.mp4"})["job_id"]
+    missing = make("media/store", {"url": f"{host.url}/nothing.mp4"})["id"]
     examined.ada.get(f"{JOBS}/{missing}", params={"wait": 60})
     yield {
         "failed": failed["id"],

@@ -28,7 +28,9 @@ from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import orjson
 import structlog
 
 from safelight.providers.base import (
@@ -115,6 +117,7 @@ class ComfyUI(Provider):
         self._pool = Pool(list(servers.values()))
         self._default_checkpoint = default_checkpoint
         self._templates = builtin_templates() if templates is None else templates
+        self._latest: tuple[bytes, Template] | None = None  # of the callers' own, as it was written
         self._followed: dict[str, Run] = {}
 
     @property
@@ -183,7 +186,7 @@ class ComfyUI(Provider):
         name = parameters.template or ""
         if parameters.template_definition is not None:
             try:
-                return check_template(parameters.template_definition)
+                return self._checked(parameters.template_definition)
             except InvalidTemplate as error:  # it was well when it was taken, by the rules of then
                 raise InvalidParameters(f"The template {name} cannot be used: {error}", field="template") from None
         template = self._templates.get(name)
@@ -192,6 +195,14 @@ class ComfyUI(Provider):
         shared = f" Everybody may name {listed(self._templates)}, and you those that you added."
         meant = did_you_mean(name, self._templates, most=2) or shared
         raise InvalidParameters(f"There is no template {name[:60]!r}.{meant}", field="template")
+
+    def _checked(self, definition: Mapping[str, Any]) -> Template:
+        """A template of the caller's own. The jobs of a batch name the same: it is checked once."""
+        written = orjson.dumps(dict(definition))
+        latest = self._latest
+        if latest is None or latest[0] != written:
+            self._latest = latest = written, check_template(definition)
+        return latest[1]
 
     def _plan(self, parameters: Parameters, seed: int) -> Plan:
         if parameters.workflow is not None:
