@@ -8,6 +8,8 @@ from sqlalchemy import Connection
 from safelight.jobs.job import jobs
 
 OPEN_ROWS = 200  # half pending, half processing, whatever the size: a long history, not a long queue
+WORKER = "00000000-0000-7000-8000-000000000001"  # runs what is processing
+KNOWN_KIND = "0123456789abcdef"  # the estimate key of all that is completed
 _YEAR_MS = 365 * 86_400_000
 _SQLITE_ID = "printf('%08x-%04x-7000-8000-%012x', {ms} >> 16, {ms} & 65535, n)"
 _POSTGRESQL_ID = (
@@ -100,6 +102,7 @@ def _columns(ms: str, count: int, now_ms: int, *, lite: bool, only: str | None) 
     if only is not None:
         ended, status, running = "1 = 0", f"'{only}'", "1 = 1" if only == "processing" else "1 = 0"
     text = "" if lite else "::jsonb"
+    worker = _worker(lite)
     identity = (_SQLITE_ID if lite else _POSTGRESQL_ID).format(ms=ms)
     values: dict[str, str] = {
         "id": identity,
@@ -141,7 +144,8 @@ def _columns(ms: str, count: int, now_ms: int, *, lite: bool, only: str | None) 
         "retry_count": "0",
         "crash_count": "0",
         "hint_count": "0",
-        "lease_until": f"CASE WHEN {running} THEN {later} END",
+        "worker_id": f"CASE WHEN {running} THEN {worker} END",
+        "estimate_key": f"CASE WHEN {ended} THEN '{KNOWN_KIND}' END",
         "deadline_at": f"CASE WHEN {running} THEN {later} END",
         "created_at": at(ms),
         "started_at": f"CASE WHEN {ended} OR {running} THEN {at(ms + ' + 40')} END",
@@ -152,9 +156,13 @@ def _columns(ms: str, count: int, now_ms: int, *, lite: bool, only: str | None) 
     return {column.name: values[column.name] for column in jobs.columns if column.name in values}
 
 
+def _worker(lite: bool) -> str:
+    return f"'{WORKER}'" + ("" if lite else "::uuid")
+
+
 def _add_results(connection: Connection, *, lite: bool) -> None:
     completed = "FROM jobs WHERE status = 'completed'"
-    worker = "'00000000-0000-7000-8000-000000000001'" + ("" if lite else "::uuid")
+    worker = _worker(lite)
     connection.exec_driver_sql(
         "INSERT INTO attempts (job_id, number, worker_id, worker_name, queue, provider, started_at, finished_at, "
         f"outcome, started_version, ended_version) SELECT id, 1, {worker}, 'io-1', queue, provider, started_at, "

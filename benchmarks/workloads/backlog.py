@@ -67,7 +67,7 @@ async def _finish(url: str, case: Case) -> None:
     database = Database(url)
 
     def change(tx: Tx) -> None:
-        register_worker(tx, new_id(), "bench", ("image_generation",), SLOTS)
+        register_worker(tx, new_id(), "bench", ("image_generation",), SLOTS, 3600.0)
         if case.is_closed:
             for provider in ("mock", "comfyui"):
                 until = db_now(86_400)

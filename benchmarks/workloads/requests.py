@@ -12,6 +12,7 @@ import sqlalchemy
 
 from benchmarks.ground import Backend, free_port
 from benchmarks.process import Child, cpu_seconds, pss_mb
+from benchmarks.rows import WORKER
 from benchmarks.sample import Bench, Sample, percentile, turns
 from safelight.db import EPOCH
 
@@ -76,13 +77,13 @@ def seem_to_have_workers(url: str, queues: Sequence[str] = ("image_generation", 
         if engine.dialect.name == "sqlite":
             moment = (4_102_444_800 - int(EPOCH.timestamp())) * 1_000_000
         connection.exec_driver_sql(
-            "INSERT INTO workers (id, name, queues, slots, running, started_at, seen_at) "
+            "INSERT INTO workers (id, name, queues, slots, running, started_at, seen_at, lease_until) "
             + (
-                "VALUES (?, ?, ?, ?, 0, ?, ?)"
+                "VALUES (?, ?, ?, ?, 0, ?, ?, ?)"
                 if engine.dialect.name == "sqlite"
-                else "VALUES (%s, %s, %s, %s, 0, %s, %s)"
+                else "VALUES (%s, %s, %s, %s, 0, %s, %s, %s)"
             ),
-            ("00000000-0000-7000-8000-000000000001", "bench", json.dumps(list(queues)), 1_000_000, moment, moment),
+            (WORKER, "bench", json.dumps(list(queues)), 1_000_000, moment, moment, moment),
         )
     engine.dispose()
 

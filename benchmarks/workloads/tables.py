@@ -6,18 +6,17 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.rows import fill, job_id
+from benchmarks.rows import KNOWN_KIND, WORKER, fill, job_id
 from benchmarks.sample import Bench, Sample, percentile
 from benchmarks.systems.client import new_null_job
 from benchmarks.workloads.requests import seem_to_have_workers
-from safelight.db import Database, new_id
+from safelight.db import Database
 from safelight.jobs import Claim, Filter, Job, JobEvent, Jobs, Submitted, find, with_artifacts
 from safelight.jobs.lookup import run_seconds
 from safelight.stories import PICTURE
 
 NAME = "tables"
 OWNER = "local"
-ALIVE_SECONDS = 15.0
 Timed = Callable[[int], Awaitable[Any]]
 
 
@@ -115,7 +114,7 @@ def _work(database: Database, size: int, now_ms: int) -> dict[str, Timed]:
     async def life(_: int) -> None:
         outcome = await database.write_one(jobs.submit, replace(new_null_job(), hint=True))
         assert isinstance(outcome, Submitted)
-        claim = Claim(outcome.job.id, outcome.job.queue, new_id(), "bench", ALIVE_SECONDS)
+        claim = Claim(outcome.job.id, outcome.job.queue, WORKER, "bench")
         claimed = await database.write_one(jobs.claim, claim)
         assert claimed is not None
         await database.write(jobs.cancel, outcome.job.id, OWNER)
@@ -123,8 +122,8 @@ def _work(database: Database, size: int, now_ms: int) -> dict[str, Timed]:
     return {
         **{name: listing(wanted) for name, wanted in filters.items()},
         "GET by id": lambda n: database.read_one(with_artifacts, (job_id(n * 13 % size + 1, size, now_ms), OWNER)),
-        "estimate": lambda _: database.read(run_seconds, "mock", "darkroom", 1024, 1024),
-        "estimate, new kind of job": lambda _: database.read(run_seconds, "mock", "darkroom", 333, 333),
+        "estimate": lambda _: database.read(run_seconds, KNOWN_KIND),
+        "estimate, new kind of job": lambda _: database.read(run_seconds, "another"),
         "submit": submit,
         "submit, claim, cancel": life,
     }

@@ -12,11 +12,11 @@ from click.testing import CliRunner, Result
 from sqlalchemy import create_engine, delete, select, update
 from sqlalchemy.exc import OperationalError
 
-from jobs.builders import Desk, completed, try_again
+from jobs.builders import WORKER, Desk, completed, try_again
 from safelight import template
 from safelight.cli.main import group
 from safelight.db import Database, db_now, metadata
-from safelight.jobs import register_worker
+from safelight.jobs import register_worker, unregister_worker
 from safelight.jobs.job import leases
 from safelight.migrations import transfer
 from safelight.schema import REVISIONS
@@ -118,6 +118,7 @@ async def fill(url: str) -> dict[str, str]:
         await desk.change(gone.id, deleted_at=db_now(), keep_until=db_now(86400.0))
         running = await desk.running()
         await database.write(template.add, "ada", "swatch", {"name": "swatch", "title": "Ein Muster ✨"})
+        await database.write(unregister_worker, WORKER)  # else it would be in use
         waiting = await desk.submit(run_at=datetime(2031, 2, 3, 4, 5, 6, 789123, tzinfo=UTC))
         return {
             "done": done.id,
@@ -235,7 +236,9 @@ def test_a_source_in_use_is_refused(pair: tuple[str, str]) -> None:
 
     async def work() -> None:
         database = Database(source, readers=1)
-        await database.write(register_worker, "01970000-0000-7000-8000-000000000001", "io-7", ["image_generation"], 1)
+        await database.write(
+            register_worker, "01970000-0000-7000-8000-000000000001", "io-7", ["image_generation"], 1, 30.0
+        )
         database.close()
 
     asyncio.run(work())

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from sqlalchemy import select, update
 
-from jobs.builders import QUEUE, Desk
+from jobs.builders import LEASE_SECONDS, QUEUE, Desk
 from safelight.db import Database, Tx, db_now, new_id
 from safelight.jobs import Caps, Dispatcher, Job, QueueLoad, read_queues, register_worker
 from safelight.jobs.job import leases, workers
@@ -53,7 +53,7 @@ class Office(Desk):
 
     async def worker(self, *queues: str, slots: int) -> str:
         worker_id = new_id()
-        await self.write(register_worker, worker_id, "io", queues or (QUEUE,), slots)
+        await self.write(register_worker, worker_id, "io", queues or (QUEUE,), slots, LEASE_SECONDS)
         return worker_id
 
     async def loads(self) -> dict[str, QueueLoad]:

@@ -291,7 +291,7 @@ async def test_nothing_is_released_while_the_broker_is_away(office: Office) -> N
     await office.change(stale.id, hinted_at=db_now(-600.0))
     job = await office.submit()
     lost = await office.running()
-    await office.change(lost.id, lease_until=db_now(-1.0))
+    await office.orphan(lost.id)
     office.broker_is_there = False
     assert await office.round() == []
     assert (await office.job(job.id)).hinted_at is None
@@ -313,7 +313,7 @@ async def test_a_round_recovers_lost_overdue_and_unstarted_jobs(office: Office) 
         await office.submit(start_within_seconds=60.0),
         await office.running(),
     )
-    await office.change(lost.id, lease_until=db_now(-1.0))
+    await office.orphan(lost.id)
     await office.change(overdue.id, deadline_at=db_now(-6.0))
     await office.change(late.id, start_deadline_at=db_now(-1.0))
     assert await office.round() == [lost.id]  # a deadline that passed is not released any more
@@ -325,7 +325,7 @@ async def test_a_round_recovers_lost_overdue_and_unstarted_jobs(office: Office) 
     ]
 
 
-@pytest.mark.parametrize("accident", ["lease_until", "deadline_at"])
+@pytest.mark.parametrize("accident", ["its worker's lease", "its own time"])
 async def test_a_quiet_leader_acts_at_once_when_time_runs_out(office: Office, accident: str) -> None:
     job = await office.running()
     await office.lead()
@@ -333,7 +333,10 @@ async def test_a_quiet_leader_acts_at_once_when_time_runs_out(office: Office, ac
     before = await lease(office)
     await office.round()
     assert await lease(office) == before  # a round that only reads
-    await office.change(job.id, **{accident: db_now(-6.0)})
+    if accident == "its own time":
+        await office.change(job.id, deadline_at=db_now(-6.0))
+    else:
+        await office.lease_ends(-6.0)
     await office.round()
     assert (await office.job(job.id)).status != "processing"
 
@@ -341,7 +344,7 @@ async def test_a_quiet_leader_acts_at_once_when_time_runs_out(office: Office, ac
 async def test_a_new_holder_gives_the_workers_of_the_old_one_time(office: Office) -> None:
     """It cannot know why the old one stopped: perhaps nobody could write, the workers neither."""
     lost = await office.running()
-    await office.change(lost.id, lease_until=db_now(-1.0))
+    await office.orphan(lost.id)
     await office.round()
     await office.round()
     assert (await office.job(lost.id)).status == "processing"
@@ -355,7 +358,7 @@ async def test_after_an_outage_workers_are_given_time_to_renew_their_leases(
 ) -> None:
     office = Office(database)
     job = await office.running()
-    await office.change(job.id, lease_until=db_now(-1.0))  # it could not renew either
+    await office.lease_ends(-1.0)  # it could not renew either
 
     def away(*args: Any) -> Any:
         failed.set()
@@ -373,18 +376,21 @@ async def test_after_an_outage_workers_are_given_time_to_renew_their_leases(
     assert not office.dispatcher.take_room(QUEUE, "mock")
     await office.round()
     assert (await office.job(job.id)).status == "processing"
-    await office.change(job.id, lease_until=db_now(60.0))  # its heartbeat came
+    await office.lease_ends(60.0)  # its heartbeat came
     office.dispatcher._healthy_since = time.monotonic()  # the time they were given is over
     await office.round()
     assert (await office.job(job.id)).status == "processing"
-    await office.change(job.id, lease_until=db_now(-1.0))
+    await office.lease_ends(-1.0)
     await office.round()
     assert (await office.job(job.id)).status == "pending"
 
 
-async def test_rows_of_workers_long_dead_are_removed(office: Office) -> None:
-    long_dead, just_dead = await office.worker(slots=1), await office.worker(slots=1)
-    await office.write(age_worker, long_dead, 20 * 3 * BEAT_SECONDS + 1)
-    await office.write(age_worker, just_dead, 3 * BEAT_SECONDS + 1)
+async def test_workers_whose_lease_ran_out_are_buried_though_they_had_nothing(office: Office) -> None:
+    await office.lead()
+    dead, late = await office.worker(slots=1), await office.worker(slots=1)
+    await office.write(
+        lambda tx: tx.execute(workers.update().values(lease_until=db_now(-1.0)).where(workers.c.id == dead))
+    )
+    await office.write(age_worker, late, 3 * BEAT_SECONDS + 1)
     await office.round()
-    assert await office.database.read(lambda tx: list(tx.execute(select(workers.c.id)).scalars())) == [just_dead]
+    assert await office.database.read(lambda tx: list(tx.execute(select(workers.c.id)).scalars())) == [late]

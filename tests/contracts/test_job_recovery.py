@@ -17,14 +17,16 @@ from jobs.builders import (
 )
 from safelight.db import Database, Tx, db_now, new_id
 from safelight.jobs import (
-    Beat,
     HandBack,
+    Held,
     Job,
-    Pulse,
+    Progressed,
     Settlement,
     beat,
+    cancels_of,
     is_held,
     register_worker,
+    retire_worker,
     unregister_worker,
 )
 from safelight.jobs.ends import ISOLATED
@@ -64,7 +66,7 @@ async def test_only_what_was_in_two_dead_processes_runs_alone(desk: Desk) -> Non
     """One machine that is taken away has hundreds of jobs with it: they go on side by side."""
     ids = [(await desk.running()).id for _ in range(20)]
     for job_id in ids:
-        await desk.change(job_id, lease_until=db_now(-1.0))
+        await desk.orphan(job_id)
     assert {job.queue for job in await desk.write(desk.jobs.recover_lost)} == {QUEUE}
     again = ids[7]
     await desk.run(again)
@@ -121,7 +123,7 @@ async def test_a_lost_job_that_was_to_stop_is_cancelled(desk: Desk) -> None:
 async def test_two_processes_recover_each_lost_job_once(desk: Desk, other_database: Database) -> None:
     ids = [(await desk.running()).id for _ in range(10)]
     for job_id in ids:
-        await desk.change(job_id, lease_until=db_now(-1.0))
+        await desk.orphan(job_id)
     there = Desk(other_database)
     found = await asyncio.gather(desk.write(desk.jobs.recover_lost), there.write(there.jobs.recover_lost))
     assert sorted(job.id for jobs in found for job in jobs) == sorted(ids)
@@ -162,26 +164,22 @@ async def test_a_job_that_did_start_in_time_is_not_failed_while_it_waits_for_a_r
 # Heartbeat
 
 
-async def test_a_beat_renews_leases_and_writes_progress(desk: Desk) -> None:
-    await desk.write(register_worker, WORKER, "io", ["image_generation", "default"], 10)
+async def test_a_beat_renews_the_lease_of_all_and_writes_progress(desk: Desk) -> None:
     job, other = await desk.running(), await desk.running()
-    for each in (job, other):
-        await desk.change(each.id, lease_until=db_now(1.0))
-    pulse = await desk.write(
-        beat, WORKER, 1, [Beat(job.id, 1, 40, "sampling", "Step 8 of 20: ü"), Beat(other.id, 1, None, None, None)], 90.0
-    )
-    assert pulse == Pulse({job.id: False, other.id: False}, frozenset())
-    renewed = await desk.job(job.id)
-    assert (renewed.progress, renewed.stage, renewed.message) == (40, "sampling", "Step 8 of 20: ü")
-    assert (renewed.version, renewed.status) == (2, "processing")
-    assert renewed.lease_until is not None
-    assert timedelta(seconds=60) < renewed.lease_until - datetime.now(UTC) < timedelta(seconds=120)
-    assert (await desk.job(other.id)).progress is None
+    await desk.lease_ends(-1.0)
+    heard = await desk.write(beat, WORKER, 2, [Progressed(job.id, 1, 40, "sampling", "Step 8 of 20: ü")], 90.0)
+    assert heard is not None and heard.written == {job.id}
+    assert set(heard.held) == {Held(job.id, 1, False), Held(other.id, 1, False)}
+    now = await desk.job(job.id)
+    assert (now.progress, now.stage, now.message) == (40, "sampling", "Step 8 of 20: ü")
+    assert (now.version, now.status) == (2, "processing")
+    assert (await desk.job(other.id)) == other
+    worker = await desk.database.read(lambda tx: tx.execute(select(workers)).one())
+    assert timedelta(seconds=60) < worker.lease_until - datetime.now(UTC) < timedelta(seconds=120)
     assert await desk.write(desk.jobs.recover_lost) == []
 
 
 async def test_a_beat_hears_of_cancels_and_of_jobs_that_are_gone(desk: Desk) -> None:
-    await desk.write(register_worker, WORKER, "io", [QUEUE], 10)
     kept, cancelled, ended, older = [await desk.running() for _ in range(4)]
     await desk.cancel(cancelled.id)
     await desk.settle(ended, failed(ended))
@@ -190,8 +188,10 @@ async def test_a_beat_hears_of_cancels_and_of_jobs_that_are_gone(desk: Desk) -> 
     nowhere = new_id()
     before = [await desk.job(job_id) for job_id in (ended.id, older.id)]
     names = [kept.id, cancelled.id, ended.id, older.id, nowhere]
-    pulse = await desk.write(beat, WORKER, 1, [Beat(name, 1, 50, "s", "m") for name in names], 60.0)
-    assert pulse == Pulse({kept.id: False, cancelled.id: True}, frozenset({ended.id, older.id, nowhere}))
+    heard = await desk.write(beat, WORKER, 1, [Progressed(name, 1, 50, "s", "m") for name in names], 60.0)
+    assert heard is not None and heard.written == {kept.id, cancelled.id}
+    assert set(heard.held) == {Held(kept.id, 1, False), Held(cancelled.id, 1, True), Held(older.id, 2, False)}
+    assert await desk.database.read(cancels_of, WORKER) == [(cancelled.id, 1)]
     assert [await desk.job(job_id) for job_id in (ended.id, older.id)] == before
 
 
@@ -199,27 +199,33 @@ async def test_a_beat_skips_a_row_that_is_being_changed(postgres_url: str) -> No
     engine = create_engine(postgres_url)
     with closing(Database(postgres_url)) as database:
         desk = Desk(database)
-        await desk.write(register_worker, WORKER, "io", [QUEUE], 10)
         busy, free = await desk.running(), await desk.running()
-        beats = [Beat(job.id, 1, 1, "s", "m") for job in (busy, free)]
+        news = [Progressed(job.id, 1, 1, "s", "m") for job in (busy, free)]
         with engine.connect() as settling:
             settling.execute(select(jobs.c.id).where(jobs.c.id == busy.id).with_for_update())
-            pulse = await database.write_urgently(beat, WORKER, 2, beats, 60.0)
-    assert pulse == Pulse({free.id: False}, frozenset())  # neither renewed nor gone: the next beat will tell
+            heard = await database.write_urgently(beat, WORKER, 2, news, 60.0)
+    assert heard is not None and heard.written == {free.id}  # the other is for the next beat
+    assert {job.job_id for job in heard.held} == {busy.id, free.id}
     engine.dispose()
 
 
 async def test_worker_rows(desk: Desk) -> None:
     assert await desk.write(beat, WORKER, 1, [], 60.0) is None  # not registered
-    await desk.write(register_worker, WORKER, "io", [QUEUE, "default"], 7)
+    await desk.write(register_worker, WORKER, "io", [QUEUE, "default"], 7, 60.0)
     job = await desk.running()
     await desk.write(change_worker, WORKER, -3600.0)
-    assert await desk.write(beat, WORKER, 3, [Beat(job.id, 1, None, None, None)], 60.0) is not None
+    assert await desk.write(beat, WORKER, 3, [], 60.0) is not None
     row = await desk.database.read(lambda tx: tx.execute(select(workers)).one())
     assert (row.id, row.name, row.queues, row.slots, row.running) == (WORKER, "io", [QUEUE, "default"], 7, 3)
     assert abs(row.seen_at - datetime.now(UTC)) < timedelta(seconds=10)
+    await desk.write(retire_worker, WORKER)
+    row = await desk.database.read(lambda tx: tx.execute(select(workers)).one())
+    assert (row.queues, row.slots) == ([], 0)
+    heard = await desk.write(beat, WORKER, 1, [], 60.0)
+    assert heard is not None and [held.job_id for held in heard.held] == [job.id]  # it ends what it began
     await desk.write(unregister_worker, WORKER)
     assert await desk.write(beat, WORKER, 1, [], 60.0) is None
+    assert [lost.id for lost in await desk.write(desk.jobs.recover_lost)] == [job.id]
 
 
 async def test_held_means_this_attempt_and_still_running(desk: Desk) -> None:

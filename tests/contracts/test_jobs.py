@@ -12,7 +12,6 @@ from sqlalchemy import create_engine, text, update
 from things import held
 
 from jobs.builders import (
-    LEASE_SECONDS,
     OWNER,
     QUEUE,
     WORKER,
@@ -76,7 +75,7 @@ async def test_a_submitted_job_waits_unreleased_with_all_it_was_given(desk: Desk
     job = await desk.job(new.id)
     assert told == job
     assert (job.status, job.version, job.attempt, job.retry_count, job.crash_count) == ("pending", 1, 0, 0, 0)
-    assert (job.hinted_at, job.hint_count, job.started_at, job.lease_until) == (None, 0, None, None)
+    assert (job.hinted_at, job.hint_count, job.started_at, job.worker_id) == (None, 0, None, None)
     assert (job.id, job.celery_task_id, job.owner_id, job.queue) == (new.id, new.id, OWNER, QUEUE)
     assert {name: getattr(job, name) for name in new.values} == dict(new.values)
     assert job.run_at == job.created_at == job.updated_at
@@ -107,8 +106,7 @@ async def test_a_claim_takes_the_job_for_one_attempt(desk: Desk) -> None:
     assert (job.status, job.version, job.attempt) == ("processing", 2, 1)
     assert (job.worker_id, job.stage, job.progress, job.hinted_at) == (WORKER, "starting", 0, None)
     assert job.hint_count == 0
-    assert job.started_at is not None and job.lease_until is not None and job.deadline_at is not None
-    assert job.lease_until - job.started_at == timedelta(seconds=LEASE_SECONDS)
+    assert job.started_at is not None and job.deadline_at is not None and job.worker_id == WORKER
     assert job.deadline_at - job.started_at == timedelta(seconds=330)
     (attempt,) = await desk.attempts(job.id)
     assert (attempt.number, attempt.worker_id, attempt.worker_name, attempt.queue) == (1, WORKER, "io", QUEUE)
@@ -170,7 +168,7 @@ async def test_a_completed_attempt_brings_its_artifacts(desk: Desk) -> None:
     assert settled == await desk.job(job.id)
     assert settled is not None and settled.is_terminal
     assert (settled.status, settled.version, settled.progress, settled.error) == ("completed", 3, 100, None)
-    assert (settled.lease_until, settled.deadline_at) == (None, None) and settled.finished_at is not None
+    assert settled.deadline_at is None and settled.finished_at is not None
     assert await desk.artifacts(job.id) == list(settlement.artifacts)
     assert await desk.database.read(artifacts_of, settled) == list(settlement.artifacts)
     (attempt,) = await desk.attempts(job.id)
@@ -209,7 +207,7 @@ async def test_a_transient_failure_brings_the_job_back_later(desk: Desk) -> None
     assert settled is not None and settled == await desk.job(job.id)
     assert (settled.status, settled.version, settled.retry_count, settled.crash_count) == ("pending", 3, 1, 0)
     assert settled.run_at == settled.updated_at + timedelta(seconds=20)
-    assert (settled.hinted_at, settled.lease_until, settled.progress) == (None, None, None)
+    assert (settled.hinted_at, settled.deadline_at, settled.progress) == (None, None, None)
     assert settled.error is not None and settled.error["code"] == "provider_unavailable"
     assert (settled.provider_job_id, settled.submitting_at) == (None, None)  # that provider's job ended with it
     (attempt,) = await desk.attempts(job.id)
@@ -457,9 +455,9 @@ async def test_ends_that_come_together_are_told_apart(desk: Desk) -> None:
 async def test_a_job_is_sought_by_its_id_and_not_among_all_that_run(desk: Desk) -> None:
     """However many are processing or released, and whatever the planner has learnt of them by then."""
     await desk.database.write(desk.jobs.submit, [new_job(hint=True) for _ in range(300)])
-    await desk.database.write(lambda tx: tx.execute(update(jobs).values(lease_until=db_now(60.0))) and None)
+    await desk.database.write(lambda tx: tx.execute(update(jobs).values(worker_id=WORKER)) and None)
     ours = {"b_id": new_id(), "b_attempt": 1, "b_status": "processing"}
-    claim = {"b_worker": new_id(), "b_lease": 30.0, "b_queue": QUEUE, "b_worker_name": "io"}
+    claim = {"b_worker": new_id(), "b_queue": QUEUE, "b_worker_name": "io"}
     sought = [
         (step.CLAIM, {**ours, **claim}),
         (step.COMPLETE, ours),

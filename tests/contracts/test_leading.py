@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from office import Office, end_lease, lease
 
-from safelight.db import Database, db_now
+from safelight.db import Database
 from safelight.jobs.dispatch import LEASE_SECONDS, give_up_lease, take_lease
 
 pytestmark = pytest.mark.anyio
@@ -68,7 +68,7 @@ async def test_a_leader_that_was_overtaken_does_nothing(office: Office, database
     await successor.round()
     job = await office.submit()
     lost = await office.running()
-    await office.change(lost.id, lease_until=db_now(-1.0))
+    await office.orphan(lost.id)
     assert await office.write(office.dispatcher._dispatch, True, {}) is None
     assert (await office.job(job.id)).hinted_at is None
     assert (await office.job(lost.id)).status == "processing"
@@ -120,7 +120,7 @@ async def test_a_machine_that_slept_is_noticed_by_whoever_is_woken(office: Offic
     """A release without a look before it must not hide that the leases ran out while nobody could renew them."""
     lost = await office.running()
     await office.lead()
-    await office.change(lost.id, lease_until=db_now(-1.0))
+    await office.lease_ends(-1.0)
     assert office.dispatcher._looked_at is not None
     office.dispatcher._looked_at -= timedelta(minutes=5)
     await office.dispatcher._release(None)

@@ -1,6 +1,7 @@
 """An outage on our side after the provider took a job must not make us submit, and pay, it again."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -9,17 +10,19 @@ from typing import Any
 
 import pytest
 
+from jobs.builders import hire
 from patience import PATIENCE_SECONDS
 from safelight.api.job_request import GenerationRequest, new_job
 from safelight.bootstrap import Safelight, open_safelight
 from safelight.config import Settings
-from safelight.db import DatabaseUnavailable, Tx, new_id
+from safelight.db import DatabaseUnavailable, Tx
 from safelight.jobs import Attempt, Job, attempts_of, get
 from safelight.jobs.job import jobs
 from safelight.providers.base import Accepted, Generation, Reserved, Update
 from safelight.storage import StorageUnavailable
 from safelight.worker import runner as runner_module
 from safelight.worker.inputs import InputImages
+from safelight.worker.lease import Lease
 from safelight.worker.runner import Runner
 
 pytestmark = pytest.mark.anyio
@@ -30,6 +33,7 @@ class Bench:
 
     def __init__(self, world: Safelight) -> None:
         self.world = world
+        self.lease = Lease(ends=math.inf)
         self.runner = Runner(
             database=world.database,
             jobs=world.jobs,
@@ -37,9 +41,8 @@ class Bench:
             artifacts=world.artifacts,
             providers=world.providers,
             inputs=InputImages(world.database, world.storage, world.pictures, 1 << 20),
-            worker_id=new_id(),
+            lease=self.lease,
             worker_name="bench",
-            lease_seconds=30,
             retry_seconds=0.01,
         )
 
@@ -56,7 +59,7 @@ class Bench:
         )
         await self.world.database.write_one(self.world.jobs.submit, new)
         for _ in range(3):
-            await self.world.database.write(_release, new.id)
+            await self.world.database.write(_release, new.id, self.lease.worker_id)
             await self.runner.run(new.id, new.queue)
         job = await self.world.database.read(get, new.id, "local")
         assert job is not None
@@ -103,7 +106,8 @@ class Reserving:
         return self._real.resume(generation, remote_id)
 
 
-def _release(tx: Tx, job_id: str) -> None:
+def _release(tx: Tx, job_id: str, worker_id: str) -> None:
+    hire(tx, worker_id)
     tx.execute(jobs.update().where(jobs.c.id == job_id, jobs.c.status == "pending").values(hinted_at=jobs.c.created_at))
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.engine import make_url
 from faults.proxy import FreezingProxy
 from jobs.builders import Desk
 from patience import PATIENCE_SECONDS
-from safelight.db import Database, DatabaseUnavailable, Tx, db_now, lane, new_id
+from safelight.db import Database, DatabaseUnavailable, Tx, lane, new_id
 from safelight.jobs import Caps, Dispatcher
 from servers import PostgresServer
 
@@ -46,7 +46,7 @@ async def test_after_a_standstill_heartbeats_come_before_judgement(sqlite_url: s
         )
         await dispatcher._tick()
         job = await desk.running()
-        await desk.change(job.id, lease_until=db_now(-1.0))
+        await desk.lease_ends(-1.0)
         assert dispatcher._looked_at is not None
         dispatcher._looked_at -= timedelta(minutes=5)  # so long ago was the last look
         await dispatcher._tick()

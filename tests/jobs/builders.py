@@ -32,8 +32,9 @@ from safelight.jobs import (
     explain,
     history,
     job_error,
+    register_worker,
 )
-from safelight.jobs.job import jobs
+from safelight.jobs.job import jobs, workers
 
 Ts = TypeVarTuple("Ts")
 R = TypeVar("R")
@@ -162,6 +163,16 @@ def change_job(tx: Tx, job_id: str, values: Mapping[str, Any]) -> None:
     assert tx.execute(update(jobs).where(jobs.c.id == job_id).values(dict(values))).rowcount == 1
 
 
+def hire(tx: Tx, worker_id: str = WORKER) -> None:
+    """See that this worker is there, for claims; it has no part in what dispatch counts."""
+    if not tx.execute(select(workers).where(workers.c.id == worker_id)).all():
+        register_worker(tx, worker_id, "io", (), 0, LEASE_SECONDS)
+
+
+def _lease_ends(tx: Tx, in_seconds: float) -> None:
+    tx.execute(update(workers).where(workers.c.id == WORKER).values(lease_until=db_now(in_seconds)))
+
+
 def look(tx: Tx, job_id: str) -> Job:
     return Job.of(tx.execute(select(*jobs.c).where(jobs.c.id == job_id)).one())
 
@@ -203,7 +214,8 @@ class Desk:
         await self.change(job_id, hinted_at=db_now(), hint_count=1)
 
     async def claim(self, job_id: str, queue: str = QUEUE) -> Job | None:
-        claim = Claim(job_id, queue, WORKER, "io", LEASE_SECONDS)
+        await self.write(hire)
+        claim = Claim(job_id, queue, WORKER, "io")
         return await self.database.write_one(self.jobs.claim, claim)
 
     async def run(self, job_id: str) -> Job:
@@ -223,11 +235,19 @@ class Desk:
         return await self.write(self.jobs.cancel, job_id, owner_id)
 
     async def lose(self, job_id: str) -> Job:
-        """Its worker dies: the lease runs out and dispatch finds it."""
-        await self.change(job_id, lease_until=db_now(-1.0))
+        """Its worker dies, and dispatch finds it."""
+        await self.orphan(job_id)
         recovered = await self.write(self.jobs.recover_lost)
         assert [job.id for job in recovered] == [job_id]
         return recovered[0]
+
+    async def orphan(self, job_id: str) -> None:
+        """Its worker, which had nothing else, is no more."""
+        await self.change(job_id, worker_id=new_id())
+
+    async def lease_ends(self, in_seconds: float) -> None:
+        """That of `WORKER`, which claims everything here."""
+        await self.write(_lease_ends, in_seconds)
 
     async def change(self, job_id: str, **values: Any) -> None:
         await self.write(change_job, job_id, values)

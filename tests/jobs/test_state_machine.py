@@ -14,14 +14,13 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, select, update
 from sqlalchemy import event as sa_event
 
 from jobs.builders import (
     LEASE_SECONDS,
     OWNER,
     QUEUE,
-    WORKER,
     Tape,
     artifacts_recorded,
     change_job,
@@ -34,18 +33,19 @@ from jobs.builders import (
     try_again,
 )
 from safelight.artifacts import artifacts
-from safelight.db import Database, Tx, db_now
+from safelight.db import Database, Tx, db_now, new_id
 from safelight.jobs import (
-    Beat,
     BreakerPolicy,
     Cancelled,
     Caps,
     Claim,
     Defer,
     HandBack,
+    Held,
     Job,
     JobEnded,
     Jobs,
+    Progressed,
     ProviderState,
     Settlement,
     Submitted,
@@ -53,6 +53,8 @@ from safelight.jobs import (
     attempts_of,
     availability,
     beat,
+    cancels_of,
+    is_held,
     read_states,
     register_worker,
 )
@@ -93,6 +95,7 @@ class Lives(RuleBasedStateMachine):
         super().__init__()
         self.tape = Tape()
         self.jobs = Jobs(self.tape, breaker=BREAKER)
+        self.worker = new_id()
         self.rows: dict[str, Job] = {}  # as they stood after the last rule
         self.waiting_for_time: set[str] = set()
         self.write(self._empty)
@@ -147,7 +150,7 @@ class Lives(RuleBasedStateMachine):
     @rule(target=claims, job_id=ids, queue=st.sampled_from((QUEUE, QUEUE, ISOLATED)))
     def hint_arrives(self, job_id: str, queue: str) -> Any:
         before = self.rows[job_id]
-        [job] = self.write(self.jobs.claim, [Claim(job_id, queue, WORKER, "io", LEASE_SECONDS)])
+        [job] = self.write(self.jobs.claim, [Claim(job_id, queue, self.worker, "io")])
         is_open = not self.is_closed_to(before)
         may = before.status == "pending" and before.hinted_at is not None and before.queue == queue
         assert (job is not None) == (may and is_open)
@@ -165,7 +168,7 @@ class Lives(RuleBasedStateMachine):
             return before
         self.write(change_job, job_id, {"hinted_at": db_now(), "run_at": db_now(-1.0)})
         self.waiting_for_time.discard(job_id)
-        [job] = self.write(self.jobs.claim, [Claim(job_id, before.queue, WORKER, "io", LEASE_SECONDS)])
+        [job] = self.write(self.jobs.claim, [Claim(job_id, before.queue, self.worker, "io")])
         assert job is not None and job.attempt == before.attempt + 1
         return job
 
@@ -175,7 +178,7 @@ class Lives(RuleBasedStateMachine):
         before = self.rows[claim.id]
         if not self.is_current(claim) or before.cancel_requested_at is not None or before.crash_count > 1:
             return claim
-        self.worker_dies(claim.id)
+        self.worker_dies()
         self.the_rows_are_sound()
         return self.it_runs(claim.id)
 
@@ -185,13 +188,17 @@ class Lives(RuleBasedStateMachine):
 
     @rule(claim=claims)
     def heartbeat(self, claim: Job) -> None:
-        before = self.rows[claim.id]
-        pulse = self.write(beat, WORKER, 1, [Beat(claim.id, claim.attempt, 42, "sampling", None)], LEASE_SECONDS)
-        assert pulse is not None
-        if self.is_current(claim):
-            assert pulse.renewed == {claim.id: before.cancel_requested_at is not None} and not pulse.gone
-        else:
-            assert pulse.gone == {claim.id} and not pulse.renewed
+        news = [Progressed(claim.id, claim.attempt, 42, "sampling", None)]
+        heard = self.write(beat, self.worker, 1, news, LEASE_SECONDS)
+        running = [row for row in self.rows.values() if row.status == "processing"]
+        held = {Held(row.id, row.attempt, row.cancel_requested_at is not None) for row in running}
+        assert heard is not None and set(heard.held) == held
+        with self.transaction() as tx:
+            assert set(cancels_of(tx, self.worker)) == {
+                (job.job_id, job.attempt) for job in held if job.is_cancel_requested
+            }
+        assert heard.written == ({claim.id} if self.is_current(claim) else set())
+        if not self.is_current(claim):
             self.nothing_changed(claim.id)
 
     @rule(claim=claims)
@@ -244,16 +251,26 @@ class Lives(RuleBasedStateMachine):
             case _:
                 assert isinstance(answer, Job) and answer.status == "cancelled"
 
-    @rule(job_id=ids)
-    def worker_dies(self, job_id: str) -> None:
-        before = self.rows[job_id]
-        if before.status != "processing":
-            return
-        self.write(change_job, job_id, {"lease_until": db_now(-1.0)})
+    @precondition(lambda self: any(row.status == "processing" for row in self.rows.values()))
+    @rule()
+    def worker_dies(self) -> None:
+        """With all that it ran; a process that was frozen beyond its lease finds out, and begins anew."""
         with self.transaction() as tx:
-            was_lost_before = any(attempt.outcome == "lost" for attempt in attempts_of(tx, job_id))
-        (job,) = self.write(self.jobs.recover_lost)
-        assert job.id == job_id
+            lost_before = {
+                job_id for job_id in self.rows if any(attempt.outcome == "lost" for attempt in attempts_of(tx, job_id))
+            }
+        self.write(lambda tx: tx.execute(update(workers).values(lease_until=db_now(-1.0))))
+        recovered = self.write(self.jobs.recover_lost)
+        assert {job.id for job in recovered} == {id for id, row in self.rows.items() if row.status == "processing"}
+        for job in recovered:
+            self._was_lost(self.rows[job.id], job, job.id in lost_before)
+        assert self.write(beat, self.worker, 0, [], LEASE_SECONDS) is None
+        with self.transaction() as tx:
+            assert not any(is_held(tx, job.id, job.attempt) for job in recovered)
+        self.worker = new_id()
+        self.write(register_worker, self.worker, "io", QUEUES, 10, LEASE_SECONDS)
+
+    def _was_lost(self, before: Job, job: Job, was_lost_before: bool) -> None:
         if before.cancel_requested_at is not None:
             assert job.status == "cancelled"
         elif before.queue == ISOLATED and before.crash_count + 1 == MAX_CRASHES:
@@ -308,7 +325,8 @@ class Lives(RuleBasedStateMachine):
         numbers = [event.attempt for event in told]
         assert numbers == sorted(numbers)
         assert outline(events_of(tx, row.id))[1:] == outline(told)
-        assert (row.status == "processing") == (row.lease_until is not None) == (row.deadline_at is not None)
+        assert (row.status == "processing") == (row.deadline_at is not None)
+        assert row.status != "processing" or row.worker_id == self.worker
         assert row.status == "pending" or (row.hinted_at is None)
         made = artifacts_recorded(tx, row.id)
         assert {artifact.attempt for artifact in made} == ({row.attempt} if row.status == "completed" else set())
@@ -362,7 +380,7 @@ class Lives(RuleBasedStateMachine):
     def _empty(self, tx: Tx) -> None:
         for table in (jobs, attempts, artifacts, workers, provider_states):
             tx.execute(table.delete())
-        register_worker(tx, WORKER, "io", QUEUES, 10)
+        register_worker(tx, self.worker, "io", QUEUES, 10, LEASE_SECONDS)
 
 
 def one_round(tx: Tx, queue: str, room: int, caps: Caps) -> list[Job]:

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from workshop import Scripted, Workshop
 
+from jobs.builders import hire
 from safelight.db import Tx, db_now, new_id
-from safelight.jobs.job import jobs
+from safelight.jobs import is_held
+from safelight.jobs.job import jobs, workers
 from safelight.providers.base import Generation, Update
 from safelight.worker.attempt import Attempt
 from safelight.worker.heartbeat import Heartbeat
@@ -28,7 +30,7 @@ class Frozen(Scripted):
     workshop: Workshop
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Update]:
-        self.workshop.runner.attempts[generation.job_id].lease_ends = 0.0
+        self.workshop.lease.ends = 0.0
         await self.workshop.world.database.write(take_over, generation.job_id)
         async for update in super().generate(generation):
             yield update
@@ -47,27 +49,73 @@ async def test_what_is_somebody_elses_by_now_is_not_stored(workshop: Workshop) -
 async def test_a_heartbeat_hears_of_jobs_that_are_gone(workshop: Workshop) -> None:
     """Else a process that was frozen would go on with what another has."""
     workshop.add("one", Scripted())
-    world, runner = workshop.world, workshop.runner
-    heartbeat = Heartbeat(
-        world.database,
-        runner,
-        worker_id=runner._worker_id,
+    held = [await running(workshop) for _ in range(2)]
+    await workshop.world.database.write(take_over, held[0].job.id)
+    await heart_of(workshop)._beat()
+    assert held[0].interrupted.done() and held[0].interrupted.result() == "lost"
+    assert not held[1].interrupted.done()
+
+
+async def test_who_was_taken_for_dead_begins_anew(workshop: Workshop) -> None:
+    """What it ran belongs to others by then, whatever they have come to; it claims under another name."""
+    workshop.add("one", Scripted())
+    held, before = await running(workshop), workshop.lease.worker_id
+    await workshop.world.database.write(lambda tx: tx.execute(workers.update().values(lease_until=db_now(-1.0))))
+    [lost] = await workshop.world.database.write(workshop.world.jobs.recover_lost)
+    assert lost.id == held.job.id and not await workshop.world.database.read(is_held, held.job.id, 1)
+    hinted = await workshop.submit()
+    await workshop.world.database.write(release, hinted)
+    assert await workshop.runner._claim(hinted, "image_generation") is None
+    await heart_of(workshop)._beat()
+    assert held.interrupted.result() == "lost"
+    assert workshop.lease.is_live and workshop.lease.worker_id != before
+    assert await workshop.runner._claim(hinted, "image_generation") is not None
+
+
+async def test_a_hint_that_comes_before_the_lease_is_given_back(workshop: Workshop) -> None:
+    workshop.add("one", Scripted())
+    hinted = await workshop.submit()
+    await workshop.world.database.write(release, hinted)
+    workshop.lease.ends = 0.0
+    await workshop.runner.run(hinted, "image_generation")
+    job = await workshop.job(hinted)
+    assert (job.status, job.hinted_at) == ("pending", None)
+
+
+async def test_a_beat_writes_progress_where_it_changed(workshop: Workshop) -> None:
+    workshop.add("one", Scripted())
+    still, moved = await running(workshop), await running(workshop)
+    heart = heart_of(workshop)
+    moved.progress, moved.stage = 40, "sampling"
+    await workshop.world.database.write(change_both, 7)
+    await heart._beat()
+    assert [(await workshop.job(each.job.id)).progress for each in (still, moved)] == [7, 40]
+    await workshop.world.database.write(change_both, 8)
+    await heart._beat()
+    assert [(await workshop.job(each.job.id)).progress for each in (still, moved)] == [8, 8]
+
+
+def change_both(tx: Tx, progress: int) -> None:
+    tx.execute(jobs.update().values(progress=progress))
+
+
+def heart_of(workshop: Workshop) -> Heartbeat:
+    return Heartbeat(
+        workshop.world.database,
+        workshop.runner,
+        workshop.lease,
         name="workshop",
         queues=("image_generation",),
         slots=2,
         beat_seconds=1.0,
         lease_seconds=30.0,
     )
-    held = [await running(workshop) for _ in range(2)]
-    await world.database.write(take_over, held[0].job.id)
-    await heartbeat._beat(dict(runner.attempts))
-    assert held[0].interrupted.done() and held[0].interrupted.result() == "lost"
-    assert not held[1].interrupted.done()
 
 
 async def running(workshop: Workshop) -> Attempt:
     """An attempt that this process has claimed, as the runner keeps it while it runs."""
     job_id = await workshop.submit()
+    await workshop.world.database.write(hire, workshop.lease.worker_id)
     await workshop.world.database.write(release, job_id)
     attempt = await workshop.runner._claim(job_id, "image_generation")
     assert attempt is not None
@@ -82,6 +130,7 @@ async def test_a_drain_waits_for_a_claim_under_way(workshop: Workshop, monkeypat
     """What it takes would be left to run out, and be recovered as lost."""
     workshop.add("one", Scripted())
     job_id = await workshop.submit()
+    await workshop.world.database.write(hire, workshop.lease.worker_id)
     await workshop.world.database.write(release, job_id)
     claiming, answered = asyncio.Event(), asyncio.Event()
     write_one = workshop.world.database.write_one

@@ -1,5 +1,6 @@
 """A runner over real rows and files, and providers that do what a script says."""
 
+import math
 from collections.abc import AsyncGenerator
 from io import BytesIO
 from pathlib import Path
@@ -7,9 +8,10 @@ from typing import Any
 
 from PIL import Image
 
+from jobs.builders import hire
 from safelight.api.job_request import GenerationRequest, new_job
 from safelight.bootstrap import Safelight
-from safelight.db import Tx, db_now, new_id
+from safelight.db import Tx, db_now
 from safelight.jobs import Attempt, Job, ProviderState, attempts_of, get, read_states
 from safelight.jobs.availability import provider_states
 from safelight.jobs.job import jobs
@@ -25,6 +27,7 @@ from safelight.providers.base import (
     Update,
 )
 from safelight.worker.inputs import InputImages
+from safelight.worker.lease import Lease
 from safelight.worker.runner import Runner
 
 
@@ -89,6 +92,7 @@ class Workshop:
 
     def __init__(self, world: Safelight) -> None:
         self.world = world
+        self.lease = Lease(ends=math.inf)
         self.runner = Runner(
             database=world.database,
             jobs=world.jobs,
@@ -96,9 +100,8 @@ class Workshop:
             artifacts=world.artifacts,
             providers=world.providers,
             inputs=InputImages(world.database, world.storage, world.pictures, 1 << 20),
-            worker_id=new_id(),
+            lease=self.lease,
             worker_name="workshop",
-            lease_seconds=30,
             retry_seconds=0.01,
         )
 
@@ -118,7 +121,7 @@ class Workshop:
 
     async def attempt(self, job_id: str) -> Job:
         """Release it and carry out the hint."""
-        await self.world.database.write(_release, job_id)
+        await self.world.database.write(_release, job_id, self.lease.worker_id)
         job = await self.job(job_id)
         await self.runner.run(job_id, job.queue)
         return await self.job(job_id)
@@ -141,7 +144,8 @@ class Workshop:
         return {state.provider: state for state in await self.world.database.read(read_states)}
 
 
-def _release(tx: Tx, job_id: str) -> None:
+def _release(tx: Tx, job_id: str, worker_id: str) -> None:
+    hire(tx, worker_id)
     tx.execute(jobs.update().where(jobs.c.id == job_id, jobs.c.status == "pending").values(hinted_at=db_now()))
 
 

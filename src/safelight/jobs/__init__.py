@@ -53,7 +53,17 @@ from safelight.jobs.lookup import (
     with_artifacts,
 )
 from safelight.jobs.place import detach_scene, discard, jobs_about, open_jobs, renumber_scenes
-from safelight.jobs.presence import Beat, Pulse, beat, is_held, register_worker, unregister_worker
+from safelight.jobs.presence import (
+    Heard,
+    Held,
+    Progressed,
+    beat,
+    cancels_of,
+    is_held,
+    register_worker,
+    retire_worker,
+    unregister_worker,
+)
 from safelight.jobs.retention import (
     ArtifactDeleted,
     ArtifactNotFound,
@@ -94,7 +104,6 @@ __all__ = [
     "BatchEvent",
     "BatchNotFound",
     "BatchPage",
-    "Beat",
     "BreakerPolicy",
     "Cancelled",
     "Caps",
@@ -108,6 +117,8 @@ __all__ = [
     "Filter",
     "Follower",
     "HandBack",
+    "Heard",
+    "Held",
     "IdempotencyKeyReused",
     "Job",
     "JobActive",
@@ -122,9 +133,9 @@ __all__ = [
     "NewJob",
     "Page",
     "Position",
+    "Progressed",
     "ProviderLoad",
     "ProviderState",
-    "Pulse",
     "QueueLoad",
     "Retention",
     "RetentionDays",
@@ -142,6 +153,7 @@ __all__ = [
     "artifacts_of",
     "attempts_of",
     "beat",
+    "cancels_of",
     "describe_artifact",
     "detach_scene",
     "discard",
@@ -170,6 +182,7 @@ __all__ = [
     "register_worker",
     "renumber_scenes",
     "reread",
+    "retire_worker",
     "retryable_of",
     "run_seconds",
     "run_times",

@@ -22,7 +22,6 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
-    delete,
     exists,
     func,
     or_,
@@ -37,8 +36,9 @@ from safelight.jobs.availability import Closure, ProviderState, closures_of, rea
 from safelight.jobs.capacity import Capacity, Caps, read_capacity
 from safelight.jobs.ends import is_unstarted
 from safelight.jobs.idempotency import purge_idempotency_keys
-from safelight.jobs.job import PROCESSING, RELEASED, Job, has_status, jobs, leases, workers
+from safelight.jobs.job import PROCESSING, RELEASED, Job, has_status, jobs, leases
 from safelight.jobs.line import MAX_RELEASED, SCHEDULED, Turns, count_waiting, release, ripen
+from safelight.jobs.presence import has_lost
 from safelight.jobs.service import Jobs
 from safelight.jobs.situation import LEASE_NAME, QueueLoad, Situation, publish, read_loads, read_situation
 from safelight.limits import Limiter, Verdict
@@ -101,7 +101,6 @@ class Dispatcher:
         self._alive_seconds = 3 * beat_seconds
         self._settling_seconds = 2 * beat_seconds
         self._rehint_seconds = rehint_seconds
-        self._patience = {"rehint": rehint_seconds, "alive": self._alive_seconds}
         self._room: dict[str, int] = {}
         self._healthy_since = -1e9
         self._looked_at: datetime | None = None
@@ -301,14 +300,14 @@ class Dispatcher:
             return Look(leader, published or Situation(), states, now)
         survey = self._survey(tx, states)
         [(next_run,)] = tx.run(_NEXT_RUN, {})
-        is_urgent = bool(tx.run(_IS_URGENT, self._patience)[0][0]) or self._service.has_unreachable(tx)
+        is_urgent = bool(tx.run(_IS_OVERDUE, {})[0][0]) or has_lost(tx) or self._service.has_unreachable(tx)
         needs = (
             is_urgent
             or survey.situation != published
             or survey.has_room
             or any(state.is_due for state in states)
             or (next_run is not None and next_run <= now)
-            or bool(tx.run(_IS_STALE, self._patience)[0][0])
+            or bool(tx.run(_IS_STALE, {"rehint": self._rehint_seconds})[0][0])
             or availability.concerns(tx, survey.capacity.closures)
         )
         ahead = [seconds for state in states if (seconds := state.opens_in_seconds) is not None]
@@ -337,7 +336,6 @@ class Dispatcher:
             ended += self._service.fail_overdue(tx)
         ended += self._service.fail_unstarted(tx)
         ended += self._service.fail_unreachable(tx)
-        tx.execute(delete(workers).where(workers.c.seen_at < db_now(-20 * self._alive_seconds)))
         return ended
 
     def _dispatch(self, tx: Tx, may_hint: bool, allowances: Mapping[str, int]) -> "_Done | None":
@@ -476,11 +474,7 @@ def _stale_hint(rehint_seconds: float | BindParameter[float]) -> ColumnElement[b
 
 
 _NEXT_RUN = Prepared(select(func.min(jobs.c.run_at)).where(SCHEDULED))
-_URGENT = (
-    and_(PROCESSING, jobs.c.lease_until < db_now()),
-    and_(PROCESSING, jobs.c.deadline_at < db_now()),
-    is_unstarted(),
-    workers.c.seen_at < db_now(-20 * bindparam("alive", type_=Float)),
-)
 _IS_STALE = Prepared(select(exists().where(_stale_hint(bindparam("rehint", type_=Float)))))
-_IS_URGENT = Prepared(select(or_(*(exists().where(condition) for condition in _URGENT))))
+_IS_OVERDUE = Prepared(
+    select(or_(exists().where(PROCESSING, jobs.c.deadline_at < db_now()), exists().where(is_unstarted())))
+)

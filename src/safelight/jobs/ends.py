@@ -13,11 +13,11 @@ from sqlalchemy import ColumnElement, Select, and_, exists, func, select, update
 from safelight import artifacts as results
 from safelight.artifacts import Artifact
 from safelight.db import Tx, db_now
-from safelight.jobs import availability, events, lookup, step
+from safelight.jobs import availability, events, lookup, presence, step
 from safelight.jobs.availability import BreakerPolicy, Verdict
 from safelight.jobs.events import JobEvent
 from safelight.jobs.follower import Follower
-from safelight.jobs.job import PENDING, QUEUE_OF_KIND, WAITING, Job, Outcome, attempts, jobs
+from safelight.jobs.job import PENDING, PROCESSING, QUEUE_OF_KIND, WAITING, Job, Outcome, attempts, jobs
 from safelight.jobs.settlement import (
     Cancelled,
     Completed,
@@ -210,11 +210,12 @@ class Ends:
     # --- by dispatch, when nobody else is there to do it --------------------------------------------------------------
 
     def recover_lost(self, tx: Tx) -> list[Job]:
-        """Bring back the jobs whose lease ran out; their process is gone or frozen."""
-        lost = select(*jobs.c).where(jobs.c.status == "processing", jobs.c.lease_until < db_now())
+        """Bury the workers whose lease ran out, gone or frozen, and bring back a bite of what they ran."""
+        presence.bury_workers(tx)
+        lost = select(*jobs.c).where(PROCESSING, jobs.c.worker_id.in_(presence.lost_workers(tx)))
         return [
             moved
-            for row in tx.execute(_some(lost.order_by(jobs.c.lease_until)))
+            for row in tx.execute(_some(lost.order_by(jobs.c.started_at)))
             if (moved := self._recover(tx, Job.of(row))) is not None
         ]
 

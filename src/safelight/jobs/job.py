@@ -128,7 +128,6 @@ class Job:
     hinted_at: datetime | None
     hint_count: int
     worker_id: str | None
-    lease_until: datetime | None
     deadline_at: datetime | None
     submitting_at: datetime | None
     cancel_requested_at: datetime | None
@@ -241,7 +240,6 @@ jobs = Table(
     Column("hinted_at", Instant),
     Column("hint_count", Integer, nullable=False),
     Column("worker_id", RowId),
-    Column("lease_until", Instant),
     Column("deadline_at", Instant),
     Column("submitting_at", Instant),
     Column("cancel_requested_at", Instant),
@@ -295,7 +293,7 @@ def _partial(name: str, *columns: Any, where: Any, unique: bool = False) -> Inde
     return Index(name, *columns, sqlite_where=where, postgresql_where=where, unique=unique)
 
 
-# What runs next, whose lease ran out, who waited too long: all small, whatever the table's size.
+# What runs next, who runs it, who waited too long: all small, whatever the table's size.
 _partial(
     "ix_jobs_line",
     jobs.c.queue,
@@ -319,7 +317,9 @@ _partial(
     jobs.c.start_deadline_at,
     where=text("status = 'pending' AND start_deadline_at IS NOT NULL"),
 )
-_partial("ix_jobs_lease", jobs.c.lease_until, where=_processing)
+_partial("ix_jobs_worker", jobs.c.worker_id, where=_processing)
+_partial("ix_jobs_cancel", jobs.c.worker_id, where=text("status = 'processing' AND cancel_requested_at IS NOT NULL"))
+_partial("ix_jobs_deadline", jobs.c.deadline_at, where=_processing)
 _learnt = text("status = 'completed' AND estimate_key IS NOT NULL")
 _partial("ix_jobs_run_times", jobs.c.provider, jobs.c.finished_at, where=_learnt)
 _partial("ix_jobs_estimate", jobs.c.estimate_key, jobs.c.finished_at, where=_learnt)
@@ -431,4 +431,5 @@ workers = Table(
     Column("running", Integer, nullable=False),
     Column("started_at", Instant, nullable=False),
     Column("seen_at", Instant, nullable=False),
+    Column("lease_until", Instant, nullable=False),
 )

@@ -1,21 +1,40 @@
-"""Workers as rows, and the heartbeat that renews their leases and hears what they should stop."""
+"""Workers as rows. Each holds one lease for all that it runs, and its heartbeat, which renews it, is also its ear.
 
-from collections.abc import Mapping, Sequence
+Whose lease ran out is buried by dispatch: the row is deleted, and from then on its jobs are lost, and it can claim
+nothing. A process that comes back from that begins anew, under another id.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from sqlalchemy import ColumnElement, Float, Text, bindparam, cast, column, delete, func, insert, select, update
+from sqlalchemy import (
+    Boolean,
+    ColumnElement,
+    Float,
+    Integer,
+    Text,
+    bindparam,
+    cast,
+    column,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects.postgresql import JSONB, UUID
-from sqlalchemy.types import Integer
 
-from safelight.db import Tx, db_now
-from safelight.jobs.job import has_status, jobs, workers
+from safelight.db import Prepared, RowId, Tx, db_now
+from safelight.jobs.job import PROCESSING, has_status, jobs, workers
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
-    """What a heartbeat writes about one attempt: that it lives, and how far it is."""
+class Progressed:
+    """How far an attempt is, where that is news."""
 
     job_id: str
     attempt: int
@@ -25,71 +44,137 @@ class Beat:
 
 
 @dataclass(frozen=True, slots=True)
-class Pulse:
-    """The answer, by job id: `renewed` says whether a cancel was asked for; `gone` are no longer these attempts'.
+class Held:
+    """What its row says of a job that a worker runs."""
 
-    A job in neither is being changed by another transaction at this moment; the next beat will tell.
+    job_id: str
+    attempt: int
+    is_cancel_requested: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """The answer to a beat: all that the worker holds, and of which jobs its news was written.
+
+    Of one that another transaction was changing at this moment it was not (PostgreSQL); the next beat will.
     """
 
-    renewed: Mapping[str, bool]
-    gone: frozenset[str]
+    held: Sequence[Held]
+    written: frozenset[str]
 
 
-def register_worker(tx: Tx, worker_id: str, name: str, queues: Sequence[str], slots: int) -> None:
-    """Tell dispatch that a process serves these queues."""
+def register_worker(tx: Tx, worker_id: str, name: str, queues: Sequence[str], slots: int, lease_seconds: float) -> None:
+    """From now on a process serves these queues, and may claim."""
     row = {"id": worker_id, "name": name, "queues": list(queues), "slots": slots, "running": 0}
-    tx.execute(insert(workers).values(started_at=db_now(), seen_at=db_now()), row)
+    tx.execute(insert(workers).values(started_at=db_now(), seen_at=db_now(), lease_until=db_now(lease_seconds)), row)
+
+
+def retire_worker(tx: Tx, worker_id: str) -> None:
+    """It takes no more jobs; what it runs stays its own."""
+    tx.execute(update(workers).where(workers.c.id == worker_id).values(queues=[], slots=0))
 
 
 def unregister_worker(tx: Tx, worker_id: str) -> None:
-    """The process leaves cleanly."""
+    """The process leaves cleanly. What it should still hold is lost."""
     tx.execute(delete(workers).where(workers.c.id == worker_id))
 
 
-def beat(tx: Tx, worker_id: str, running: int, beats: Sequence[Beat], lease_seconds: float) -> Pulse | None:
-    """Renew the leases of a process's attempts in one statement. None: the worker's own row is gone."""
-    seen = update(workers).where(workers.c.id == worker_id).values(seen_at=db_now(), running=running)
-    if tx.execute(seen).rowcount != 1:
+def beat(tx: Tx, worker_id: str, running: int, news: Sequence[Progressed], lease_seconds: float) -> Heard | None:
+    """Renew a worker's lease and write its news. None: it is not registered, or was buried."""
+    if not tx.run(_RENEW, {"b_worker": worker_id, "running": running, "lease": lease_seconds}):
         return None
-    if not beats:
-        return Pulse({}, frozenset())
-    listed = orjson.dumps([[b.job_id, b.attempt, b.progress, b.stage, b.message] for b in beats]).decode()
-    renew = _RENEW_POSTGRESQL if tx.is_postgresql else _RENEW_SQLITE
-    renewed = {
-        job_id: asked is not None for job_id, asked in tx.execute(renew, {"beats": listed, "lease": lease_seconds})
-    }
-    missing = {b.job_id: b.attempt for b in beats if b.job_id not in renewed}
-    if not missing:
-        return Pulse(renewed, frozenset())
-    rows = tx.execute(select(jobs.c.id, jobs.c.attempt, jobs.c.status).where(jobs.c.id.in_(list(missing)))).all()
-    still_ours = {job_id for job_id, attempt, status in rows if status == "processing" and attempt == missing[job_id]}
-    return Pulse(renewed, frozenset(missing.keys() - still_ours))
+    written: frozenset[str] = frozenset()
+    if news:
+        listed = orjson.dumps([[n.job_id, n.attempt, n.progress, n.stage, n.message] for n in news]).decode()
+        write = _WRITE_POSTGRESQL if tx.is_postgresql else _WRITE_SQLITE
+        written = frozenset(tx.execute(write, {"news": listed}).scalars())
+    return Heard([Held(*row) for row in tx.run(_HELD, {"b_worker": worker_id})], written)
+
+
+def cancels_of(tx: Tx, worker_id: str) -> list[tuple[str, int]]:
+    """The jobs that a worker runs and should stop, with their attempts."""
+    return [(job_id, attempt) for job_id, attempt in tx.run(_CANCELS, {"b_worker": worker_id})]
 
 
 def is_held(tx: Tx, job_id: str, attempt: int) -> bool:
-    """Whether the job is still this attempt's."""
-    row = tx.execute(select(jobs.c.attempt, jobs.c.status).where(jobs.c.id == job_id)).one_or_none()
-    return row is not None and row[0] == attempt and row[1] == "processing"
+    """Whether the job is still this attempt's, whose worker was not buried."""
+    return bool(tx.run(_IS_HELD, {"b_id": job_id, "b_attempt": attempt}))
 
 
-_LEASE = db_now(bindparam("lease", type_=Float))
+def bury_workers(tx: Tx) -> None:
+    """Those whose lease ran out are dead, whatever they think."""
+    tx.execute(delete(workers).where(_RAN_OUT))
 
-_beat_sqlite = func.json_each(bindparam("beats", type_=Text)).table_valued("value", name="beat")
+
+def lost_workers(tx: Tx) -> list[str]:
+    """Those that jobs run at and that are no more."""
+    return list(tx.execute(_LOST).scalars())
+
+
+def has_lost(tx: Tx) -> bool:
+    """Whether somebody is to be buried, or left jobs behind."""
+    return bool(tx.run(_HAS_RUN_OUT, {})[0][0]) or bool(lost_workers(tx))
+
+
+_WORKER = bindparam("b_worker", type_=RowId)
+_RAN_OUT = workers.c.lease_until < db_now()
+_HAS_RUN_OUT = Prepared(select(exists().where(_RAN_OUT)))
+_RENEW = Prepared(
+    update(workers)
+    .where(workers.c.id == _WORKER)
+    .values(
+        seen_at=db_now(),
+        lease_until=db_now(bindparam("lease", type_=Float)),
+        running=bindparam("running", type_=Integer),
+    )
+    .returning(workers.c.id)
+)
+_OF_WORKER = select(jobs.c.id, jobs.c.attempt).where(PROCESSING, jobs.c.worker_id == _WORKER)
+_ASKED = jobs.c.cancel_requested_at.is_not(None)
+_HELD = Prepared(_OF_WORKER.add_columns(cast(_ASKED, Boolean)))
+_CANCELS = Prepared(_OF_WORKER.where(_ASKED))
+_IS_HELD = Prepared(
+    select(jobs.c.id)
+    .join(workers, workers.c.id == jobs.c.worker_id)
+    .where(
+        jobs.c.id == bindparam("b_id", type_=RowId),
+        jobs.c.attempt == bindparam("b_attempt", type_=Integer),
+        has_status("processing"),
+    )
+)
+# One step along the index from each worker that runs something to the next.
+_LOST = text("""
+    WITH RECURSIVE busy(worker_id) AS (
+        SELECT worker_id FROM (
+            SELECT worker_id FROM jobs WHERE jobs.status = 'processing' ORDER BY worker_id LIMIT 1
+        ) AS first
+        UNION ALL
+        SELECT (
+            SELECT jobs.worker_id FROM jobs WHERE jobs.status = 'processing' AND jobs.worker_id > busy.worker_id
+            ORDER BY jobs.worker_id LIMIT 1
+        )
+        FROM busy WHERE busy.worker_id IS NOT NULL
+    )
+    SELECT worker_id FROM busy
+    WHERE worker_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM workers WHERE workers.id = busy.worker_id)
+""").columns(worker_id=RowId)
+
+_item_of = func.json_each(bindparam("news", type_=Text)).table_valued("value", name="news")
 
 
 def _item(index: int) -> ColumnElement[Any]:
-    return func.json_extract(_beat_sqlite.c.value, f"$[{index}]")
+    return func.json_extract(_item_of.c.value, f"$[{index}]")
 
 
-_RENEW_SQLITE = (
+_WRITE_SQLITE = (
     update(jobs)
     .where(jobs.c.id == _item(0), jobs.c.attempt == _item(1), has_status("processing"))
-    .values(lease_until=_LEASE, progress=_item(2), stage=_item(3), message=_item(4))
-    .returning(jobs.c.id, jobs.c.cancel_requested_at)
+    .values(progress=_item(2), stage=_item(3), message=_item(4))
+    .returning(jobs.c.id)
 )
 
 # Rows that are being settled at this moment are skipped, not waited for: the two would lock each other out.
-_beats_postgresql = (
+_news = (
     select(
         cast(column("value").op("->>")(0), UUID(as_uuid=False)).label("id"),
         cast(column("value").op("->>")(1), Integer).label("attempt"),
@@ -97,24 +182,17 @@ _beats_postgresql = (
         column("value").op("->>")(3).label("stage"),
         column("value").op("->>")(4).label("message"),
     )
-    .select_from(func.jsonb_array_elements(cast(bindparam("beats", type_=Text), JSONB)).table_valued("value", name="v"))
-    .cte("beat")
+    .select_from(func.jsonb_array_elements(cast(bindparam("news", type_=Text), JSONB)).table_valued("value", name="v"))
+    .cte("news")
 )
-_RENEW_POSTGRESQL = (
+_WRITE_POSTGRESQL = (
     update(jobs)
     .where(
-        jobs.c.id == _beats_postgresql.c.id,
-        jobs.c.attempt == _beats_postgresql.c.attempt,
+        jobs.c.id == _news.c.id,
+        jobs.c.attempt == _news.c.attempt,
         has_status("processing"),
-        jobs.c.id.in_(
-            select(jobs.c.id).where(jobs.c.id.in_(select(_beats_postgresql.c.id))).with_for_update(skip_locked=True)
-        ),
+        jobs.c.id.in_(select(jobs.c.id).where(jobs.c.id.in_(select(_news.c.id))).with_for_update(skip_locked=True)),
     )
-    .values(
-        lease_until=_LEASE,
-        progress=_beats_postgresql.c.progress,
-        stage=_beats_postgresql.c.stage,
-        message=_beats_postgresql.c.message,
-    )
-    .returning(jobs.c.id, jobs.c.cancel_requested_at)
+    .values(progress=_news.c.progress, stage=_news.c.stage, message=_news.c.message)
+    .returning(jobs.c.id)
 )

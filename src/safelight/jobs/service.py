@@ -48,7 +48,6 @@ class Claim:
     queue: str
     worker_id: str
     worker_name: str
-    lease_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +205,7 @@ class Jobs(Ends):
 
     def _claim(self, tx: Tx, kind: Claim, ids: Sequence[str], *, is_alone: bool) -> dict[str, Job]:
         where = {"b_queue": kind.queue}
-        claim = {**where, "b_worker": kind.worker_id, "b_lease": kind.lease_seconds}
+        claim = {**where, "b_worker": kind.worker_id}
         if tx.is_postgresql and is_alone:
             rows = tx.run_last(step.CLAIM_ONE, {**claim, "b_id": ids[0], "b_worker_name": kind.worker_name})
         elif tx.is_postgresql:

@@ -21,6 +21,7 @@ from sqlalchemy import (
     any_,
     bindparam,
     case,
+    exists,
     func,
     insert,
     null,
@@ -29,9 +30,9 @@ from sqlalchemy import (
 )
 
 from safelight.artifacts import insertion_for
-from safelight.db import Instant, Prepared, db_now, later
+from safelight.db import Instant, Prepared, RowId, db_now, later
 from safelight.jobs import availability
-from safelight.jobs.job import PRIORITY_SECONDS, Status, attempts, has_status, jobs
+from safelight.jobs.job import PRIORITY_SECONDS, Status, attempts, has_status, jobs, workers
 
 _FIRST_DUE = func.coalesce(bindparam("run_at_or_now", type_=Instant), db_now())
 _BY_THE_CLOCK: Mapping[str, Any] = {
@@ -51,7 +52,6 @@ _LATER = {
     "progress_reached",
     "provider_job_id",
     "worker_id",
-    "lease_until",
     "deadline_at",
     "submitting_at",
     "cancel_requested_at",
@@ -99,7 +99,7 @@ def _move(*, to: Status, **values: Any) -> Update:
     if to == "pending":
         changes = {name: _unless_cancelled(name, changes) for name in changes.keys() | _CANCELLED.keys()}
     if to != "processing":
-        changes |= {"lease_until": null(), "deadline_at": null(), "hinted_at": null(), "hint_count": 0}
+        changes |= {"deadline_at": null(), "hinted_at": null(), "hint_count": 0}
     return update(jobs).values(changes | {"version": jobs.c.version + 1, "updated_at": db_now()}).returning(*jobs.c)
 
 
@@ -113,11 +113,11 @@ OURS = and_(jobs.c.id == bindparam("b_id"), jobs.c.attempt == bindparam("b_attem
 _ONE = jobs.c.id == bindparam("b_id")
 _IDS = ARRAY(UUID(as_uuid=False))
 _SOME = jobs.c.id == any_(bindparam("b_ids", type_=_IDS))  # PostgreSQL
+_WORKER = bindparam("b_worker", type_=RowId)
 _TAKE = _move(
     to="processing",
     attempt=jobs.c.attempt + 1,
-    worker_id=bindparam("b_worker"),
-    lease_until=db_now(bindparam("b_lease", type_=Float)),
+    worker_id=_WORKER,
     deadline_at=db_now(jobs.c.hard_limit_seconds),
     started_at=db_now(),
     stage="starting",
@@ -131,6 +131,7 @@ _TAKE = _move(
     jobs.c.queue == bindparam("b_queue"),
     jobs.c.hinted_at.is_not(None),  # only what dispatch released: old hints cannot get round a cap or a delay
     jobs.c.cancel_requested_at.is_(None),
+    exists().where(workers.c.id == _WORKER),  # who was buried takes nothing
     ~availability.is_closed(),  # which may have come between
 )
 CLAIM = Prepared(_TAKE.where(_ONE))
@@ -203,7 +204,7 @@ def _with_attempt_begun(claim: Update) -> Select[*tuple[Any, ...]]:
     begun = {
         "job_id": moved.c.id,
         "number": moved.c.attempt,
-        "worker_id": bindparam("b_worker", type_=attempts.c.worker_id.type),
+        "worker_id": _WORKER,
         "worker_name": bindparam("b_worker_name"),
         "queue": moved.c.queue,
         "provider": moved.c.provider,

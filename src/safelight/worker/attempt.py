@@ -4,7 +4,8 @@ import asyncio
 import time
 from typing import Literal
 
-from safelight.jobs import Beat, Job, Verdict
+from safelight.jobs import Job, Progressed, Verdict
+from safelight.worker.lease import Lease
 
 Interruption = Literal["cancel", "lost", "drain"]
 
@@ -12,12 +13,13 @@ Interruption = Literal["cancel", "lost", "drain"]
 class Attempt:
     """What a process knows of one attempt it is running."""
 
-    def __init__(self, job: Job, lease_ends: float) -> None:
+    def __init__(self, job: Job, lease: Lease) -> None:
         self.job = job
-        self.lease_ends = lease_ends  # monotonic seconds
+        self._lease = lease
         self.progress: int | None = job.progress
         self.stage = job.stage
         self.message = job.message
+        self.written = self.progressed  # what the row says of it
         self.remote_id = job.provider_job_id
         self.may_be_paid = job.submitting_at is not None
         self.is_taken = self.may_be_paid and job.provider_job_id is not None  # the provider has it, and it may be paid
@@ -37,7 +39,7 @@ class Attempt:
 
     @property
     def is_ours(self) -> bool:
-        return time.monotonic() < self.lease_ends and not self.interrupted.done()
+        return self._lease.is_live and not self.interrupted.done()
 
     @property
     def seconds(self) -> float:
@@ -54,5 +56,6 @@ class Attempt:
         if not self.interrupted.done():
             self.interrupted.set_result(why)
 
-    def beat(self) -> Beat:
-        return Beat(self.job.id, self.job.attempt, self.progress, self.stage, self.message)
+    @property
+    def progressed(self) -> Progressed:
+        return Progressed(self.job.id, self.job.attempt, self.progress, self.stage, self.message)

@@ -18,11 +18,11 @@ import uvloop
 
 from safelight.bootstrap import open_safelight
 from safelight.config import Settings
-from safelight.db import new_id
 from safelight.errors import Unavailable
-from safelight.jobs import unregister_worker
+from safelight.jobs import retire_worker, unregister_worker
 from safelight.worker.heartbeat import Heartbeat
 from safelight.worker.inputs import InputImages
+from safelight.worker.lease import Lease
 from safelight.worker.runner import Runner
 
 MAX_ABANDONED = 20
@@ -102,8 +102,7 @@ class Engine:
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Future[Any]] = set()
         async with open_safelight(settings) as safelight:
-            worker_id = new_id()
-            self._worker_id = worker_id
+            self._lease = Lease()
             self._database = safelight.database
             self._dispatcher = safelight.dispatcher
             inputs = InputImages(safelight.database, safelight.storage, safelight.pictures, settings.max_upload_bytes)
@@ -114,15 +113,14 @@ class Engine:
                 artifacts=safelight.artifacts,
                 providers=safelight.providers,
                 inputs=inputs,
-                worker_id=worker_id,
+                lease=self._lease,
                 worker_name=self._name,
-                lease_seconds=settings.lease_seconds,
                 retry_seconds=settings.retry_seconds,
             )
             heartbeat = Heartbeat(
                 safelight.database,
                 self._runner,
-                worker_id=worker_id,
+                self._lease,
                 name=self._name,
                 queues=self._queues,
                 slots=self._slots,
@@ -146,14 +144,18 @@ class Engine:
         if self._runner.is_draining:
             return
         log.info("worker.draining", running=len(self._runner.attempts), grace_seconds=self._settings.drain_seconds)
+        self._runner.is_draining = True
         try:
-            self._runner.is_draining = True
-            await self._database.write(unregister_worker, self._worker_id)
+            await self._database.write(retire_worker, self._lease.worker_id)
             if self._dispatches:
                 await self._dispatcher.release_lease()
         except Unavailable as error:
-            log.warning("worker.unregister_failed", reason=error.detail)
+            log.warning("worker.retire_failed", reason=error.detail)
         await self._runner.drain(self._settings.drain_seconds)
+        try:
+            await self._database.write(unregister_worker, self._lease.worker_id)
+        except Unavailable as error:
+            log.warning("worker.unregister_failed", reason=error.detail)
         log.info("worker.drained", left=len(self._runner.attempts))
         self._drained.set()
 

@@ -1,30 +1,30 @@
-"""The heartbeat is also the ear: it renews the leases of all attempts of a process and hears what to stop."""
+"""The heartbeat is also the ear: it renews the lease of a process and hears which of its jobs to stop."""
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import structlog
 
-from safelight.db import Database
+from safelight.db import Database, new_id
 from safelight.errors import Unavailable
-from safelight.jobs import beat, register_worker
-from safelight.worker.attempt import Attempt
+from safelight.jobs import Heard, beat, cancels_of, register_worker
+from safelight.worker.lease import Lease
 from safelight.worker.runner import Runner
 
 log = structlog.get_logger()
 
 
 class Heartbeat:
-    """One loop per process. A nudge has it look after one job at once; the row says what was asked for."""
+    """One loop per process. A nudge has it look at once whether a job should stop; the row says so."""
 
     def __init__(
         self,
         database: Database,
         runner: Runner,
+        lease: Lease,
         *,
-        worker_id: str,
         name: str,
         queues: Sequence[str],
         slots: int,
@@ -33,13 +33,12 @@ class Heartbeat:
     ) -> None:
         self._database = database
         self._runner = runner
-        self._worker_id = worker_id
+        self._lease = lease
         self._name = name
         self._queues = tuple(queues)
         self._slots = slots
         self._beat_seconds = beat_seconds
         self._lease_seconds = lease_seconds
-        self._nudged: set[str] = set()
         self._wake = asyncio.Event()
 
     def nudge(self, job_id: str) -> None:
@@ -47,7 +46,6 @@ class Heartbeat:
         attempt = self._runner.attempts.get(job_id)
         if attempt is not None:
             attempt.woken.set()
-            self._nudged.add(job_id)
             self._wake.set()
 
     async def run(self) -> None:
@@ -59,36 +57,57 @@ class Heartbeat:
                 async with asyncio.timeout_at(due):
                     await self._wake.wait()
             self._wake.clear()
-            nudged, self._nudged = self._nudged, set()
-            attempts = dict(self._runner.attempts)
-            if loop.time() >= due:
-                due = loop.time() + self._beat_seconds
-            else:
-                attempts = {job_id: attempt for job_id, attempt in attempts.items() if job_id in nudged}
             try:
-                await self._beat(attempts)
+                if loop.time() >= due:
+                    due = loop.time() + self._beat_seconds
+                    await self._beat()
+                else:
+                    await self._hear()
             except Unavailable as error:
                 log.warning("heartbeat.missed", reason=error.detail, running=len(self._runner.attempts))
-                self._nudged |= nudged
             except Exception:
                 log.exception("heartbeat.failed")
 
-    async def _beat(self, attempts: Mapping[str, Attempt]) -> None:
+    async def _hear(self) -> None:
+        for job_id, number in await self._database.read(cancels_of, self._lease.worker_id):
+            attempt = self._runner.attempts.get(job_id)
+            if attempt is not None and attempt.job.attempt == number:
+                attempt.interrupt("cancel")
+
+    async def _beat(self) -> None:
         sent = time.monotonic()
-        beats = [attempt.beat() for attempt in attempts.values()]
-        running = len(self._runner.attempts)
-        pulse = await self._database.write_urgently(beat, self._worker_id, running, beats, self._lease_seconds)
-        if pulse is None:
-            if self._runner.is_draining:
-                return
-            await self._database.write_urgently(register_worker, self._worker_id, self._name, self._queues, self._slots)
-            log.info("worker.registered", worker=self._name, queues=self._queues, slots=self._slots)
-            await self._beat(attempts)
+        attempts = dict(self._runner.attempts)
+        progressed = {job_id: attempt.progressed for job_id, attempt in attempts.items()}
+        news = [now for job_id, now in progressed.items() if now != attempts[job_id].written]
+        heard = await self._database.write_urgently(
+            beat, self._lease.worker_id, len(attempts), news, self._lease_seconds
+        )
+        if heard is None:
+            await self._register()
+            heard = Heard((), frozenset())
+        else:
+            self._lease.ends = sent + self._lease_seconds
+        for job_id in heard.written:
+            attempts[job_id].written = progressed[job_id]
+        held = {(row.job_id, row.attempt): row for row in heard.held}
+        for attempt in attempts.values():
+            row = held.get((attempt.job.id, attempt.job.attempt))
+            if row is not None and row.is_cancel_requested:
+                attempt.interrupt("cancel")
+            elif row is None and self._runner.attempts.get(attempt.job.id) is attempt:
+                attempt.interrupt("lost")
+
+    async def _register(self) -> None:
+        """At the start, or when we were taken for dead: what we ran is lost then."""
+        if self._runner.is_draining:
             return
-        for job_id, cancel_requested in pulse.renewed.items():
-            attempts[job_id].lease_ends = sent + self._lease_seconds
-            if cancel_requested:
-                attempts[job_id].interrupt("cancel")
-        for job_id in pulse.gone:
-            if self._runner.attempts.get(job_id) is attempts[job_id]:
-                attempts[job_id].interrupt("lost")
+        lease = self._lease
+        if lease.ends:
+            log.warning("worker.taken_for_dead", worker=self._name, running=len(self._runner.attempts))
+            lease.worker_id, lease.ends = new_id(), 0.0
+        sent = time.monotonic()
+        await self._database.write_urgently(
+            register_worker, lease.worker_id, self._name, self._queues, self._slots, self._lease_seconds
+        )
+        lease.ends = sent + self._lease_seconds
+        log.info("worker.registered", worker=self._name, queues=self._queues, slots=self._slots)

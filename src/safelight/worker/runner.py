@@ -53,6 +53,7 @@ from safelight.stream import Stream
 from safelight.worker.attempt import Attempt
 from safelight.worker.inputs import InputImages
 from safelight.worker.judgement import Judge
+from safelight.worker.lease import Lease
 from safelight.worker.request import log_fields, mark_of, parameters_of
 
 PROGRESS_SECONDS = 0.25
@@ -84,9 +85,8 @@ class Runner:
         artifacts: ArtifactStore,
         providers: Registry,
         inputs: InputImages,
-        worker_id: str,
+        lease: Lease,
         worker_name: str,
-        lease_seconds: float,
         retry_seconds: float,
     ) -> None:
         self._database = database
@@ -95,9 +95,8 @@ class Runner:
         self._artifacts = artifacts
         self._providers = providers
         self._inputs = inputs
-        self._worker_id = worker_id
+        self._lease = lease
         self._worker_name = worker_name
-        self._lease_seconds = lease_seconds
         self._judge = Judge(retry_seconds)
         self.attempts: dict[str, Attempt] = {}
         self.abandoned = 0  # bodies that swallowed their cancellation and may still run
@@ -109,7 +108,7 @@ class Runner:
         """Carry out one hint: from the claim to the settled row. Never raises."""
         with bound_contextvars(job_id=job_id, task_id=job_id):
             try:
-                if self.is_draining:
+                if self.is_draining or not self._lease.is_live:
                     await self._database.write(self._jobs.decline, job_id)
                     return
                 attempt = await self._claim(job_id, queue)
@@ -132,8 +131,7 @@ class Runner:
 
     async def _claim(self, job_id: str, queue: str) -> Attempt | None:
         """Take the job, and keep it alive from then on; None: the hint was outdated."""
-        asked = time.monotonic()
-        claim = Claim(job_id, queue, self._worker_id, self._worker_name, self._lease_seconds)
+        claim = Claim(job_id, queue, self._lease.worker_id, self._worker_name)
         self._claiming += 1  # a drain waits for it: what it takes has to be run or handed back
         try:
             # Whoever would remember a claim that SQLite forgot died with the machine; and before anything may cost
@@ -141,7 +139,7 @@ class Runner:
             job = await self._database.write_one(self._jobs.claim, claim, is_forgettable=True)
             if job is None:
                 return None
-            attempt = self.attempts[job.id] = Attempt(job, asked + self._lease_seconds)
+            attempt = self.attempts[job.id] = Attempt(job, self._lease)
             return attempt
         finally:
             self._claiming -= 1
