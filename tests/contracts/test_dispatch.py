@@ -257,8 +257,8 @@ async def test_lost_hints_are_sent_again_ever_more_rarely(office: Office) -> Non
     await office.worker(slots=10)
     job = await office.submit()
     assert await office.round() == [job.id]
-    for count, wait in enumerate((5.0, 10.0, 30.0, 60.0, 60.0, 60.0), start=2):
-        await office.change(job.id, hinted_at=db_now(-(wait - 1.0)))
+    for count, wait in enumerate((60.0, 120.0, 360.0, 720.0, 720.0, 720.0), start=2):
+        await office.change(job.id, hinted_at=db_now(-(wait - 50.0)))
         assert await office.round() == [], wait
         await office.change(job.id, hinted_at=db_now(-(wait + 0.1)))
         assert await office.round() == [job.id], wait
@@ -272,13 +272,13 @@ async def test_a_submits_own_lost_hint_is_sent_again(office: Office) -> None:
     await office.worker(slots=10)
     job = await office.submit(hint=True)
     assert await office.round() == []
-    await office.change(job.id, hinted_at=db_now(-5.1))
+    await office.change(job.id, hinted_at=db_now(-60.1))
     assert await office.round() == [job.id]
 
 
 async def test_hints_to_queues_without_workers_are_not_repeated(office: Office) -> None:
     job = await office.submit(hint=True)
-    await office.change(job.id, hinted_at=db_now(-600.0))
+    await office.change(job.id, hinted_at=db_now(-3600.0))
     assert await office.round() == []
     await office.worker(slots=1)
     assert await office.round() == [job.id]
@@ -288,7 +288,7 @@ async def test_nothing_is_released_while_the_broker_is_away(office: Office) -> N
     await office.lead()
     await office.worker(slots=10)
     stale = await office.submit(hint=True)
-    await office.change(stale.id, hinted_at=db_now(-600.0))
+    await office.change(stale.id, hinted_at=db_now(-3600.0))
     job = await office.submit()
     lost = await office.running()
     await office.orphan(lost.id)
