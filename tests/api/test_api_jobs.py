@@ -376,6 +376,14 @@ def test_a_retry_may_differ(service: Service) -> None:
     assert service.http.post(url, json={"seed": None}).json()["seed"] not in (7, 8)
 
 
+def test_a_retry_may_differ_in_its_seed_in_either_place(service: Service) -> None:
+    failed = service.make(mock={"refuse": "no"}, seed=7)
+    for changes in ({"seed": 8}, {"sampler_params": {"seed": 8}}, {"seed": 8, "sampler_params": {"seed": 8}}):
+        assert service.http.post(f"{JOBS}/{failed['id']}/retry", json=changes).json()["seed"] == 8
+    both = service.http.post(f"{JOBS}/{failed['id']}/retry", json={"seed": 7, "sampler_params": {"seed": 8}})
+    assert both.status_code == 422
+
+
 def test_a_cancelled_job_can_be_retried(idle: Service) -> None:
     job = idle.submit()
     idle.http.post(f"{JOBS}/{job['id']}/cancel")

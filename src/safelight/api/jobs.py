@@ -44,7 +44,7 @@ from safelight.api.media.files import SANDBOX
 from safelight.api.media.import_request import IMPORT, MediaRequest, import_of, new_import, submit_import
 from safelight.api.problems import invalid_body, refusals
 from safelight.api.rate import take_tokens, tier_of, too_quick
-from safelight.api.repetition import request_of
+from safelight.api.repetition import changed_request_of
 from safelight.api.service.templates import template_of
 from safelight.artifacts import Artifact
 from safelight.bootstrap import Safelight
@@ -248,7 +248,7 @@ async def retry(
     if job.kind == IMPORT:
         return await _import_again(request, world, asker, job, overrides or {}, idempotency_key(key))
     try:
-        body = await asyncio.to_thread(GenerationRequest.model_validate, request_of(job) | (overrides or {}))
+        body = await asyncio.to_thread(GenerationRequest.model_validate, changed_request_of(job, overrides or {}))
     except ValidationError as error:
         raise invalid_body(error, GenerationRequest) from None
     template = job.template_definition

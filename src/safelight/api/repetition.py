@@ -1,6 +1,7 @@
 """The request that would ask for a job again."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 from safelight.jobs import Job
 
@@ -35,6 +36,15 @@ def request_of(job: Job) -> dict[str, Any]:
         "max_retries": job.max_retries,
         "metadata": job.metadata,
     }
+
+
+def changed_request_of(job: Job, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with some fields changed. A seed may be given in either of its two places."""
+    asked = request_of(job) | changes
+    sampling = changes.get("sampler_params")
+    if isinstance(sampling, dict) and cast(dict[str, Any], sampling).get("seed") is not None and "seed" not in changes:
+        asked["seed"] = None
+    return asked
 
 
 def _asked_of(job: Job) -> str | list[str]:
