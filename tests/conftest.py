@@ -46,11 +46,19 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
     return "asyncio", {"use_uvloop": True}
 
 
+@pytest.fixture(scope="session")
+def kept_running() -> set[int]:
+    """Processes that modules share, until the session ends."""
+    return set()
+
+
 @pytest.fixture(scope="module", autouse=True)
-def nothing_is_left_running() -> Iterator[None]:
+def nothing_is_left_running(kept_running: set[int]) -> Iterator[None]:
     """A module ends the Safelights that it started, or their deaths fall upon its neighbours: here it fails itself."""
     yield
-    left = {pid: words for pid in descendants(os.getpid()) if "-m safelight" in (words := command_line(pid))}
+    kept = {pid for shared in kept_running for pid in (shared, *descendants(shared))}
+    running = set(descendants(os.getpid())) - kept
+    left = {pid: words for pid in running if "-m safelight" in (words := command_line(pid))}
     for pid in left:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -304,10 +304,11 @@ class Postgres:
         migrate(self.url(self.template_name))
         self._disconnect(self.template_name)  # a template must not be in use while it is cloned
 
-    def database(self, name: str) -> str:
-        """A fresh database with the template's schema (without a template: an empty one). Returns its URL."""
+    def database(self, name: str, *, is_empty: bool = False) -> str:
+        """A fresh database with the template's schema; with none if `is_empty`, or without a template. Its URL."""
         self.drop(name)
-        template = sql.Identifier(self.template_name if self.template_name in self._made else "template0")
+        has_schema = self.template_name in self._made and not is_empty
+        template = sql.Identifier(self.template_name if has_schema else "template0")
         self._execute(
             sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY").format(sql.Identifier(name), template)
         )

@@ -24,7 +24,7 @@ EXPECTED: dict[str, set[str]] = {
     "imports": {"seconds", "cpu_seconds"},
 }
 BESIDE = ("throughput", "requests", "watching", "tables", "owners", "imports")  # where even the quick form compares
-QUICKEST = ("throughput", "requests")
+QUICKEST = ("requests",)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,8 @@ def test_workloads_run_through(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
         assert samples and all(sample["values"].keys() >= EXPECTED[workload] for sample in samples), workload
         if workload in BESIDE:
             assert len({sample["system"] for sample in samples}) >= 2, workload
-    assert {score["what"] for score in result["scores"]} >= {"throughput / Celery prefork", "POST / FastAPI"}
+    scores = {"throughput": "throughput / Celery prefork", "requests": "POST / FastAPI"}
+    assert {score["what"] for score in result["scores"]} >= {scores[each] for each in scores.keys() & set(workloads)}
     assert "| goal |" in tables.read_text()
 
 

@@ -17,8 +17,8 @@ NO_MODULE, NO_LIBRARY = "no module of this name", "libvips.so.42: cannot open sh
     [
         (["up", "--port", "0"], NO_LIBRARY),
         (["api"], NO_MODULE),
-        (["worker"], NO_LIBRARY),
-        (["worker", "--kind", "local"], NO_MODULE),
+        pytest.param(["worker"], NO_LIBRARY, marks=pytest.mark.long),
+        pytest.param(["worker", "--kind", "local"], NO_MODULE, marks=pytest.mark.long),
     ],
 )
 def test_without_libvips_nothing_starts_and_what_to_do_is_said(tmp_path: Path, command: list[str], reason: str) -> None:

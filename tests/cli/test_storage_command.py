@@ -235,7 +235,7 @@ def test_without_a_database_files_are_moved_all_the_same(old: Place, tmp_path: P
 
 @pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGKILL])
 def test_a_move_that_is_cut_off_goes_on_where_it_stopped(how: signal.Signals, old: Place, tmp_path: Path) -> None:
-    count = 900
+    count = 400
 
     async def many() -> None:
         storage = old.open()

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -108,7 +109,18 @@ async def test_a_pause_holds_for_all_jobs_of_the_provider_and_no_other(office: C
     assert (await office.job(job.id)).blocked_until is None
 
 
-async def test_after_a_pause_jobs_start_slowly(office: Counter) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "jobs"), [(-0.1, None), (0, 8), (0.9, 8), (1, 16), (2.5, 32), (9.9, 8 << 9), (10, None)]
+)
+async def test_so_many_may_start_after_a_pause(office: Counter, seconds: float, jobs: int | None) -> None:
+    await office.defer(await office.running(), 30.0)
+    [state] = await office.database.read(read_states)
+    assert replace(state, paused_until=state.at - timedelta(seconds=seconds)).allowance == jobs
+
+
+async def test_after_a_pause_jobs_start_slowly(office: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowance: list[int | None] = [8]  # whatever the time
+    monkeypatch.setattr(ProviderState, "allowance", property(lambda state: allowance[0]))
     earlier = [await office.running() for _ in range(9)]  # they go on, and are no reason to start nothing
     await office.defer(earlier[0], 30.0)
     for _ in range(60):
@@ -125,10 +137,10 @@ async def test_after_a_pause_jobs_start_slowly(office: Counter) -> None:
         job = await office.claim(job_id)
         assert job is not None
         await office.settle(job, completed(job))
-    await office.change_state(paused_until=db_now(-2.0))
+    allowance[0] = 32
     await office.write(_started_long_ago, [job.id for job in earlier])
     assert len(await office.round()) == 32 - 6
-    await office.change_state(paused_until=db_now(-11.0))
+    allowance[0] = None
     assert (await office.round())[-1] == waiting.id
     await office.round()
     assert office.dispatcher.take_room(QUEUE, "mock")

@@ -37,6 +37,7 @@ def left_running(reader: Reader, command: str) -> Generator[None]:
             process.wait()
 
 
+@pytest.mark.long
 def test_the_parts_one_by_one(tmp_path: Path, valkey_server: Callable[..., ValkeyServer]) -> None:
     port = free_port()
     reader = Reader(tmp_path, {"SAFELIGHT_PORT": str(port), "SAFELIGHT_LOCAL_SLOTS": "1"})

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ from patience import PATIENCE_SECONDS, await_true
 from safelight.supervisor.warden import living
 
 START_SECONDS = 2 * PATIENCE_SECONDS  # the promise of 10 s is measured on an idle machine
+IO_WORKER = f"io-1@{socket.gethostname()}"
+ASKED = ("--destination", IO_WORKER, "--timeout", "60")  # of one worker: Celery waits for no others then
 SHORT = {"SAFELIGHT_BEAT_SECONDS": "0.5", "SAFELIGHT_LEASE_SECONDS": "2"}  # leases short enough for a test
 
 

@@ -7,22 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
+from installation import Ground
 from running_stack import Stack, run
 
 from films import film
-from object_stores import Place, Rclone, server
 from patience import PATIENCE_SECONDS, await_true
 from safelight_client import Client
-from servers import Postgres
 from stand_ins.media_host import MediaHost
-
-LOOPBACK = {
-    "SAFELIGHT_MEDIA_ALLOW_PRIVATE": "127.0.0.1/32",
-    "SAFELIGHT_MEDIA_KEEP_FREE_BYTES": "0",
-    "SAFELIGHT_MEDIA_IDLE_SECONDS": "120",
-}
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +30,14 @@ def host(shared_host: MediaHost) -> MediaHost:
     return shared_host
 
 
-@pytest.fixture(scope="module", params=[pytest.param("sqlite and files", marks=pytest.mark.long), "postgresql and s3"])
-def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    environment = dict(LOOPBACK)
-    if request.param == "postgresql and s3":
-        postgres: Postgres = request.getfixturevalue("postgres")
-        place: Place = server(Rclone).place()
-        environment |= {"SAFELIGHT_DATABASE_URL": postgres.database("safelight_imports"), **place.environment}
-    stack = Stack(tmp_path_factory.mktemp("stack") / "data", environment)
-    yield stack
-    stack.close()
+@pytest.fixture
+def stack(ground: Ground) -> Stack:
+    return ground.stack
 
 
 @pytest.fixture
-def client(stack: Stack) -> Iterator[Client]:
-    with Client(stack.url) as client:
+def client(ground: Ground) -> Iterator[Client]:
+    with ground.client() as client:
         yield client
 
 
@@ -79,25 +64,27 @@ def ended(client: Client, job: dict[str, Any]) -> dict[str, Any]:
     return client.get(job["id"])
 
 
-def a_scene(stack: Stack) -> str:
+def a_scene(ground: Ground) -> str:
     """The id of a new scene."""
-    with httpx.Client(base_url=f"{stack.url}/api/v1") as http:
+    with ground.http(base_url=f"{ground.stack.url}/api/v1") as http:
         project = http.post("/projects", json={"title": "The coast"}).json()
         chapter = http.post(f"/projects/{project['id']}/chapters", json={"title": "Night"}).json()
         scene = {"scene_number": 1, "description": "A lighthouse"}
         return http.post(f"/chapters/{chapter['id']}/scenes", json=scene).json()["id"]
 
 
-def test_a_film_for_a_scene(stack: Stack, client: Client, host: MediaHost, tmp_path: Path) -> None:
+def test_a_film_for_a_scene(ground: Ground, stack: Stack, client: Client, host: MediaHost, tmp_path: Path) -> None:
     """By the command, in bytes that are those of its source; a page by yt-dlp."""
     target = tmp_path / "lighthouse.mp4"
-    code, output, words = run(stack.data_dir, "import", f"{host.url}/lighthouse.mp4", "-o", str(target))
+    entry = {} if ground.key is None else {"SAFELIGHT_API_KEY": ground.key}
+    code, output, words = run(stack.data_dir, "import", f"{host.url}/lighthouse.mp4", "-o", str(target), **entry)
     assert (code, output) == (0, f"{target}\n"), words
     assert target.read_bytes() == film("mp4")
-    scene = a_scene(stack)
+    scene = a_scene(ground)
     job = ended(client, client.media.store(f"{host.url}/page.html", scene_id=scene))
     [made] = job["artifacts"]
-    shown = httpx.get(f"{stack.url}/api/v1/scenes/{scene}").json()
+    with ground.http() as http:
+        shown = http.get(f"{stack.url}/api/v1/scenes/{scene}").json()
     assert (shown["media_status"], shown["media_job_id"], shown["media_url"]) == ("completed", job["id"], made["url"])
     assert (made["kind"], made["duration_seconds"], made["height"]) == ("video", 2.0, 72)
     assert client.download(made["url"]) == film("mp4")

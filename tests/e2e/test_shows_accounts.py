@@ -1,9 +1,7 @@
 """Owners, keys, another database and another place for files, with real processes and servers throughout."""
 
 import hashlib
-import os
 import urllib.request
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,14 +9,12 @@ from urllib.error import HTTPError
 
 import httpx
 import pytest
-from click.testing import CliRunner
+from installation import Installation, client_of, make_key
 from running_stack import Stack, run
 
 from object_stores import Place, Rclone, server
 from patience import PATIENCE_SECONDS, await_true
-from safelight.cli.main import group
 from safelight_client.event import EventReader
-from servers import Postgres
 
 JOBS, UPLOADS, KEYS = "/api/v1/generation-jobs", "/api/v1/artifacts", "/api/v1/keys"
 Json = dict[str, Any]
@@ -26,18 +22,6 @@ Json = dict[str, Any]
 
 def order(seconds: float = 0.0, **fields: Any) -> Json:
     return {"prompt": "x", "width": 64, "height": 64, "provider_options": {"duration_seconds": seconds}} | fields
-
-
-def make_key(environment: dict[str, str], data_dir: Path, owner: str, *options: str) -> str:
-    """As an administrator does it; the secret."""
-    wanted = ["keys", "create", "test", "--owner", owner, "--data-dir", str(data_dir), *options]
-    done = CliRunner(env=environment).invoke(group, wanted)
-    assert done.exit_code == 0, done.output
-    return done.stdout.strip()
-
-
-def client_of(stack: Stack, secret: str) -> httpx.Client:
-    return httpx.Client(base_url=stack.url, headers={"Authorization": f"Bearer {secret}"}, timeout=PATIENCE_SECONDS)
 
 
 def items_of(client: httpx.Client, **query: Any) -> list[Json]:
@@ -59,32 +43,6 @@ def status_of(url: str) -> int:
             return answer.status
     except HTTPError as error:
         return error.code
-
-
-class Installation:
-    """PostgreSQL, S3 (which checks signatures) and accounts, under `safelight up`."""
-
-    def __init__(self, data_dir: Path, database_url: str) -> None:
-        self.place = server(Rclone).place()
-        self.environment = {
-            "SAFELIGHT_AUTH": "required",
-            "SAFELIGHT_DATABASE_URL": database_url,
-            **self.place.environment,
-        }
-        self.data_dir = data_dir
-        self.stack = Stack(data_dir, self.environment)
-
-    def client(self, owner: str, *options: str) -> httpx.Client:
-        return client_of(self.stack, make_key(self.environment, self.data_dir, owner, *options))
-
-
-@pytest.fixture(scope="module")
-def installation(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    name = f"safelight_shows_{os.getpid()}"
-    installation = Installation(tmp_path_factory.mktemp("shows") / "data", postgres.database(name))
-    yield installation
-    installation.stack.close()
-    postgres.drop(name)
 
 
 def test_neither_of_two_users_meets_what_is_the_others(installation: Installation) -> None:

@@ -1,39 +1,23 @@
 """A storyboard and a cast through the real stack, on both kinds of ground."""
 
 import hashlib
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
-from running_stack import Stack
+from installation import Ground
 
-from object_stores import Place, Rclone, server
-from patience import PATIENCE_SECONDS, await_true
+from patience import await_true
 from safelight_client.event import EventReader
-from servers import Postgres
 
 API = "/api/v1"
 Json = dict[str, Any]
 
 
-@pytest.fixture(scope="module", params=[pytest.param("sqlite and files", marks=pytest.mark.long), "postgresql and s3"])
-def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    environment: dict[str, str] = {}
-    if request.param == "postgresql and s3":
-        postgres: Postgres = request.getfixturevalue("postgres")
-        place: Place = server(Rclone).place()
-        database_url = postgres.database(f"safelight_stories_{os.getpid()}")
-        environment = {"SAFELIGHT_DATABASE_URL": database_url, **place.environment}
-    stack = Stack(tmp_path_factory.mktemp("stories") / "data", environment)
-    yield stack
-    stack.close()
-
-
 @pytest.fixture
-def http(stack: Stack) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=stack.url, timeout=PATIENCE_SECONDS) as client:
+def http(ground: Ground) -> Iterator[httpx.Client]:
+    with ground.http(base_url=ground.stack.url) as client:
         yield client
 
 

@@ -17,11 +17,9 @@ PNG = b"\x89PNG\r\n\x1a\n"
 SLOW = ("--option", "duration_seconds=60")
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    stack = Stack(tmp_path_factory.mktemp("stack") / "data")
-    yield stack
-    stack.close()
+@pytest.fixture
+def stack(plain: Stack) -> Stack:
+    return plain
 
 
 @pytest.fixture

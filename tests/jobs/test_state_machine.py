@@ -405,12 +405,13 @@ def connection(sqlite_url: str) -> Iterator[Connection]:
 
 
 @pytest.mark.timeout(3600 if EXAMPLES else 600)
-def test_every_life_of_a_job_is_sound(connection: Connection) -> None:
+@pytest.mark.parametrize("examples", [15, pytest.param(45, marks=pytest.mark.long)])
+def test_every_life_of_a_job_is_sound(connection: Connection, examples: int) -> None:
     Lives.connection = connection
     run_state_machine_as_test(
         Lives,
         settings=settings(
-            max_examples=EXAMPLES or 45,
+            max_examples=EXAMPLES or examples,
             stateful_step_count=60 if EXAMPLES else 40,
             derandomize=not EXAMPLES,
             database=None,

@@ -36,7 +36,9 @@ async def outcome(make: Make, way: str, url: str, **changes: Any) -> ProviderErr
 # --- what is larger than it looks -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("way", "name"), [("generate", "gzip"), ("probe", "deflate")])
+@pytest.mark.parametrize(
+    ("way", "name"), [("generate", "gzip"), pytest.param("probe", "deflate", marks=pytest.mark.long)]
+)
 async def test_a_page_that_is_a_bomb(make: Make, host: MediaHost, tmp_path: Path, way: str, name: str) -> None:
     """What comes out of it is counted: a program that can hold less than 200 MB never sees that much."""
     bounds = {"max_bytes": 30 * MEGABYTE, "memory_bytes": 150 * MEGABYTE}
@@ -134,14 +136,15 @@ async def test_only_waiting_counts() -> None:
 @pytest.mark.parametrize(
     ("path", "status", "most"),
     [
-        ("/gone.html", 404, 4),
+        pytest.param("/gone.html", 404, 4, marks=pytest.mark.long),
         ("/nowhere.mp4", 404, 1),
         ("/status?code=410", 410, 1),
         ("/status?code=401", 401, 1),
         ("/status?code=451", 451, 1),
         ("/status?code=403", 403, 2),  # yt-dlp may ask as well
         ("/forbidden.html", 403, 4),
-        ("/forbidden.m3u8", None, 9),  # yt-dlp asks for a piece four times, and does not say why it gives up
+        # Of a piece yt-dlp asks four times, and does not say why it gives up.
+        pytest.param("/forbidden.m3u8", None, 9, marks=pytest.mark.long),
         ("/gone.m3u8", None, 9),
     ],
 )
@@ -169,6 +172,7 @@ async def test_a_dash_manifest_becomes_a_film(make: Make, host: MediaHost) -> No
     assert output.content_type == "video/mp4" and data[4:8] == b"ftyp"
 
 
+@pytest.mark.long
 async def test_a_film_that_only_yt_dlp_and_ffmpeg_know(make: Make, host: MediaHost) -> None:
     output, data, _ = await imported(make(), f"{host.url}/piece.ts")
     assert output.content_type.startswith("video/") and len(data) > 1000

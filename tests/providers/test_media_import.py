@@ -62,7 +62,10 @@ async def test_a_film_in_pieces_comes_as_one(make: Make, host: MediaHost) -> Non
     assert len(data) > 1000
 
 
-@pytest.mark.parametrize(("max_height", "piece"), [(None, "/large.ts"), (480, "/piece.ts"), (100, "/piece.ts")])
+@pytest.mark.parametrize(
+    ("max_height", "piece"),
+    [(None, "/large.ts"), (480, "/piece.ts"), pytest.param(100, "/piece.ts", marks=pytest.mark.long)],
+)
 async def test_the_form_is_the_largest_that_is_not_too_high(
     make: Make, host: MediaHost, max_height: int | None, piece: str
 ) -> None:
@@ -161,7 +164,7 @@ async def test_a_redirect_leads_to_no_private_address(make: Make, host: MediaHos
     assert caught.value.code == "address_refused"
 
 
-@pytest.mark.parametrize("way", ["generate", "probe"])
+@pytest.mark.parametrize("way", ["generate", pytest.param("probe", marks=pytest.mark.long)])
 async def test_a_page_leads_to_no_private_address(make: Make, host: MediaHost, way: str) -> None:
     url = f"{host.url}/inner.html"
     if way == "probe":
@@ -210,7 +213,7 @@ async def test_a_name_that_stands_for_another_address_on_the_second_look(
     [
         ("/words.html", "no_media", False),
         ("/fake.mp4", "not_media", False),
-        ("/fake.html", "not_media", False),
+        pytest.param("/fake.html", "not_media", False, marks=pytest.mark.long),
         ("/broken.mp4", "not_media", False),
         ("/empty.mp4", "not_media", False),
         ("/status?code=503", "source_unavailable", True),
