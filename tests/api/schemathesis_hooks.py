@@ -50,6 +50,7 @@ def _picture(body: Any) -> None:
         order["batch_size"] = 1
     if order.get("run_at") is not None:
         order["run_at"] = (datetime.now(UTC) + timedelta(seconds=5)).isoformat()
+        order.pop("start_within_seconds", None)
     if order.get("input_images"):
         order["input_images"] = [KNOWN["artifact"]]
     if order.get("seed") is not None and isinstance(order.get("sampler_params"), dict):

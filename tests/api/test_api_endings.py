@@ -95,6 +95,14 @@ def test_a_job_that_cannot_start_in_time_fails(idle: Service) -> None:
     assert idle.attempts(job["id"]) == []
 
 
+def test_a_start_that_must_be_over_before_it_may_begin_is_refused(idle: Service) -> None:
+    run_at = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    refused = idle.http.post(JOBS, json=order(run_at=run_at, start_within_seconds=60))
+    assert refused.status_code == 422
+    assert [error["pointer"] for error in refused.json()["errors"]] == ["#/start_within_seconds"]
+    assert idle.http.post(JOBS, json=order(run_at=run_at, start_within_seconds=7200)).status_code == 202
+
+
 def test_a_job_that_starts_in_time_is_not_failed(service: Service) -> None:
     assert service.make(seconds=1.2, start_within_seconds=1)["status"] == "completed"
 

@@ -58,6 +58,14 @@ def test_what_may_be_repeated_is(service: Service) -> None:
         ({"Content-Encoding": "gzip"}, b"\x1f\x8b", 415, "unsupported_content_encoding", "'gzip'"),
         ({"Content-Type": "application/json"}, b'{"seed": ' + b"9" * 5000 + b"}", 400, "malformed_json", "1000 digits"),
         ({"Content-Type": "application/json"}, b'{"a": "\xff"}', 400, "malformed_json", "UTF-8"),
+        ({"Content-Type": "application/json"}, '{"prompt": "a"}'.encode("utf-16"), 400, "malformed_json", "UTF-8"),
+        (
+            {"Content-Type": "application/json"},
+            b'{"a": {"b": 1, "c": 2, "b": 1}}',
+            400,
+            "malformed_json",
+            "'b' stands twice",
+        ),
         ({"Content-Type": "application/json"}, b"[" * 50_000, 400, "malformed_json", "too deeply"),
         ({"Content-Type": "application/vnd.x+json; charset=utf-8"}, b"{}", 422, "invalid_request", "prompt"),
     ],
@@ -139,7 +147,8 @@ def test_very_many_faults_are_counted(service: Service) -> None:
 @pytest.mark.parametrize("field", ["workflow", "inputs", "provider_options", "width", "timeout_seconds"])
 def test_numbers_that_json_does_not_have(service: Service, field: str, number: str) -> None:
     value = number if field in ("width", "timeout_seconds") else f'{{"a": {{"b": [1, {number}]}}}}'
-    content = json.dumps(order())[:-1] + f', "{field}": {value}}}'
+    rest = {name: given for name, given in order().items() if name != field}
+    content = json.dumps(rest)[:-1] + f', "{field}": {value}}}'
     response = service.http.post(JOBS, content=content.encode(), headers={"Content-Type": "application/json"})
     assert response.status_code == 422
     assert pointers(response)[0] == f"#/{field}"

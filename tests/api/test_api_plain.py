@@ -63,6 +63,8 @@ def test_a_submit(service: Service) -> None:
         (b'{"prompt": "a", "unknown": 1}', JSON),
         (b'{"prompt": "a", "provider": "nobody"}', JSON),
         (b"[" * 50_000, JSON),
+        (b'{"prompt": "a", "prompt": "b"}', JSON),
+        ('{"prompt": "a"}'.encode("utf-16"), JSON),
         (b'{"prompt": "a"}', {"Content-Type": "text/plain"}),
         (b'{"prompt": "a"}', {}),
         (b'{"prompt": "a"}', JSON | {"Prefer": "wait=never"}),

@@ -1,6 +1,7 @@
 """Stories over HTTP: projects, chapters, scenes, characters, and the pictures drawn of them."""
 
 import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -153,6 +154,15 @@ def test_a_chapter_kept_elsewhere_needs_a_prompt_and_nothing_else(story: Story) 
     told = story.http.get(asked["urls"]["status"]).json()
     assert told["status"] == "completed"
     assert [item["url"] for item in story.get(f"{where}/images")["items"]] == [told["image_url"]]
+
+
+def test_a_picture_may_be_drawn_later(story: Story) -> None:
+    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    chapter = story.chapter()
+    story.scene(chapter)
+    for path in (f"chapters/{chapter}/images/scenes/1", f"characters/{story.character()['id']}/image"):
+        asked = story.draw(path, run_at=later)
+        assert datetime.fromisoformat(story.service.look(asked["job_id"])["run_at"]) == datetime.fromisoformat(later)
 
 
 def test_bad_requests_for_pictures_change_nothing(story: Story) -> None:

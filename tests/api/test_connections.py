@@ -98,6 +98,21 @@ def test_a_head_within_the_bound_is_taken(api: Api) -> None:
     assert httpx.get(f"{api.url}/health/live", headers={"X-Long": "a" * 7000}, timeout=60).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("named", "header", "expected"),
+    [
+        (b"http://evil.example", b"localhost", 421),
+        (b"HTTP://localhost@evil.example:80", b"localhost", 421),
+        (b"http://localhost:1", b"evil.example", 404),
+    ],
+)
+def test_an_absolute_target_says_which_host_is_meant(api: Api, named: bytes, header: bytes, expected: int) -> None:
+    with connected(api) as connection:
+        connection.sendall(b"GET %b/nothing HTTP/1.1\r\nHost: %b\r\n\r\n" % (named, header))
+        status, _, _ = answer(connection)
+    assert status == expected
+
+
 def test_what_is_no_http_is_told_as_a_problem(api: Api) -> None:
     with connected(api) as connection:
         connection.sendall(b"what is this\r\n\r\n")

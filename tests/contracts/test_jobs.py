@@ -306,6 +306,15 @@ async def test_the_worker_of_a_processing_job_is_asked_to_stop(desk: Desk) -> No
     assert desk.told(job.id) == [(2, "job.started")]
 
 
+async def test_a_job_cancelled_between_two_tries_has_no_error(desk: Desk) -> None:
+    job = await desk.run((await desk.submit()).id)
+    waiting = await desk.settle(job, try_again(job, 20.0))
+    assert waiting is not None and waiting.error is not None
+    cancelled = await desk.cancel(job.id)
+    assert isinstance(cancelled, Job) and (cancelled.status, cancelled.error) == ("cancelled", None)
+    assert [attempt.error is not None for attempt in await desk.attempts(job.id)] == [True]
+
+
 async def test_cancelling_a_cancelled_job_answers_it_again(desk: Desk) -> None:
     job = await desk.submit()
     first = await desk.cancel(job.id)

@@ -9,6 +9,7 @@ reset, and most clients send all they have before they read. So the rest is take
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -168,17 +169,17 @@ def replay(body: bytes, receive: Receive) -> Receive:
     return channel
 
 
-class LargeRoute(APIRoute):
-    """Parses a large body in a thread."""
+class JsonRoute(APIRoute):
+    """Reads JSON by `parse`, that of a large body in a thread."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
         async def parse_first(request: Request) -> Response:
-            if size_of(request) <= SMALL_BYTES:
+            if not size_of(request):
                 return await handle(request)
             body = await request.body()
-            parsed = await asyncio.to_thread(_parsed, body)
+            parsed = await work(len(body), _parsed, body)
             return await handle(_ParsedRequest(request.scope, replay(body, request.receive), parsed))
 
         return parse_first
@@ -197,9 +198,26 @@ class _ParsedRequest(Request):
         return self._parsed
 
 
+class FieldTwice(ValueError):
+    """An object of the JSON has two fields of one name."""
+
+
+def parse(body: bytes) -> Any:
+    """JSON in UTF-8, where each field of an object stands once. Raises `ValueError` and `RecursionError`."""
+    return json.loads(body.decode().removeprefix("\ufeff"), object_pairs_hook=_each_once)
+
+
+def _each_once(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(fields)
+    if len(found) < len(fields):
+        name, _ = Counter(name for name, _ in fields).most_common(1)[0]
+        raise FieldTwice(name)
+    return found
+
+
 def _parsed(body: bytes) -> Any:
     try:
-        return json.loads(body)
+        return parse(body)
     except (ValueError, RecursionError) as error:
         return error
 

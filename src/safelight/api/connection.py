@@ -5,6 +5,7 @@ ever; whoever can connect could take the process's memory with it, before anybod
 """
 
 import asyncio
+import re
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -82,6 +83,8 @@ class _Connection(HttpToolsProtocol):
             self._refusal = self._too_large()
             raise _Refused
         self._unread_bytes = 0
+        if not self.url.startswith(b"/"):
+            self._take_host()
         self._deadline = self.loop.time() + self._bounds.body_seconds
         self._is_body = True
         super().on_headers_complete()
@@ -128,6 +131,13 @@ class _Connection(HttpToolsProtocol):
             self.loop.call_later(LINGER_SECONDS, self.transport.close)
         else:
             self.transport.close()
+
+    def _take_host(self) -> None:
+        """A target in absolute form names the host that is meant, whatever the header says (RFC 9112)."""
+        named = re.match(rb"[a-z][a-z0-9+.-]*://(?:[^/?#]*@)?([^/?#]*)", self.url, re.IGNORECASE)
+        if named is not None:
+            told = [(name, named[1] if name == b"host" else value) for name, value in self.headers]
+            self.headers[:] = told if any(name == b"host" for name, _ in told) else [*told, (b"host", named[1])]
 
     def _head_size(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)

@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -168,6 +169,14 @@ class PictureRequest(Body):
         if value > now + FURTHEST_START:
             raise ValueError("must be within a year")
         return value.astimezone(UTC)
+
+    @field_validator("start_within_seconds")
+    @classmethod
+    def not_over_before_it_may_start(cls, value: float | None, info: ValidationInfo) -> float | None:
+        run_at = info.data.get("run_at")
+        if value is not None and run_at is not None and run_at > datetime.now(UTC) + timedelta(seconds=value):
+            raise ValueError("counts from the submit, and must not be over before run_at")
+        return value
 
     @field_validator("input_images")
     @classmethod

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from safelight.accounts import Identity
-from safelight.api.body import SMALL_BYTES, LargeRoute, size_of
+from safelight.api.body import SMALL_BYTES, JsonRoute, size_of
 from safelight.api.deps import (
     KEY_FORM,
     MAX_IDS,
@@ -74,7 +74,7 @@ class JobNotEnded(SafelightError):
 log = structlog.get_logger()
 
 
-router = APIRouter(prefix=PREFIX, tags=["jobs"], route_class=LargeRoute)
+router = APIRouter(prefix=PREFIX, tags=["jobs"], route_class=JsonRoute)
 
 
 Submitter = Callable[[NewJob], Awaitable[Submitted | SafelightError]]

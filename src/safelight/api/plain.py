@@ -6,7 +6,6 @@ body that is no valid JSON object of the kind, another content type) is left to 
 one behaviour.
 """
 
-import json
 import re
 
 from pydantic import ValidationError
@@ -15,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from safelight.api import jobs
-from safelight.api.body import replay, work
+from safelight.api.body import parse, replay, work
 from safelight.api.deps import asker_of, parse_id, world_of
 from safelight.api.job_request import GenerationRequest
 from safelight.api.job_view import PREFIX
@@ -61,7 +60,7 @@ async def _submit(request: Request, body: bytes) -> Response | None:
 
 
 def _read(body: bytes) -> GenerationRequest:
-    return GenerationRequest.model_validate(json.loads(body))
+    return GenerationRequest.model_validate(parse(body))
 
 
 async def _look(request: Request, item: str) -> Response:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from safelight.api.body import FieldTwice
 from safelight.api.method import allowed_methods
 from safelight.errors import ErrorKind, FieldError, Invalid, SafelightError
 from safelight.suggestion import did_you_mean
@@ -177,6 +178,8 @@ def _unreadable(reason: BaseException | None) -> str:
     """Why a body that claims to be JSON could not be read as such."""
     if isinstance(reason, RecursionError):
         return "The JSON of the body is nested too deeply."
+    if isinstance(reason, FieldTwice):
+        return f"The field {str(reason)[:80]!r} stands twice in one object of the JSON; give it once."
     if isinstance(reason, ValueError) and not isinstance(reason, UnicodeError):
         return f"A number in the body is too long: it may have {sys.get_int_max_str_digits()} digits."
     return "The body is not JSON in UTF-8."

@@ -84,7 +84,13 @@ FURTHEST = case(
 
 
 _ENDED: Mapping[str, Any] = {"finished_at": db_now()}
-_CANCELLED: Mapping[str, Any] = {"status": "cancelled", "stage": "cancelled", "message": "Cancelled", **_ENDED}
+_CANCELLED: Mapping[str, Any] = {
+    "status": "cancelled",
+    "stage": "cancelled",
+    "message": "Cancelled",
+    "error": null(),
+    **_ENDED,
+}
 
 
 def _move(*, to: Status, **values: Any) -> Update:
@@ -163,7 +169,7 @@ _RETURN = _move(
     provider_job_id=case((bindparam("b_forget") > 0, null()), else_=jobs.c.provider_job_id),
     submitting_at=case((bindparam("b_forget") > 0, null()), else_=jobs.c.submitting_at),
 ).where(OURS)
-_CANCEL_PENDING = _move(to="cancelled", stage="cancelled", message="Cancelled before it started").where(
+_CANCEL_PENDING = _move(to="cancelled", stage="cancelled", message="Cancelled before it started", error=null()).where(
     has_status("pending")
 )
 _REQUEST_CANCEL = (

@@ -20,6 +20,7 @@ from safelight.accounts import (
     new_secret,
     revoke_key,
 )
+from safelight.api.body import JsonRoute
 from safelight.api.deps import Asker, IdCursor, ItemId, Limit, World, json_response, read_id_cursor
 from safelight.api.fields import Body, Name, Number
 from safelight.api.problems import refusals
@@ -28,7 +29,7 @@ from safelight.db import new_id
 
 DAY_SECONDS = 86400.0
 
-router = APIRouter(prefix="/api/v1/keys", tags=["accounts"])
+router = APIRouter(prefix="/api/v1/keys", tags=["accounts"], route_class=JsonRoute)
 
 
 async def _admin(asker: Asker) -> Identity:

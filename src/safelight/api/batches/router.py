@@ -22,7 +22,7 @@ from safelight.api.batches.view import (
     estimate_end,
     summary_of,
 )
-from safelight.api.body import LargeRoute
+from safelight.api.body import JsonRoute
 from safelight.api.deps import (
     KEY_FORM,
     UNCHANGED,
@@ -63,7 +63,7 @@ from safelight.jobs import (
 
 CANCEL_SECONDS = 5.0
 
-router = APIRouter(prefix=PREFIX, tags=["batches"], route_class=LargeRoute)
+router = APIRouter(prefix=PREFIX, tags=["batches"], route_class=JsonRoute)
 
 log = structlog.get_logger()
 

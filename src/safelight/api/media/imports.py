@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
+from safelight.api.body import JsonRoute
 from safelight.api.deps import Asker, World, idempotency_key, json_response
 from safelight.api.job_view import JobView
 from safelight.api.jobs import JobKey, answer_accepted, import_for
@@ -26,7 +27,7 @@ from safelight.providers.media_import import MediaImport
 
 MAX_PROBES = 4  # at once in a process; each is a process of its own for a second or two
 
-router = APIRouter(prefix="/api/v1/media", tags=["media"])
+router = APIRouter(prefix="/api/v1/media", tags=["media"], route_class=JsonRoute)
 
 
 class ProbesBusy(Unavailable):

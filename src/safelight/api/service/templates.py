@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from safelight import template as own
-from safelight.api.body import LargeRoute
+from safelight.api.body import JsonRoute
 from safelight.api.deps import Owner, World, json_response, list_response
 from safelight.api.fields import storable
 from safelight.api.prefix import encode
@@ -28,7 +28,7 @@ from safelight.template import StoredTemplate, TemplateNotFound
 PREFIX = "/api/v1/templates"
 MAX_TEMPLATE_BYTES = 256 * 1024
 
-router = APIRouter(prefix=PREFIX, tags=["providers"], route_class=LargeRoute)
+router = APIRouter(prefix=PREFIX, tags=["providers"], route_class=JsonRoute)
 
 
 class TemplateShared(SafelightError):

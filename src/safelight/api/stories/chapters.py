@@ -14,7 +14,7 @@ from safelight.accounts import Identity
 from safelight.api.batches.request import check_bulk, checked_jobs
 from safelight.api.batches.router import accept_batch
 from safelight.api.batches.view import BatchView
-from safelight.api.body import LargeRoute, size_of, work
+from safelight.api.body import JsonRoute, size_of, work
 from safelight.api.deps import (
     RETRY_AFTER_SECONDS,
     Asker,
@@ -63,7 +63,7 @@ from safelight.db import Tx, new_id
 from safelight.errors import FieldError, Invalid, SafelightError
 from safelight.jobs import Filter, NewBatch, NewJob, Page, Submitted, SubmittedBatch, find
 
-router = APIRouter(prefix=f"{API}/chapters", tags=["stories"], route_class=LargeRoute)
+router = APIRouter(prefix=f"{API}/chapters", tags=["stories"], route_class=JsonRoute)
 ChapterId = Annotated[
     Text,
     StringConstraints(min_length=1, max_length=200),
@@ -350,7 +350,7 @@ def _scene_job(
 ) -> NewJob:
     """The job that draws a scene. Raises what is wrong with the request or with the scene."""
     about = _about(drawn, chapter_id, scene_number, asked.prompt)
-    whole = asked.model_dump(exclude_unset=True) | about
+    whole = asked.model_dump(mode="json", exclude_unset=True) | about
     new = job_for(request, world, asker, GenerationRequest.model_validate(whole), key=key)
     # What was sent counts, not what the story made of it: that may have changed since.
     return replace(new, fingerprint=asked.fingerprint(request.url.path)) if key is not None else new

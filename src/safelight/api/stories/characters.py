@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from safelight import stories
 from safelight.accounts import Identity
-from safelight.api.body import LargeRoute, size_of, work
+from safelight.api.body import JsonRoute, size_of, work
 from safelight.api.deps import (
     Asker,
     IdCursor,
@@ -44,7 +44,7 @@ from safelight.errors import Invalid, SafelightError
 from safelight.jobs import Filter, Job, NewJob, Page, Submitted, explain, find
 from safelight.jobs import get as get_job
 
-router = APIRouter(prefix=f"{API}/characters", tags=["stories"], route_class=LargeRoute)
+router = APIRouter(prefix=f"{API}/characters", tags=["stories"], route_class=JsonRoute)
 LOOK_AGAIN_SECONDS = 1
 
 
@@ -254,7 +254,7 @@ def _portrait_job(
     key: str | None,
 ) -> NewJob:
     """The job that draws a character: from its reference picture, if a provider takes one and none is given."""
-    whole = {"image_type": "portrait"} | asked.model_dump(exclude_unset=True)
+    whole = {"image_type": "portrait"} | asked.model_dump(mode="json", exclude_unset=True)
     whole |= {
         "prompt": asked.prompt or drawn.prompt(),
         "project_id": drawn.project.id,

@@ -4,7 +4,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from safelight import stories
-from safelight.api.body import LargeRoute
+from safelight.api.body import JsonRoute
 from safelight.api.deps import (
     IdCursor,
     ItemId,
@@ -41,7 +41,7 @@ from safelight.api.stories.view import (
 from safelight.db import new_id
 from safelight.errors import SafelightError
 
-router = APIRouter(prefix=f"{API}/projects", tags=["stories"], route_class=LargeRoute)
+router = APIRouter(prefix=f"{API}/projects", tags=["stories"], route_class=JsonRoute)
 
 
 @router.post(

@@ -4,6 +4,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from safelight import stories
+from safelight.api.body import JsonRoute
 from safelight.api.deps import ItemId, Owner, World, json_response
 from safelight.api.problems import refusals
 from safelight.api.rate import RATED
@@ -13,7 +14,7 @@ from safelight.api.stories.view import API, SceneView, scene_view
 from safelight.db import new_id
 from safelight.errors import SafelightError
 
-router = APIRouter(prefix=f"{API}/scenes", tags=["stories"])
+router = APIRouter(prefix=f"{API}/scenes", tags=["stories"], route_class=JsonRoute)
 
 
 @router.get("/{id}", operation_id="getScene", response_model=SceneView, summary="Look at a scene")
