@@ -24,6 +24,7 @@ from benchmarks.workloads import (
     contention,
     following,
     imports,
+    largest,
     owners,
     requests,
     storyboard,
@@ -48,6 +49,7 @@ WORKLOADS: dict[str, Callable[[Bench], Iterator[Sample]]] = {
         backlog,
         storyboard,
         imports,
+        largest,
     )
 }
 PEERS = ("dramatiq", "aiosqlite", "asyncpg", "greenlet")

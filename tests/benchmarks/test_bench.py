@@ -22,6 +22,7 @@ EXPECTED: dict[str, set[str]] = {
     "authentication": {"p50_us", "p99_us"},
     "storyboard": {"accept_ms", "all_pictures_seconds", "cpu_ms_per_scene"},
     "imports": {"seconds", "cpu_seconds"},
+    "largest": {"seconds", "cpu_seconds", "peak_growth_mb"},
 }
 BESIDE = ("throughput", "requests", "watching", "tables", "owners", "imports")  # where even the quick form compares
 QUICKEST = ("requests",)
