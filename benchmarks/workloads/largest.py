@@ -33,7 +33,7 @@ def run(bench: Bench) -> Iterator[Sample]:
 def _measure(bench: Bench, backend: Backend) -> Iterator[tuple[str, dict[str, float]]]:
     ground, size = bench.ground, bench.options.size
     url, port = ground.database(backend), free_port()
-    nodes, inputs, jobs = size(5000, 50), size(1000, 10), size(1000, 5)
+    nodes, inputs, jobs, few = size(5000, 50), size(1000, 10), size(1000, 5), size(100, 2)
     drawn: Body = {"prompt": "x", "provider": "comfyui"}
     workflow: Body = {
         f"{n:04}": {"class_type": "Node", "inputs": {"near": [f"{n - 1:04}", 0] if n else 1, "text": "x" * 25}}
@@ -56,7 +56,7 @@ def _measure(bench: Bench, backend: Backend) -> Iterator[tuple[str, dict[str, fl
         "job of a template": ("POST", JOBS, named),
         "job of two prompts of 400 kB": ("POST", JOBS, prompts),
         f"batch of {jobs} jobs, 8 MB": ("POST", BATCHES, {"jobs": [{"prompt": "x" * 7900, "provider": "mock"}] * jobs}),
-        f"batch of {jobs // 10} jobs of a template": ("POST", BATCHES, {"jobs": [named] * (jobs // 10)}),
+        f"batch of {few} jobs of a template": ("POST", BATCHES, {"jobs": [named] * few}),
     }
     environment = ground.environment(url, SAFELIGHT_PORT=str(port), AI_MOCK_MODE="false", SAFELIGHT_COMFYUI_URLS=NOBODY)
     with ExitStack() as stack:
@@ -67,10 +67,10 @@ def _measure(bench: Bench, backend: Backend) -> Iterator[tuple[str, dict[str, fl
         for case, (method, path, body) in asked.items():
             sent = json.dumps(body, ensure_ascii=False).encode()
             yield case, _cost(server.pid, port, method, path, sent)
-        batch = _ask(port, "POST", BATCHES, asked[f"batch of {jobs // 10} jobs of a template"][2])
+        batch = _ask(port, "POST", BATCHES, asked[f"batch of {few} jobs of a template"][2])
         where = f"{BATCHES}/{batch['id']}"
         _ask(port, "POST", f"{where}/cancel")
-        yield f"batch of {jobs // 10} jobs of a template, again", _cost(server.pid, port, "POST", f"{where}/retry", b"")
+        yield f"batch of {few} jobs of a template, again", _cost(server.pid, port, "POST", f"{where}/retry", b"")
 
 
 def _cost(pid: int, port: int, method: str, path: str, body: bytes) -> dict[str, float]:
@@ -95,8 +95,6 @@ def _ask(port: int, method: str, path: str, body: Body | None = None) -> Body:
 
 
 def _send(port: int, method: str, path: str, body: bytes) -> bytes:
-    request = Request(
-        f"http://127.0.0.1:{port}{path}", body, {"Content-Type": "application/json"}, method=method
-    )
+    request = Request(f"http://127.0.0.1:{port}{path}", body, {"Content-Type": "application/json"}, method=method)
     with urlopen(request, timeout=120) as answer:  # noqa: S310
         return answer.read()
