@@ -29,15 +29,74 @@ def notes_of_stacks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-SLOWEST_FIRST = ("benchmarks", "e2e", "faults", "docs")  # or one of two processes is left with them at the end
+# Folders and modules; or one of two processes is left with them at the end.
+SLOWEST_FIRST = (
+    "e2e",
+    "faults",
+    "test_schemathesis",
+    "test_media_import",
+    "test_hostile_imports",
+    "test_schema_history",
+    "test_api_media",
+    "test_generated_clients",
+    "test_supervisor",
+    "test_object_stores",
+    "test_storage_command",
+    "test_generate",
+    "test_ugly_bodies",
+    "test_state_machine",
+    "benchmarks",
+    "docs",
+    "test_db",
+)
+# What `--fast` leaves out, beside modules that start processes themselves.
+SERVERS = {"shared_valkey", "valkey_server", "api_valkey", "postgres", "postgres_server", "plain", "installation"}
+SERVER_NAMES = {"postgresql", "sqlite to postgresql", "postgresql to sqlite", "moto", "rclone"}  # of parameters
+NOT_FAST = {
+    *("benchmarks", "contracts", "docs", "e2e", "faults", "supervisor", "worker"),
+    *("test_comfyui_trouble", "test_film", "test_hostile_imports", "test_media_import", "test_state_machine"),
+    "test_write_a_provider",
+}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def place(item: pytest.Item) -> int:
-        folder = item.path.parent.name
-        return SLOWEST_FIRST.index(folder) if folder in SLOWEST_FIRST else len(SLOWEST_FIRST)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="only tests that need no server and start no process")
 
-    items.sort(key=place)
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    places = {name: number for number, name in enumerate(SLOWEST_FIRST)}
+    items.sort(key=lambda item: min(places.get(name, len(places)) for name in names_of(item)))
+    if config.getoption("--fast"):
+        config.hook.pytest_deselected(items=[item for item in items if not is_fast(item)])
+        items[:] = [item for item in items if is_fast(item)]
+
+
+def names_of(item: pytest.Item) -> tuple[str, str]:
+    return item.path.parent.name, item.path.stem
+
+
+def is_fast(item: pytest.Item) -> bool:
+    assert isinstance(item, pytest.Function)
+    values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return not (
+        SERVERS.intersection(item.fixturenames)
+        or SERVER_NAMES.intersection(value for value in values if isinstance(value, str))
+        or NOT_FAST.intersection(names_of(item))
+        or hasattr(item.module, "subprocess")
+    )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each process takes a module at a time, or a class of one; what shares stacks stays in one process."""
+    loadscope = importlib.import_module("xdist.scheduler").LoadScopeScheduling
+
+    class Scheduling(loadscope):
+        def _split_scope(self, nodeid: str) -> str:
+            scope = nodeid.partition("[")[0].rpartition("::")[0]
+            return "e2e" if "/e2e/" in scope else scope
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
