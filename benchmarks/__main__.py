@@ -26,7 +26,9 @@ from benchmarks.workloads import (
     imports,
     largest,
     owners,
+    pictures,
     requests,
+    starting,
     storyboard,
     tables,
     throughput,
@@ -50,6 +52,8 @@ WORKLOADS: dict[str, Callable[[Bench], Iterator[Sample]]] = {
         storyboard,
         imports,
         largest,
+        pictures,
+        starting,
     )
 }
 PEERS = ("dramatiq", "aiosqlite", "asyncpg", "greenlet")

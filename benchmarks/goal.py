@@ -69,6 +69,7 @@ GOALS = (
     Goal("GET / FastAPI", "requests", "requests_per_second", 1.5, 2, case="GET", peer=FASTAPI, higher_is_better=True),
     Goal("import of a page / yt-dlp", "imports", "seconds", 1.5, 1.2, case="page", peer="yt-dlp"),
     Goal("import of a file / yt-dlp", "imports", "seconds", 1, 0.7, case="file", peer="yt-dlp"),
+    Goal("a picture stored: CPU / libvips", "pictures", "cpu_ms", 1.5, 1.2, peer="libvips"),
     Goal("SQLite flat out: p99 of a write", "contention", "write_p99_ms", 150, 70, unit=" ms"),
     Goal("SQLite flat out: lock errors", "contention", "lock_errors", 0, 0, unit=""),
 )

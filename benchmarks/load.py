@@ -1,7 +1,8 @@
 """HTTP load from a process of its own: `connections` keep-alive connections, each asking again after every answer.
 
-Speaks with its parent by lines on stdin and stdout. asyncio protocols over uvloop and httptools: a request costs this
-process a few dozen microseconds, so that it is the server that is measured.
+Our own, since PyPI carries none of wrk, oha and bombardier, and Locust is far slower Python. Speaks with its parent by
+lines on stdin and stdout. asyncio protocols over uvloop and httptools: a request costs this process a few dozen
+microseconds, so that it is the server that is measured.
 """
 
 import asyncio

@@ -29,6 +29,8 @@ TITLES = {
     "owners": "One operation at a time, by the number of owners with about a hundred jobs each",
     "authentication": "To find out who asks",
     "imports": "A film from a local server, by its URL and by a page that plays it",
+    "pictures": "A picture from the provider's bytes to its record and files",
+    "starting": "What a start costs",
 }
 HEADLINES: Mapping[str, tuple[str, ...]] = {  # whom to compare with, and the figures whose ratios stand first
     "throughput": ("celery prefork", "jobs_per_second", "worker_cpu_ms", "low_load_p50_ms"),
@@ -36,6 +38,7 @@ HEADLINES: Mapping[str, tuple[str, ...]] = {  # whom to compare with, and the fi
     "watching": ("sse-starlette", "cpu_us_per_event", "p99_ms"),
     "requests": ("fastapi + .delay()", "requests_per_second", "server_cpu_us"),
     "imports": ("yt-dlp", "seconds", "cpu_seconds"),
+    "pictures": ("libvips", "cpu_ms"),
 }
 
 

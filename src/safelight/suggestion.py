@@ -7,8 +7,6 @@ names are looked at and how long they may be, and so is the length of what is sa
 from collections.abc import Iterable
 from itertools import islice
 
-from rapidfuzz import fuzz, process
-
 MAX_NAMES = 2000  # that are looked at
 MAX_LETTERS = 100  # of a name that is looked at
 LEAST_ALIKE = 60  # of 100: the share of letters that two names have in common, in order
@@ -23,6 +21,8 @@ def near_names(given: object, known: Iterable[str], most: int = 1, *, alike: int
     text = str(given) if isinstance(given, str | int | float) else ""
     if not 1 <= len(text) <= MAX_LETTERS:
         return []
+    from rapidfuzz import fuzz, process  # noqa: PLC0415 - most processes never refuse anything
+
     names = [name for name in islice(known, MAX_NAMES) if len(name) <= MAX_LETTERS]
     return [name for name, _, _ in process.extract(text, names, scorer=fuzz.ratio, limit=most, score_cutoff=alike)]
 

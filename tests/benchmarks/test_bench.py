@@ -23,8 +23,11 @@ EXPECTED: dict[str, set[str]] = {
     "storyboard": {"accept_ms", "all_pictures_seconds", "cpu_ms_per_scene"},
     "imports": {"seconds", "cpu_seconds"},
     "largest": {"seconds", "cpu_seconds", "peak_growth_mb"},
+    "pictures": {"cpu_ms"},
+    "starting": {"cpu_seconds"},
 }
-BESIDE = ("throughput", "requests", "watching", "tables", "owners", "imports")  # where even the quick form compares
+# Where even the quick form compares.
+BESIDE = ("throughput", "requests", "watching", "tables", "owners", "imports", "pictures")
 QUICKEST = ("requests",)
 
 

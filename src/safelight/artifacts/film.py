@@ -2,7 +2,8 @@
 
 The wheel that carries ffmpeg has no ffprobe. What is asked instead is read well by machines: ffmpeg copies the streams,
 undecoded, into its `framecrc` format, which is a head of `#name stream: value` lines and a line for each packet. So
-the whole file is read once, and one that ends too early is noticed.
+the whole file is read once, and one that ends too early is noticed. ffprobe, where there is one, would only be a second
+way beside this one.
 """
 
 import asyncio

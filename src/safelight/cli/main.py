@@ -10,6 +10,8 @@ import re
 
 import click
 
+from safelight.cli.start import quick_imports
+
 COMMANDS = {
     "Pictures": {
         "generate": ("safelight.cli.generate", "Make a picture, watch it develop, and save it."),
@@ -57,7 +59,9 @@ class LazyGroup(click.Group):
         for commands in COMMANDS.values():
             if cmd_name in commands:
                 name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
-                return as_typed(getattr(importlib.import_module(commands[cmd_name][0]), name))
+                with quick_imports():
+                    module = importlib.import_module(commands[cmd_name][0])
+                return as_typed(getattr(module, name))
         return None
 
     def resolve_command(

@@ -8,7 +8,7 @@ import click
 
 from safelight.cli.failure import Failure
 from safelight.cli.settings import load_settings
-from safelight.cli.start import refuse_unusable, refusing
+from safelight.cli.start import quick_imports, refuse_unusable, refusing
 
 AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
 DATA_DIR = click.Path(file_okay=False, path_type=Path)
@@ -65,14 +65,14 @@ def api(host: str | None, port: int | None, data_dir: Path | None) -> None:
     Example:
       SAFELIGHT_REDIS_URL=redis://127.0.0.1:6379 safelight api --port 8080
     """
-    from safelight.supervisor import require_loopback
+    with quick_imports():
+        from safelight.api.server import serve
+        from safelight.supervisor import require_loopback
 
     settings = load_settings(host=host, port=port, data_dir=data_dir)
     with refusing():
         require_loopback(settings.host, has_accounts=settings.has_accounts)
     refuse_unusable(settings)
-    from safelight.api.server import serve
-
     serve(settings)
 
 
@@ -106,17 +106,12 @@ def worker(
     Example:
       SAFELIGHT_REDIS_URL=redis://127.0.0.1:6379 safelight worker --kind io --name io-2
     """
+    with quick_imports():
+        from safelight.worker.process import run_worker
+
     settings = load_settings(data_dir=data_dir)
     refuse_unusable(settings)
-    from safelight.worker.process import run_worker
-
-    run_worker(
-        settings,
-        kind=kind,
-        pool=pool,
-        slots=slots,
-        name=name,
-    )
+    run_worker(settings, kind=kind, pool=pool, slots=slots, name=name)
 
 
 @click.command()

@@ -11,6 +11,7 @@ and every cancel appends one line; tests count there.
 
 import asyncio
 import hashlib
+import importlib
 import math
 import os
 import re
@@ -23,9 +24,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import repeat
-from typing import TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
-from safelight.providers import darkroom
 from safelight.providers.base import (
     Accepted,
     Capabilities,
@@ -45,6 +45,11 @@ from safelight.providers.base import (
 )
 from safelight.providers.script import Script, read_duration, read_script
 from safelight.suggestion import did_you_mean
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from PIL.Image import Image
 
 LEDGER_VARIABLE = "SAFELIGHT_MOCK_LEDGER"
 MODELS = ("darkroom", "darkroom-fast")
@@ -214,7 +219,7 @@ async def _follow(order: Order, attempt: int, started: float, seconds: float) ->
 
     with_previews = seconds >= 0.3 and max(order.width, order.height) >= PREVIEW_SIDE // 2
     previews = [at for at in PREVIEWS_AT if at > stands()] if with_previews else []
-    sketch: darkroom.Image | None = None
+    sketch: Image | None = None
     tick = max(min(0.3, seconds / 5), seconds / 400)
     drawing_begins = max(0.9, 1 - 1 / seconds) if seconds > 0 else 0.0
     outputs: list[Output] = []
@@ -295,23 +300,28 @@ async def _in_thread(draw: Callable[[*Ts], R], *args: *Ts) -> R:
     return await asyncio.get_running_loop().run_in_executor(_threads.pool, draw, *args)
 
 
-def _sketch(order: Order) -> darkroom.Image:
+def _darkroom() -> "ModuleType":
+    """Brings Pillow: only processes that draw load it."""
+    return importlib.import_module("safelight.providers.darkroom")
+
+
+def _sketch(order: Order) -> "Image":
     """The first picture of the batch, small."""
     shrink = min(1.0, PREVIEW_SIDE / max(order.width, order.height))
     size = max(1, round(order.width * shrink)), max(1, round(order.height * shrink))
-    return darkroom.draw(order.prompt, order.seed, *size, fast=True)
+    return _darkroom().draw(order.prompt, order.seed, *size, fast=True)
 
 
-def _preview(sketch: darkroom.Image, share: float) -> Preview:
+def _preview(sketch: "Image", share: float) -> Preview:
     data = BytesIO()
-    darkroom.develop(sketch, share).save(data, "JPEG", quality=72)
+    _darkroom().develop(sketch, share).save(data, "JPEG", quality=72)
     return Preview(data.getvalue(), "image/jpeg")
 
 
 def _output(order: Order, index: int) -> Output:
     script, seed = order.script, order.seed + index
     divisor = 2 if script.wrong_size else 1
-    picture = darkroom.draw(order.prompt, seed, order.width // divisor, order.height // divisor, fast=order.fast)
+    picture = _darkroom().draw(order.prompt, seed, order.width // divisor, order.height // divisor, fast=order.fast)
     file = BytesIO()
     picture.save(file, "PNG", compress_level=1)
     data = file.getvalue()
