@@ -3,6 +3,7 @@
 from faults.experiments.batches import BATCHES
 from faults.experiments.cancels import CANCELS
 from faults.experiments.databases import DATABASES
+from faults.experiments.fleets import FLEETS
 from faults.experiments.imports import IMPORTS
 from faults.experiments.neighbours import NEIGHBOURS
 from faults.experiments.outages import OUTAGES
@@ -13,5 +14,6 @@ from faults.experiments.unrest import UNREST
 from faults.trial import Experiment
 
 EXPERIMENTS: tuple[Experiment, ...] = (
-    *STORMS, *POINT_EXPERIMENTS, *PROVIDERS, *OUTAGES, *DATABASES, *NEIGHBOURS, *CANCELS, *BATCHES, *IMPORTS, *UNREST
+    *STORMS, *POINT_EXPERIMENTS, *PROVIDERS, *OUTAGES, *DATABASES, *NEIGHBOURS, *CANCELS, *BATCHES, *IMPORTS, *FLEETS,
+    *UNREST
 )  # fmt: skip

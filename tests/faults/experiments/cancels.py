@@ -1,11 +1,14 @@
 """Cancels at any moment: while a job waits, is claimed, submitted, drawn, stored and settled, and after its end."""
 
 import heapq
+import signal
 import time
+from typing import Any
 
 from faults.lab import faulty
-from faults.stack import until
-from faults.trial import Experiment, Trial
+from faults.stack import LEASE_SECONDS, until
+from faults.trial import COMPLETED, FAILED, Experiment, Trial
+from patience import PATIENCE_SECONDS
 
 
 def at_any_moment(trial: Trial) -> None:
@@ -25,12 +28,10 @@ def _cancel_many(trial: Trial, count: int, longest: float) -> None:
         if number % 10 == 0:
             trial.watch(job_id, breaks=number % 3)
         heapq.heappush(due, (time.monotonic() + random.uniform(0.0, longest + 0.4), job_id))
-        while due and due[0][0] <= time.monotonic():
-            _cancel(trial, heapq.heappop(due)[1])
+        _cancel_what_is_due(trial, due)
     while due:
-        at, job_id = heapq.heappop(due)
-        time.sleep(max(0.0, at - time.monotonic()))
-        _cancel(trial, job_id)
+        time.sleep(max(0.0, due[0][0] - time.monotonic()))
+        _cancel_what_is_due(trial, due)
 
 
 def _cancel(trial: Trial, job_id: str) -> None:
@@ -87,8 +88,50 @@ def while_workers_die(trial: Trial) -> None:
         trial.wait_ended()
 
 
+SETTLES: dict[str, tuple[dict[str, Any], frozenset[str], tuple[str, ...]]] = {
+    "completed": ({}, COMPLETED, ()),
+    "failed": ({"refuse": "no people, please"}, FAILED, ("content_rejected",)),
+    "tried again": ({"transient_errors": 1}, COMPLETED, ()),
+    "deferred": ({"rate_limit": {"times": 1, "retry_after": 0.3}}, COMPLETED, ()),
+}
+
+
+def racing_every_settle(trial: Trial) -> None:
+    """Just before, at and after the moment in which an attempt ends in each way that there is."""
+    stack, random = trial.stack, trial.random
+    stack.crew(io=2, local=2)
+    for script, ends, codes in SETTLES.values():
+        due: list[tuple[float, str]] = []
+        for _ in range(trial.pick(10, 60)):
+            job_id = trial.submit(script={**script, "latency_seconds": 0.3}, ends=ends | {"cancelled"}, codes=codes)
+            heapq.heappush(due, (time.monotonic() + random.uniform(0.25, 0.5), job_id))
+            _cancel_what_is_due(trial, due)
+        while due:
+            time.sleep(max(0.0, due[0][0] - time.monotonic()))
+            _cancel_what_is_due(trial, due)
+        trial.wait_ended()
+    for how, seconds in (("drain", 1.0), ("kill", 3 * LEASE_SECONDS)):  # handed back, and lost
+        ids = trial.submit_some(trial.pick(10, 40), 20.0, ends=frozenset({"cancelled"}))
+        trial.wait_processing(ids)
+        leaving = stack.member("io-1")
+        trial.fault(f"{how} a worker", *([leaving] if how == "kill" else []))
+        leaving.signal(signal.SIGKILL if how == "kill" else signal.SIGTERM)
+        for job_id in random.sample(ids, len(ids)):
+            time.sleep(seconds / len(ids))
+            _cancel(trial, job_id)
+        leaving.wait(PATIENCE_SECONDS)
+        trial.wait_ended()
+        stack.hire("io-1")
+
+
+def _cancel_what_is_due(trial: Trial, due: list[tuple[float, str]]) -> None:
+    while due and due[0][0] <= time.monotonic():
+        _cancel(trial, heapq.heappop(due)[1])
+
+
 CANCELS = (
     Experiment("cancel", "1,000 cancels at any moment of a job's life (in short: 40)", at_any_moment, short=True),
+    Experiment("cancel-racing-settles", "cancels around the end of attempts, of each kind", racing_every_settle),
     Experiment("cancel-without-valkey", "cancels while Valkey is gone", without_valkey),
     Experiment("cancel-while-workers-die", "cancels of jobs whose worker dies", while_workers_die),
 )
