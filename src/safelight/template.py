@@ -10,7 +10,6 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Row, String, Table, and_, delete, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from safelight.db import Instant, Json, Tx, db_now, metadata
 from safelight.errors import SafelightError
@@ -73,11 +72,10 @@ def add(
     mine = select(func.count()).where(workflow_templates.c.owner_id == owner_id)
     if tx.execute(mine).scalar_one() >= MAX_TEMPLATES:
         return TooManyTemplates(f"You have {MAX_TEMPLATES} templates, which is as many as you may; delete one first.")
-    dialect = postgresql if tx.is_postgresql else sqlite
-    fresh = dialect.insert(workflow_templates).values(
+    fresh = tx.insert_if_free(workflow_templates).values(
         owner_id=owner_id, name=name, definition=dict(definition), created_at=db_now(), updated_at=db_now()
     )
-    row = tx.execute(fresh.on_conflict_do_nothing().returning(*workflow_templates.c)).one_or_none()
+    row = tx.execute(fresh.returning(*workflow_templates.c)).one_or_none()
     if row is None:
         return TemplateExists(f"You have a template {name} already; PUT it to replace it.")
     return StoredTemplate.of(row)

@@ -4,7 +4,6 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Float, and_, bindparam, delete, func, insert, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from safelight.accounts.identity import Identity, in_order
 from safelight.accounts.key import Key, KeyExpired, KeyInvalid, KeyNotFound, KeyRevoked, NewKey, api_keys
@@ -176,6 +175,5 @@ def tier_of(tx: Tx, owner_id: str) -> str | None:
 
 def _insert_user(tx: Tx, owner_id: str, issuer: str | None, subject: str | None, tier: str | None) -> None:
     """A new row, unless the owner id is taken or the user was seen already."""
-    dialect = postgresql if tx.is_postgresql else sqlite
-    fresh = dialect.insert(users).values(created_at=db_now(), seen_at=db_now()).on_conflict_do_nothing()
+    fresh = tx.insert_if_free(users).values(created_at=db_now(), seen_at=db_now())
     tx.execute(fresh, {"id": owner_id, "issuer": issuer, "subject": subject, "tier": tier})

@@ -4,8 +4,9 @@ from safelight.db.address import DatabaseUrlInvalid, make_file, parse_url, prove
 from safelight.db.column import EPOCH, Instant, Json, RowId, db_now, later, metadata, moment_of, new_id
 from safelight.db.database import MAX_BATCH, Database
 from safelight.db.engine import DatabaseUnsuitable, open_engine
-from safelight.db.lane import DatabaseUnavailable, Tx
 from safelight.db.statement import Prepared
+from safelight.db.transaction import Tx
+from safelight.db.trouble import DatabaseUnavailable
 
 __all__ = [
     "EPOCH",

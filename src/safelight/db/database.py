@@ -17,8 +17,9 @@ from sqlalchemy import event as sa_event
 
 from safelight.db.address import parse_url
 from safelight.db.engine import admit_with, open_engine
-from safelight.db.lane import Lane, Tx
+from safelight.db.lane import Lane
 from safelight.db.statement import driver_cursor
+from safelight.db.transaction import Tx
 from safelight.folder import disk_hindrance
 
 MAX_BATCH = 128

@@ -8,7 +8,7 @@ from sqlalchemy import Engine, NullPool, create_engine
 from sqlalchemy import event as sa_event
 
 from safelight.db.address import parse_url
-from safelight.db.lane import DatabaseUnavailable
+from safelight.db.trouble import DatabaseUnavailable
 
 UTF8 = {"UTF8", "UNICODE", "UTF-8"}
 

@@ -7,96 +7,27 @@ import fcntl
 import os
 import queue
 import random
-import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult, Engine, Executable
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from safelight.db.statement import Prepared
-from safelight.errors import Unavailable
+from safelight.db.transaction import Tx
+from safelight.db.trouble import DatabaseUnavailable, explain, is_unusable, judge, wants_retry
 
 QUEUE_TIMEOUT_SECONDS = 5.0
 LOCKED_OUT_TRIES = 3
-PSYCOPG_IDLE = 0  # no transaction; SQLite needs no psycopg to be imported
 STUCK_SECONDS = 15.0  # PostgreSQL ends a statement after 10 s: by then nobody answers on this connection any more
-Rows = CursorResult[*tuple[Any, ...]]
-RETRY_ALONE = {"40001", "40P01"}  # PostgreSQL: serialization failure, deadlock
-BUSY = RETRY_ALONE | {"55P03"}  # and a row that was locked for too long
-
-
-class DatabaseUnavailable(Unavailable):
-    """The database cannot be used at the moment."""
-
-    code = "database_unavailable"
 
 
 class _ConnectionLost(DatabaseUnavailable):
     """The connection ended before anything was committed on it."""
-
-
-class Tx:
-    """An open transaction, as the functions given to `write` and `read` see it."""
-
-    __slots__ = ("_connection", "_is_only", "_notes")
-
-    def __init__(self, connection: Connection, notes: list[Callable[[], None]], *, is_only: bool = False) -> None:
-        self._connection = connection
-        self._notes = notes
-        self._is_only = is_only  # nothing but one function given to `write_one` runs in it
-
-    @property
-    def is_postgresql(self) -> bool:
-        return self._connection.dialect.name == "postgresql"
-
-    def execute(
-        self, statement: Executable, parameters: dict[str, Any] | Sequence[dict[str, Any]] | None = None
-    ) -> Rows:
-        return self._connection.execute(statement, parameters)
-
-    def run(self, statement: Prepared, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-        """The rows that a prepared statement gives back."""
-        return statement.run(self._connection, parameters)
-
-    def run_last(self, statement: Prepared, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-        """Run the statement that a function given to `write_one` ends with.
-
-        On PostgreSQL, if it is also the first and nobody shares the transaction, it commits itself: one journey instead
-        of three. What the function did after it would be another transaction.
-        """
-        if not self._is_only or not self.is_postgresql:
-            return self.run(statement, parameters)
-        driver: Any = self._connection.connection.driver_connection
-        if driver.pgconn.transaction_status != PSYCOPG_IDLE or _has_spoken(driver):
-            return self.run(statement, parameters)
-        driver.autocommit = True
-        try:
-            return self.run(statement, parameters)
-        except DBAPIError as error:
-            if error.connection_invalidated:  # nobody knows whether it was committed: it must not be run again
-                raise _explain(error) from error
-            raise
-        finally:
-            if not driver.closed:
-                driver.autocommit = False
-
-    def run_many(self, statement: Prepared, parameters: Sequence[Mapping[str, Any]]) -> None:
-        """Run a prepared statement for each of these."""
-        statement.run_many(self._connection, parameters)
-
-    def run_each(self, statement: Prepared, parameters: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
-        """The one row that a prepared statement gives back for each of these."""
-        return statement.run_each(self._connection, parameters)
-
-    def on_commit(self, note: Callable[[], None]) -> None:
-        """Run `note()` on the event loop once this is committed. Nobody waits for it and it must not block."""
-        self._notes.append(note)
 
 
 class _Call:
@@ -160,9 +91,9 @@ def _run_apart(batch: list[_Call], connection: Connection) -> None:
                 _run([call], connection)
             call.error = None
         except BaseException as error:
-            if _is_unusable(error) or _wants_retry(error):
+            if is_unusable(error) or wants_retry(error):
                 raise
-            call.error = _judge(error)
+            call.error = judge(error)
 
 
 class Lane:
@@ -272,7 +203,7 @@ class Lane:
                     self._use(batch, connection)
                     self._commit(connection, batch)
             except BaseException as error:
-                reason = error if isinstance(error, DatabaseUnavailable) else _explain(error)
+                reason = error if isinstance(error, DatabaseUnavailable) else explain(error)
                 for call in batch:
                     if not call.finished:
                         call.error = reason
@@ -291,11 +222,11 @@ class Lane:
         failure = self._attempt(connection, batch, _run)
         if failure is None:
             return
-        if len(batch) == 1 and not _wants_retry(failure):
-            batch[0].error = _judge(failure)
+        if len(batch) == 1 and not wants_retry(failure):
+            batch[0].error = judge(failure)
             return
         # One of them raised: the others commit together all the same, unless it is about locks that they hold.
-        if not _wants_retry(failure) and self._attempt(connection, batch, _run_apart) is None:
+        if not wants_retry(failure) and self._attempt(connection, batch, _run_apart) is None:
             return
         for call in batch:
             self._commit_alone(connection, call)
@@ -317,9 +248,9 @@ class Lane:
             if run is _run_apart and not is_committing:
                 return error  # whatever it is, some of the batch may be possible without the rest
             if isinstance(error, DBAPIError) and error.connection_invalidated and not is_committing:
-                raise _ConnectionLost(_explain(error).detail) from error
-            if _is_unusable(error):
-                raise _explain(error) from error
+                raise _ConnectionLost(explain(error).detail) from error
+            if is_unusable(error):
+                raise explain(error) from error
             return error
 
     def _synchrony(self, batch: list[_Call], connection: Connection) -> AbstractContextManager[object]:
@@ -338,10 +269,10 @@ class Lane:
             except DatabaseUnavailable:
                 raise
             except BaseException as error:
-                if _is_unusable(error):
-                    raise _explain(error) from error
-                if not (tries_left and _wants_retry(error)):
-                    call.error = _judge(error)
+                if is_unusable(error):
+                    raise explain(error) from error
+                if not (tries_left and wants_retry(error)):
+                    call.error = judge(error)
                     return
             time.sleep(random.uniform(0, 0.05))  # a thread of its own: let the other side go first
 
@@ -399,53 +330,9 @@ def _discard(connection: Connection | None) -> None:
             pass  # it is being thrown away because it is broken
 
 
-def _has_spoken(driver: Any) -> bool:
-    """Whether the server said something unasked: as a rule that it is gone, which a BEGIN finds out at no risk."""
-    ear = select.poll()
-    ear.register(driver.fileno(), select.POLLIN)
-    return bool(ear.poll(0))
-
-
 def _shut(driver: Any) -> None:
     """End the socket under a connection of another thread, which is then told that it is lost. SQLite has none."""
     with contextlib.suppress(Exception):  # whatever it is, it has ended by itself
         if hasattr(driver, "fileno"):
             with socket.socket(fileno=os.dup(driver.fileno())) as twin:
                 twin.shutdown(socket.SHUT_RDWR)
-
-
-def _sqlstate(error: BaseException) -> str | None:
-    return getattr(error.orig, "sqlstate", None) if isinstance(error, DBAPIError) else None
-
-
-def _wants_retry(error: BaseException) -> bool:
-    return _sqlstate(error) in RETRY_ALONE
-
-
-def _is_unusable(error: BaseException) -> bool:
-    """Whether the database, rather than one function, is in trouble."""
-    if not isinstance(error, DBAPIError) or _wants_retry(error):
-        return False
-    kind = type(error.orig).__name__ if error.orig is not None else ""
-    return (
-        error.connection_invalidated
-        or kind in {"OperationalError", "InterfaceError", "InternalError"}
-        or isinstance(error.orig, ConnectionError)
-        or (_sqlstate(error) or "").startswith(("08", "25", "53", "57", "58"))
-        or _sqlstate(error) in {"42P01", "42703"}
-    )
-
-
-def _judge(error: BaseException) -> BaseException:
-    """What the caller of one function is told."""
-    return _explain(error) if _sqlstate(error) in BUSY else error
-
-
-def _explain(error: BaseException) -> DatabaseUnavailable:
-    text = str(getattr(error, "orig", error)).strip().splitlines()[0:1]
-    reason = text[0] if text else type(error).__name__
-    if "no such table" in reason or "no such column" in reason or _sqlstate(error) in {"42P01", "42703"}:
-        reason += " (is the schema up to date? run `safelight migrate`)"
-    elif "disk is full" in reason or _sqlstate(error) == "53100":
-        reason = "the disk that holds the database is full"
-    return DatabaseUnavailable(f"The database cannot be used: {reason}.")

@@ -34,7 +34,6 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from safelight.db import Instant, Prepared, RowId, Tx, db_now, metadata
 from safelight.jobs.job import PROCESSING, RELEASED, WAITING, Job, has_status, jobs
@@ -329,9 +328,8 @@ def concerns(tx: Tx, closures: Mapping[str, Closure]) -> bool:
 
 
 def _make_row(tx: Tx, provider: str) -> None:
-    dialect = postgresql if tx.is_postgresql else sqlite
     fresh = {"provider": provider, "breaker": "closed", "failures": 0}
-    tx.execute(dialect.insert(provider_states).values(updated_at=db_now()).on_conflict_do_nothing(), fresh)
+    tx.execute(tx.insert_if_free(provider_states).values(updated_at=db_now()), fresh)
 
 
 # --- routes -----------------------------------------------------------------------------------------------------------

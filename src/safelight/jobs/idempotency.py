@@ -1,7 +1,6 @@
 """Idempotency keys: a request sent again makes nothing new. A key is its owner's own and is kept for a day."""
 
 from sqlalchemy import Column, ColumnElement, String, Table, and_, delete, select, tuple_
-from sqlalchemy.dialects import postgresql, sqlite
 
 from safelight.db import Instant, RowId, Tx, db_now, metadata
 from safelight.errors import SafelightError
@@ -31,8 +30,7 @@ def reserve(tx: Tx, owner_id: str, key: str, fingerprint: str, made_id: str) -> 
     """Reserve the key for what is about to be made; if it was taken, the id of what it was taken for."""
     same = _same(owner_id, key)
     tx.execute(delete(idempotency_keys).where(same, idempotency_keys.c.created_at < db_now(-IDEMPOTENCY_SECONDS)))
-    dialect = postgresql if tx.is_postgresql else sqlite
-    free = dialect.insert(idempotency_keys).values(created_at=db_now()).on_conflict_do_nothing()
+    free = tx.insert_if_free(idempotency_keys).values(created_at=db_now())
     row = {"owner_id": owner_id, "key": key, "fingerprint": fingerprint, "made_id": made_id}
     if tx.execute(free.returning(idempotency_keys.c.key), row).first() is not None:
         return None
