@@ -1,5 +1,7 @@
 """Many at once: half of the workers preempted by whoever lends the machines, workers that leave a deep backlog."""
 
+import itertools
+
 from faults.lab import faulty
 from faults.stack import until
 from faults.trial import Experiment, Trial
@@ -51,7 +53,7 @@ def drained_with_a_backlog(trial: Trial) -> None:
     attempts = stack.rows.attempts(trial.project)
     firsts = sorted(tries[0].started_at for tries in attempts.values())
     for job_id, tries in attempts.items():
-        for ended, following in zip(tries, tries[1:], strict=False):
+        for ended, following in itertools.pairwise(tries):
             passed = sum(ended.finished_at < first < following.started_at for first in firsts if ended.finished_at)
             # Those that were released ahead, for both workers, and what is released while the news travels.
             trial.expect(passed <= 6 * SLOTS, f"{passed} jobs passed job {job_id}, which was handed back")
