@@ -72,10 +72,10 @@ def _batch(case: Case) -> None:
 
 def _scene_picture(case: Case) -> None:
     """With a prompt, which is needed where the chapter is none of ours."""
-    if case.body is None:
-        case.body = {}
+    if not isinstance(case.body, dict):  # null, or none at all
+        case.body, case.media_type = {}, "application/json"
     _picture(case.body)
-    if isinstance(case.body, dict) and case.body.get("prompt") is None:
+    if case.body.get("prompt") is None:
         case.body["prompt"] = "a lighthouse"
 
 
@@ -120,6 +120,8 @@ def _cast(case: Case) -> None:
     case.path_parameters["id"] = KNOWN["chapter" if "chapters" in case.operation.path else "scene"]
     if case.body.get("character_ids"):
         case.body["character_ids"] = [KNOWN["character"]]
+    if not case.body.get("description", "").strip():  # of nothing no picture of the chapter could be drawn
+        case.body["description"] = "dusk"
 
 
 def _scenes(case: Case) -> None:
