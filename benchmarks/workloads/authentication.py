@@ -14,7 +14,7 @@ from benchmarks.process import cpu_seconds
 from benchmarks.sample import Bench, Sample, percentile, turns
 from benchmarks.workloads.requests import BODY, CONNECTIONS, PATHS, wait_for_http
 from safelight.accounts import (
-    Doorkeeper,
+    Authenticator,
     Identity,
     NewKey,
     create_key,
@@ -55,7 +55,7 @@ async def _measure(bench: Bench, backend: Backend, provider: IdentityProvider) -
     url = bench.ground.database(backend)
     database = Database(url)
     verifier = TokenVerifier(audience=AUDIENCE, issuer=ISSUER, secret=SECRET, jwks_url=provider.url)
-    door = Doorkeeper(database, tokens=verifier, tiers=["free"], default_tier="free", known_seconds=60)
+    door = Authenticator(database, tokens=verifier, tiers=["free"], default_tier="free", known_seconds=60)
     try:
         secrets = await database.write(_people, bench.options.size(OWNERS, 20))
         session = new_session_secret()

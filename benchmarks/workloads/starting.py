@@ -1,6 +1,5 @@
 """What a start costs: the imports of a worker, of the API and of `--help`, and a whole stack until it is ready."""
 
-import os
 import subprocess
 import sys
 import time
@@ -19,34 +18,29 @@ COMMANDS = {
 
 
 def run(bench: Bench) -> Iterator[Sample]:
-    # As `./run` does it, or every start would compile what it imports.
-    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(bench.ground.folder / "bytecode")}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    for module, *arguments in COMMANDS.values():
-        _cpu_seconds(environment, module, *arguments)
     for number, what in turns([*COMMANDS], bench.options.rounds):
-        yield Sample(NAME, what, "safelight", number, {"cpu_seconds": _cpu_seconds(environment, *COMMANDS[what])})
+        yield Sample(NAME, what, "safelight", number, {"cpu_seconds": _cpu_seconds(*COMMANDS[what])})
     for number in range(bench.options.rounds):
-        yield Sample(NAME, "up, ready", "safelight", number, _up(bench, environment, number))
+        yield Sample(NAME, "up, ready", "safelight", number, _up(bench, number))
 
 
-def _cpu_seconds(environment: dict[str, str], *command: str) -> float:
+def _cpu_seconds(*command: str) -> float:
     def spent() -> float:
         usage = getrusage(RUSAGE_CHILDREN)
         return usage.ru_utime + usage.ru_stime
 
     before = spent()
-    subprocess.run([sys.executable, "-m", *command], env=environment, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return spent() - before
 
 
-def _up(bench: Bench, environment: dict[str, str], number: int) -> dict[str, float]:
+def _up(bench: Bench, number: int) -> dict[str, float]:
     """A fresh data directory each time: the schema is made, and a first job goes through."""
     ground = bench.ground
     folder = ground.folder / f"up-{number}"
     data = {"SAFELIGHT_DATA_DIR": str(folder), "SAFELIGHT_PORT": "0"}
     began = time.monotonic()
-    with ground.start("safelight", "up", environment={**environment, **data}) as stack:
+    with ground.start("safelight", "up", environment=data) as stack:
         while not (folder / "stack.json").exists():
             if not stack.is_alive or time.monotonic() - began > 300:
                 raise RuntimeError(f"up did not become ready:\n{stack.tail()}")

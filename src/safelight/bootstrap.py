@@ -9,7 +9,7 @@ from pathlib import Path
 import structlog
 
 from safelight import stories
-from safelight.accounts import LOCAL_OWNER, Doorkeeper, Tokens, purge_sessions, tier_of
+from safelight.accounts import LOCAL_OWNER, Authenticator, Tokens, purge_sessions, tier_of
 from safelight.artifacts import ArtifactStore, FfmpegMissing, Links, find_ffmpeg, load_signing_key
 from safelight.config import DATA_DIR_REMEDY, Settings
 from safelight.db import Database, Tx, new_id, parse_url, prove_file
@@ -50,7 +50,7 @@ class Safelight:
     jobs: Jobs
     retention: Retention
     dispatcher: Dispatcher
-    doorkeeper: Doorkeeper
+    authenticator: Authenticator
     limiter: Limiter
     process_id: str
 
@@ -223,7 +223,7 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
         database, artifacts, retention_days_of=retention_days_of, tombstone_days=settings.tombstone_days
     )
 
-    doorkeeper = Doorkeeper(
+    authenticator = Authenticator(
         database, tokens=_token_verifier(settings), tiers=settings.tiers, default_tier=settings.default_tier
     )
 
@@ -283,13 +283,13 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
             jobs=jobs,
             retention=retention,
             dispatcher=dispatcher,
-            doorkeeper=doorkeeper,
+            authenticator=authenticator,
             limiter=limiter,
             process_id=process_id,
         )
     finally:
         await providers.close()
-        await doorkeeper.close()
+        await authenticator.close()
         await valkey.close()
         pictures.close()
         database.close()

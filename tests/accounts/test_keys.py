@@ -1,4 +1,4 @@
-"""Keys, sessions and users on both databases, and what a doorkeeper remembers of them."""
+"""Keys, sessions and users on both databases, and what an authenticator remembers of them."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 from accounts.identity_provider import AUDIENCE, ISSUER, SECRET, shared_token
 from safelight.accounts import (
     SHOWN,
-    Doorkeeper,
+    Authenticator,
     Identity,
     Key,
     KeyInvalid,
@@ -39,9 +39,11 @@ from safelight.db import Database, Tx, db_now, new_id
 pytestmark = pytest.mark.anyio
 
 
-def door(database: Database, known_seconds: float = 5.0) -> Doorkeeper:
+def door(database: Database, known_seconds: float = 5.0) -> Authenticator:
     tokens = TokenVerifier(audience=AUDIENCE, issuer=ISSUER, secret=SECRET)
-    return Doorkeeper(database, tokens=tokens, tiers=["free", "pro"], default_tier="free", known_seconds=known_seconds)
+    return Authenticator(
+        database, tokens=tokens, tiers=["free", "pro"], default_tier="free", known_seconds=known_seconds
+    )
 
 
 async def make(database: Database, secret: str, **changes: object) -> Key:

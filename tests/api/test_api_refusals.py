@@ -228,7 +228,7 @@ def test_a_stream_ends_soon_after_its_key(
     service = make_service(worker=False, **ACCOUNTS)
     secret, key = make_key(service.settings.database_url, "ada", "write")
     service.http.headers["Authorization"] = f"Bearer {secret}"
-    monkeypatch.setattr(service.api.app.state.safelight.doorkeeper, "_known_seconds", 0.1)
+    monkeypatch.setattr(service.api.app.state.safelight.authenticator, "_known_seconds", 0.1)
     job = service.http.post(JOBS, json=order()).json()
     with service.http.stream("GET", f"{JOBS}/{job['id']}/events") as stream:
         lines_of = stream.iter_lines()

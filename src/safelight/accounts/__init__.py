@@ -1,6 +1,6 @@
 """Accounts: users, their keys and sessions, and who is at the door."""
 
-from safelight.accounts.doorkeeper import Doorkeeper, Tokens
+from safelight.accounts.authenticator import Authenticator, Tokens
 from safelight.accounts.identity import (
     LOCAL,
     LOCAL_OWNER,
@@ -32,8 +32,8 @@ __all__ = [
     "LOCAL_OWNER",
     "SCOPES",
     "SHOWN",
+    "Authenticator",
     "CsrfMissing",
-    "Doorkeeper",
     "How",
     "Identity",
     "Key",

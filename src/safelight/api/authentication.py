@@ -15,7 +15,7 @@ from starlette.requests import Request, cookie_parser
 from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars
 
-from safelight.accounts import LOCAL, Doorkeeper, Identity, Unauthenticated, check_csrf
+from safelight.accounts import LOCAL, Authenticator, Identity, Unauthenticated, check_csrf
 from safelight.api.origin import SAFE_METHODS
 from safelight.api.problems import problem_of
 from safelight.bootstrap import Safelight
@@ -69,12 +69,12 @@ async def identify(scope: Scope) -> Identity:
     method: str = scope.get("method", "GET")  # a websocket only opens
     credential = headers.get("authorization")
     if credential is not None:
-        identity = await by_header(world.doorkeeper, credential)
+        identity = await by_header(world.authenticator, credential)
     else:
         secret = session_secret(headers)
         if secret is None:
             raise Unauthenticated
-        identity = await world.doorkeeper.by_session(secret)
+        identity = await world.authenticator.by_session(secret)
         if method not in SAFE_METHODS:
             check_csrf(secret, headers.get(CSRF_HEADER))
     # A session is opened and ended by whoever may do anything at all.
@@ -102,13 +102,13 @@ def is_open(path: str) -> bool:
     return path in OPEN or path.startswith((SIGNED_LINKS, WEBHOOKS, DOCS))
 
 
-async def by_header(doorkeeper: Doorkeeper, value: str) -> Identity:
+async def by_header(authenticator: Authenticator, value: str) -> Identity:
     """Who shows this `Authorization` header."""
     scheme, _, credential = value.partition(" ")
     credential = credential.strip()
     if scheme.lower() != "bearer" or not credential:
         raise Unauthenticated("The Authorization header must be `Bearer`, a space, and a key or token.")
-    return await doorkeeper.by_credential(credential)
+    return await authenticator.by_credential(credential)
 
 
 def session_secret(headers: Mapping[str, str]) -> str | None:

@@ -1,4 +1,7 @@
-"""Threads with a connection each: they run functions in transactions, many together where many wait."""
+"""Threads with a connection each: they run functions in transactions, many together where many wait.
+
+Our own, since no pool lets transactions share a commit, which is what a write on SQLite waits for.
+"""
 
 import asyncio
 import contextlib

@@ -2,7 +2,8 @@
 
 `Supervisor` says "ready" only after a real job has gone through the queue. However it ends, nothing stays behind: the
 children die with it (Linux), the warden clears away what does not, and the lock on the data directory is free again
-only when the last process has gone.
+only when the last process has gone. Our own, since honcho restarts nothing and knows no order, and circus and
+supervisord have a control socket and files of their own.
 """
 
 import asyncio

@@ -1,5 +1,7 @@
 """A small client for Valkey and Redis (RESP3) that never waits and fails at once while the server is away.
 
+Our own, since redis-py's was a quarter of a worker's profile for events (docs/decisions/0002).
+
 One connection carries commands and subscriptions. Commands of one loop turn leave in one write and their replies are
 matched in order, so that a command costs microseconds of the loop. What this client promises its callers:
 

@@ -118,7 +118,7 @@ async def revoke(key_id: ItemId, world: World, admin: Admin) -> Response:
     outcome = await world.database.write(revoke_key, key_id, admin.owner_id)
     if not isinstance(outcome, Key):
         raise outcome
-    world.doorkeeper.forget()
+    world.authenticator.forget()
     return Response(None, 204)
 
 

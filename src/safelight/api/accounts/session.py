@@ -70,7 +70,7 @@ async def end(request: Request, world: World, asker: Asker) -> Response:
     secret = session_secret(request.headers)
     if secret is not None:
         await world.database.write(end_session, hash_of(secret))
-        world.doorkeeper.forget()
+        world.authenticator.forget()
     response = Response(None, 204)
     for name in (SESSION_COOKIE, CSRF_COOKIE):
         response.delete_cookie(name, **_attributes(request))

@@ -3,6 +3,7 @@
 yt-dlp and ffmpeg fetch whatever a page tells them to. They are given this proxy and nothing else: it resolves every
 name itself, refuses addresses that are not public, connects to the address it looked at, and counts what comes, decoded
 unless it is encrypted. What comes through a tunnel is counted as it is; there the program's own limits end a bomb.
+Our own, since it must connect by the table of `address.py` (docs/decisions/0005).
 """
 
 import asyncio

@@ -47,7 +47,7 @@ class _Known:
     until: float  # monotonic
 
 
-class Doorkeeper:
+class Authenticator:
     """One process's knowledge of who is who. `tiers` are the names there are; an unknown one means the default."""
 
     def __init__(
