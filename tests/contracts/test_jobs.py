@@ -21,6 +21,7 @@ from jobs.builders import (
     new_job,
     try_again,
 )
+from safelight.artifacts import as_rows
 from safelight.db import Database, Prepared, Tx, db_now, new_id
 from safelight.db.statement import driver_cursor
 from safelight.jobs import (
@@ -36,6 +37,8 @@ from safelight.jobs import (
     artifacts_of,
     get,
     job_error,
+    statements_postgresql,
+    statements_sqlite,
     step,
     with_artifacts,
 )
@@ -466,11 +469,15 @@ async def test_a_job_is_sought_by_its_id_and_not_among_all_that_run(desk: Desk) 
     await desk.database.write(desk.jobs.submit, [new_job(hint=True) for _ in range(300)])
     await desk.database.write(lambda tx: tx.execute(update(jobs).values(worker_id=WORKER)) and None)
     ours = {"b_id": new_id(), "b_attempt": 1, "b_status": "processing"}
-    claim = {"b_worker": new_id(), "b_queue": QUEUE, "b_worker_name": "io"}
+    claiming = {**ours, "b_worker": new_id(), "b_queue": QUEUE, "b_worker_name": "io"}
+    if desk.database.backend == "postgresql":
+        claim, complete = statements_postgresql._CLAIM_ONE, statements_postgresql._COMPLETE_ONE
+    else:
+        claim, complete = statements_sqlite._CLAIM, statements_sqlite._COMPLETE
     sought = [
-        (step.CLAIM, {**ours, **claim}),
-        (step.COMPLETE, ours),
-        (step.FAIL.alone, {**ours, "b_message": "", "b_error": None}),
+        (claim, claiming),
+        (complete, {**ours, "b_made": as_rows([])}),
+        (step.FAIL.move, {**ours, "b_message": "", "b_error": None}),
     ]
     for status in ("pending", "processing"):
         await desk.database.write(lambda tx, to=status: tx.execute(update(jobs).values(status=to)) and None)

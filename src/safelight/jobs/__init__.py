@@ -33,7 +33,7 @@ from safelight.jobs.dispatch import Dispatcher
 from safelight.jobs.events import JobEvent, describe_artifact, message_of, snapshot, why_blocked
 from safelight.jobs.follower import Follower
 from safelight.jobs.idempotency import IdempotencyKeyReused
-from safelight.jobs.job import QUEUE_OF_KIND, Attempt, Job, JobDeleted, JobEnded, JobNotFound, NewJob, Status
+from safelight.jobs.job import QUEUE_OF_KIND, Attempt, Claim, Job, JobDeleted, JobEnded, JobNotFound, NewJob, Status
 from safelight.jobs.lookup import (
     Filter,
     Page,
@@ -73,7 +73,7 @@ from safelight.jobs.retention import (
     Retention,
     RetentionDays,
 )
-from safelight.jobs.service import Claim, Jobs, Submitted, get
+from safelight.jobs.service import Jobs, Submitted, get
 from safelight.jobs.settlement import (
     Cancelled,
     Completed,

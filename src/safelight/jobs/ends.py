@@ -10,7 +10,6 @@ from typing import Any, Protocol, assert_never
 
 from sqlalchemy import ColumnElement, Select, and_, exists, func, select, update
 
-from safelight import artifacts as results
 from safelight.artifacts import Artifact
 from safelight.db import Tx, db_now
 from safelight.jobs import availability, events, lookup, presence, step
@@ -30,6 +29,7 @@ from safelight.jobs.settlement import (
     job_error,
     time_limit_error,
 )
+from safelight.jobs.statements import statements
 
 ISOLATED = "isolated"
 ALONE = (ISOLATED, "imports")  # queues whose jobs have a process each
@@ -94,24 +94,14 @@ class Ends:
     def complete(self, tx: Tx, ends: Sequence[tuple[Job, Sequence[Artifact]]]) -> list[Job | None]:
         """Bring these attempts to their end with what they made; their providers have worked. None as in `settle`."""
         made = {(job.id, job.attempt): artifacts for job, artifacts in ends}
-        if tx.is_postgresql:
-            run = tx.run if any(self._is_followed(job) for job, _ in ends) else tx.run_last
-            rows = results.as_rows(artifact for artifacts in made.values() for artifact in artifacts)
-            if len(made) == 1:
-                [(job_id, attempt)] = made
-                moved = run(step.COMPLETE_ONE, {**ours(job_id, attempt), "b_made": rows})
-            else:
-                whose = {"b_ids": [id for id, _ in made], "b_attempts": [f"{id}/{attempt}" for id, attempt in made]}
-                moved = run(step.COMPLETE_SOME, {**whose, "b_made": rows})
-        else:
-            moved = [row for job, artifacts in ends for row in self._complete_one(tx, job, artifacts)]
-        completed = {(job.id, job.attempt): job for job in map(Job.of, moved)}
+        is_last = not any(self._is_followed(job) for job, _ in ends)
+        completed = {(job.id, job.attempt): job for job in statements(tx).complete(tx, made, is_last=is_last)}
         for key, job in completed.items():
             self._settled(tx, job, made[key])
         return [completed.get((job.id, job.attempt)) for job, _ in ends]
 
     def _settle(self, tx: Tx, job: Job, settlement: Settlement, *, is_probe: bool) -> Job | None:
-        attempt = ours(job.id, job.attempt)
+        attempt = step.ours(job.id, job.attempt)
         match settlement:
             case Completed(artifacts=made):
                 return self.complete(tx, [(job, made)])[0]
@@ -205,7 +195,7 @@ class Ends:
             "b_queue": queue or QUEUE_OF_KIND[job.kind],  # it outlived isolation, if it was there
             "b_forget": int(forget),
         }
-        return self._end(tx, step.RETURN, {**ours(job.id, job.attempt), **back}, outcome, error)
+        return self._end(tx, step.RETURN, {**step.ours(job.id, job.attempt), **back}, outcome, error)
 
     # --- by dispatch, when nobody else is there to do it --------------------------------------------------------------
 
@@ -256,8 +246,8 @@ class Ends:
         failed: list[Job] = []
         for job in map(Job.of, tx.execute(_some(late))):
             error = job_error(code, reason, job, True)
-            late_one = {**ours(job.id, job.attempt), "b_status": "pending", **_because(error)}
-            for moved in map(Job.of, tx.run(step.FAIL.alone, late_one)):
+            late_one = {**step.ours(job.id, job.attempt), "b_status": "pending", **_because(error)}
+            for moved in map(Job.of, tx.run(step.FAIL.move, late_one)):
                 self._settled(tx, moved, ())
                 failed.append(moved)
         return failed
@@ -277,12 +267,12 @@ class Ends:
                 True,
             )
             tx.execute(update(jobs).where(jobs.c.id == job.id).values(crash_count=jobs.c.crash_count + 1))
-            return self._end(tx, step.FAIL, {**ours(job.id, job.attempt), **_because(error)}, "lost", error)
+            return self._end(tx, step.FAIL, {**step.ours(job.id, job.attempt), **_because(error)}, "lost", error)
         queue = ISOLATED if is_suspect and job.queue not in ALONE else job.queue
         return self._give_back(tx, job, "lost", error, queue=queue, crashes=int(crashed_alone), forget=False)
 
     def _fail(self, tx: Tx, job: Job, error: Mapping[str, Any]) -> Job | None:
-        return self._end(tx, step.FAIL, {**ours(job.id, job.attempt), **_because(error)}, "failed", error)
+        return self._end(tx, step.FAIL, {**step.ours(job.id, job.attempt), **_because(error)}, "failed", error)
 
     def _end(
         self,
@@ -293,30 +283,10 @@ class Ends:
         error: Mapping[str, Any] | None,
     ) -> Job | None:
         """One attempt's end: status and attempt row together; late writers change nothing."""
-        if_cancelled: Outcome = "lost" if outcome == "lost" else "cancelled"
-        how: dict[str, Any] = {"b_attempt_error": dict(error) if error is not None else None}
-        if tx.is_postgresql:
-            rows = tx.run(end.with_attempt, {**parameters, **how, "b_outcome": outcome, "b_if_cancelled": if_cancelled})
-        else:
-            rows = tx.run(end.alone, {**parameters, **how})
-        if not rows:
-            return None
-        job = Job.of(rows[0])
-        if not tx.is_postgresql:
-            how["b_outcome"] = if_cancelled if job.status == "cancelled" else outcome
-            tx.run(step.END_ATTEMPT, {"b_id": job.id, "b_attempt": job.attempt, "b_version": job.version, **how})
-        self._settled(tx, job, ())
+        job = statements(tx).end(tx, end, parameters, outcome, dict(error) if error is not None else None)
+        if job is not None:
+            self._settled(tx, job, ())
         return job
-
-    def _complete_one(self, tx: Tx, job: Job, made: Sequence[Artifact]) -> list[tuple[Any, ...]]:
-        rows = tx.run(step.COMPLETE, ours(job.id, job.attempt))
-        if rows:
-            version = Job.of(rows[0]).version
-            how = {"b_outcome": "completed", "b_attempt_error": None}
-            tx.run(step.END_ATTEMPT, {"b_id": job.id, "b_attempt": job.attempt, "b_version": version, **how})
-            results.insert(tx, made)
-            availability.worked(tx, job.provider)
-        return rows
 
     def _is_followed(self, job: Job) -> bool:
         return any(follower.concerns(job) for follower in self._followers)
@@ -352,10 +322,6 @@ def _losses(tx: Tx, job: Job) -> int:
     """How many workers were lost under it before."""
     lost = select(func.count()).where(attempts.c.job_id == job.id, attempts.c.outcome == "lost")
     return tx.execute(lost).scalar_one()
-
-
-def ours(job_id: str, attempt: int) -> dict[str, Any]:
-    return {"b_id": job_id, "b_attempt": attempt, "b_status": "processing"}
 
 
 def _because(error: Mapping[str, Any]) -> dict[str, Any]:

@@ -376,6 +376,16 @@ _partial("ix_jobs_keep_until", jobs.c.keep_until, where=text("keep_until IS NOT 
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """A hint that a worker wants to carry out."""
+
+    job_id: str
+    queue: str
+    worker_id: str
+    worker_name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Attempt:
     """One execution of a job. `started_version` and `ended_version` are the job's versions at its two state events."""
 

@@ -12,13 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice, zip_longest
 
-import orjson
-from sqlalchemy import ARRAY, Integer, String, Text, bindparam, select, text, update
+from sqlalchemy import Integer, String, select, text, update
 
-from safelight.db import Prepared, RowId, Tx, db_now, later
+from safelight.db import Prepared, Tx, db_now, later
 from safelight.jobs import availability
 from safelight.jobs.capacity import Capacity
 from safelight.jobs.job import PRIORITY_SECONDS, Job, has_status, jobs
+from safelight.jobs.statements import statements
+from safelight.jobs.step import HERE, IN_LINE
 
 MAX_RELEASED = 500
 MIN_LINES = 32  # looked at together, because some may be at a limit
@@ -26,24 +27,22 @@ MAX_LOOKS = 8  # in one round, at a provider; the next goes on there
 MIN_HEADS = 4  # of each line, so that one job at its limit does not hide the next
 RIPENED = 500  # jobs whose time has come, in one round
 
-_IN_LINE = "jobs.status = 'pending' AND jobs.hinted_at IS NULL AND jobs.line_at IS NOT NULL"
-_HERE = f"{_IN_LINE} AND jobs.queue = :queue AND jobs.provider = :provider"
 
 # One step along the index from each pair of queue and provider to the next: within the queue first. SQLite would walk
 # through a whole queue for (queue, provider) > (:queue, :provider).
 _PAIRS = f"""
     WITH RECURSIVE pair(queue, provider) AS (
         SELECT queue, provider FROM (
-            SELECT queue, provider FROM jobs WHERE {_IN_LINE} ORDER BY queue, provider LIMIT 1
+            SELECT queue, provider FROM jobs WHERE {IN_LINE} ORDER BY queue, provider LIMIT 1
         ) AS first
         UNION ALL
         SELECT following.queue, following.provider FROM pair JOIN jobs AS following ON following.id = coalesce(
             (
-                SELECT jobs.id FROM jobs WHERE {_IN_LINE} AND jobs.queue = pair.queue AND jobs.provider > pair.provider
+                SELECT jobs.id FROM jobs WHERE {IN_LINE} AND jobs.queue = pair.queue AND jobs.provider > pair.provider
                 ORDER BY jobs.provider LIMIT 1
             ),
             (
-                SELECT jobs.id FROM jobs WHERE {_IN_LINE} AND jobs.queue > pair.queue
+                SELECT jobs.id FROM jobs WHERE {IN_LINE} AND jobs.queue > pair.queue
                 ORDER BY jobs.queue, jobs.provider LIMIT 1
             )
         )
@@ -51,7 +50,7 @@ _PAIRS = f"""
     SELECT pair.queue, pair.provider, (
         SELECT count(*) FROM (
             SELECT 1 FROM jobs
-            WHERE {_IN_LINE} AND jobs.queue = pair.queue AND jobs.provider = pair.provider LIMIT :most
+            WHERE {IN_LINE} AND jobs.queue = pair.queue AND jobs.provider = pair.provider LIMIT :most
         ) AS counted
     ) AS waiting FROM pair
 """
@@ -60,11 +59,11 @@ PAIRS = text(_PAIRS).columns(queue=String, provider=String, waiting=Integer)
 _OWNERS = f"""
     WITH RECURSIVE line(owner_id, number) AS (
         SELECT owner_id, 1 FROM (
-            SELECT owner_id FROM jobs WHERE {_HERE} AND jobs.owner_id > :after {{upto}} ORDER BY owner_id LIMIT 1
+            SELECT owner_id FROM jobs WHERE {HERE} AND jobs.owner_id > :after {{upto}} ORDER BY owner_id LIMIT 1
         ) AS first
         UNION ALL
         SELECT (
-            SELECT jobs.owner_id FROM jobs WHERE {_HERE} AND jobs.owner_id > line.owner_id {{upto}}
+            SELECT jobs.owner_id FROM jobs WHERE {HERE} AND jobs.owner_id > line.owner_id {{upto}}
             ORDER BY jobs.owner_id LIMIT 1
         ), number + 1
         FROM line WHERE line.owner_id IS NOT NULL AND number < :most
@@ -73,24 +72,6 @@ _OWNERS = f"""
 """
 OWNERS_AFTER = text(_OWNERS.format(upto="")).columns(owner_id=String)
 OWNERS_UP_TO = text(_OWNERS.format(upto="AND jobs.owner_id <= :upto")).columns(owner_id=String)
-_FIRST = f"{_HERE} AND jobs.owner_id = {{owner}} ORDER BY jobs.line_at, jobs.id LIMIT :each"
-_HEAD = {"id": RowId, "owner_id": String, "owner_limit": Integer, "tier": String}
-HEADS_SQLITE = text(f"""
-    SELECT head.id, head.owner_id, head.owner_limit, head.tier FROM json_each(:owners) AS line
-    JOIN jobs AS head ON head.id IN (SELECT jobs.id FROM jobs WHERE {_FIRST.format(owner="line.value")})
-    ORDER BY line.key, head.line_at, head.id
-""").columns(**_HEAD)
-HEADS_POSTGRESQL = (
-    text(f"""
-    SELECT head.id, head.owner_id, head.owner_limit, head.tier
-    FROM unnest(:owners) WITH ORDINALITY AS line(owner_id, place) CROSS JOIN LATERAL (
-        SELECT id, owner_id, owner_limit, tier, line_at FROM jobs
-        WHERE {_FIRST.format(owner="line.owner_id")} FOR UPDATE SKIP LOCKED
-    ) AS head ORDER BY line.place, head.line_at, head.id
-""")
-    .bindparams(bindparam("owners", type_=ARRAY(Text)))
-    .columns(**_HEAD)
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,11 +187,8 @@ def _lines(
     tx: Tx, here: Mapping[str, str], owners: Sequence[str], room: int, capacity: Capacity, used: Mapping[str, int]
 ) -> list[Line]:
     each = max(MIN_HEADS, capacity.heaviest * -(-room // len(owners)))
-    given = list(owners) if tx.is_postgresql else orjson.dumps(owners).decode()
     heads: dict[str, deque[Head]] = {owner: deque() for owner in owners}
-    for row in tx.execute(
-        HEADS_POSTGRESQL if tx.is_postgresql else HEADS_SQLITE, {**here, "owners": given, "each": each}
-    ):
+    for row in statements(tx).heads(tx, here, owners, each):
         heads[row.owner_id].append(Head(*row))
     lines: list[Line] = []
     for owner, line in heads.items():

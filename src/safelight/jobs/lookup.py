@@ -6,14 +6,9 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime
 from statistics import median
-from typing import Any
 
-import orjson
 from sqlalchemy import (
-    JSON,
     ColumnElement,
-    FromClause,
-    Integer,
     Select,
     Text,
     bindparam,
@@ -27,11 +22,10 @@ from sqlalchemy import (
     tuple_,
     union_all,
 )
-from sqlalchemy.dialects.postgresql import UUID
 
 from safelight import artifacts as results
 from safelight.artifacts import Artifact
-from safelight.db import Instant, Prepared, RowId, Tx, db_now, moment_of
+from safelight.db import Instant, RowId, Tx, db_now, moment_of
 from safelight.jobs import events
 from safelight.jobs.job import (
     COMPLETED,
@@ -46,6 +40,7 @@ from safelight.jobs.job import (
 )
 from safelight.jobs.line import count_waiting
 from safelight.jobs.situation import explain
+from safelight.jobs.statements import statements
 from safelight.stream import Missed
 from safelight.watch import Message
 
@@ -210,10 +205,8 @@ def reread(tx: Tx, versions: Mapping[str, int], reasons: Mapping[str, str | None
 
 def missed(tx: Tx, versions: Mapping[str, int]) -> dict[str, list[Message]]:
     """For each job, the state events after the version given: what a watcher who knows that version has missed."""
-    statement = _BEHIND_POSTGRESQL if tx.is_postgresql else _BEHIND_SQLITE
-    behind = [row[0] for row in tx.run(statement, {"known": orjson.dumps(versions).decode()})]
     found: dict[str, list[Message]] = {}
-    for some in _bites(behind):
+    for some in _bites(statements(tx).moved_on(tx, versions)):
         rows = [Job.of(row) for row in tx.execute(select(*jobs.c).where(jobs.c.id.in_(some)))]
         for job_id, told in _histories(tx, rows, versions).items():
             found[job_id] = [event.as_message() for event in told]
@@ -222,20 +215,6 @@ def missed(tx: Tx, versions: Mapping[str, int]) -> dict[str, list[Message]]:
 
 def _bites(ids: Sequence[str]) -> Iterator[Sequence[str]]:
     return (ids[start : start + BITE] for start in range(0, len(ids), BITE))
-
-
-def _behind(known: FromClause, job_id: ColumnElement[Any]) -> Prepared:
-    """Of these jobs and versions the ids of those that moved on."""
-    moved_on = jobs.c.version > cast(known.c.value, Integer)
-    return Prepared(select(jobs.c.id).select_from(known).where(jobs.c.id == job_id, moved_on))
-
-
-_known_sqlite = func.json_each(bindparam("known", type_=Text)).table_valued("key", "value", name="known")
-_BEHIND_SQLITE = _behind(_known_sqlite, _known_sqlite.c.key)
-_known_postgresql = func.json_each_text(cast(bindparam("known", type_=Text), JSON)).table_valued(
-    "key", "value", name="known"
-)
-_BEHIND_POSTGRESQL = _behind(_known_postgresql, cast(_known_postgresql.c.key, UUID(as_uuid=False)))
 
 
 def history(tx: Tx, job: Job, after: int) -> list[events.JobEvent]:

@@ -6,30 +6,24 @@ nothing. A process that comes back from that begins anew, under another id.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import orjson
 from sqlalchemy import (
     Boolean,
-    ColumnElement,
     Float,
     Integer,
-    Text,
     bindparam,
     cast,
-    column,
     delete,
     exists,
-    func,
     insert,
     select,
     text,
     update,
 )
-from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 from safelight.db import Prepared, RowId, Tx, db_now
 from safelight.jobs.job import PROCESSING, has_status, jobs, workers
+from safelight.jobs.statements import statements
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +79,8 @@ def beat(tx: Tx, worker_id: str, running: int, news: Sequence[Progressed], lease
         return None
     written: frozenset[str] = frozenset()
     if news:
-        listed = orjson.dumps([[n.job_id, n.attempt, n.progress, n.stage, n.message] for n in news]).decode()
-        write = _WRITE_POSTGRESQL if tx.is_postgresql else _WRITE_SQLITE
-        written = frozenset(tx.execute(write, {"news": listed}).scalars())
+        listed = [[n.job_id, n.attempt, n.progress, n.stage, n.message] for n in news]
+        written = frozenset(statements(tx).write_progress(tx, listed))
     return Heard([Held(*row) for row in tx.run(_HELD, {"b_worker": worker_id})], written)
 
 
@@ -158,41 +151,3 @@ _LOST = text("""
     SELECT worker_id FROM busy
     WHERE worker_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM workers WHERE workers.id = busy.worker_id)
 """).columns(worker_id=RowId)
-
-_item_of = func.json_each(bindparam("news", type_=Text)).table_valued("value", name="news")
-
-
-def _item(index: int) -> ColumnElement[Any]:
-    return func.json_extract(_item_of.c.value, f"$[{index}]")
-
-
-_WRITE_SQLITE = (
-    update(jobs)
-    .where(jobs.c.id == _item(0), jobs.c.attempt == _item(1), has_status("processing"))
-    .values(progress=_item(2), stage=_item(3), message=_item(4))
-    .returning(jobs.c.id)
-)
-
-# Rows that are being settled at this moment are skipped, not waited for: the two would lock each other out.
-_news = (
-    select(
-        cast(column("value").op("->>")(0), UUID(as_uuid=False)).label("id"),
-        cast(column("value").op("->>")(1), Integer).label("attempt"),
-        cast(column("value").op("->>")(2), Integer).label("progress"),
-        column("value").op("->>")(3).label("stage"),
-        column("value").op("->>")(4).label("message"),
-    )
-    .select_from(func.jsonb_array_elements(cast(bindparam("news", type_=Text), JSONB)).table_valued("value", name="v"))
-    .cte("news")
-)
-_WRITE_POSTGRESQL = (
-    update(jobs)
-    .where(
-        jobs.c.id == _news.c.id,
-        jobs.c.attempt == _news.c.attempt,
-        has_status("processing"),
-        jobs.c.id.in_(select(jobs.c.id).where(jobs.c.id.in_(select(_news.c.id))).with_for_update(skip_locked=True)),
-    )
-    .values(progress=_news.c.progress, stage=_news.c.stage, message=_news.c.message)
-    .returning(jobs.c.id)
-)

@@ -15,11 +15,12 @@ from sqlalchemy import bindparam, func, select, update
 from safelight import artifacts as results
 from safelight.db import Tx, db_now
 from safelight.errors import FieldError, SafelightError
-from safelight.jobs import availability, batch, events, idempotency, step
+from safelight.jobs import batch, events, idempotency, step
 from safelight.jobs.batch import BatchDeleted, BatchEnded, BatchNotFound, NewBatch, Standing, SubmittedBatch
-from safelight.jobs.ends import Ends, ours
+from safelight.jobs.ends import Ends
 from safelight.jobs.idempotency import IdempotencyKeyReused
 from safelight.jobs.job import (
+    Claim,
     Job,
     JobDeleted,
     JobEnded,
@@ -28,6 +29,7 @@ from safelight.jobs.job import (
     has_status,
     jobs,
 )
+from safelight.jobs.statements import statements
 
 CANCEL_BITE = 100  # each is an event to be told by the loop
 MAX_FIELD_ERRORS = 50
@@ -38,16 +40,6 @@ class InputImageMissing(SafelightError):
 
     kind = "invalid"
     code = "invalid_request"
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A hint that a worker wants to carry out."""
-
-    job_id: str
-    queue: str
-    worker_id: str
-    worker_name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,42 +192,10 @@ class Jobs(Ends):
         for each in claims:
             alike.setdefault(replace(each, job_id=""), []).append(each.job_id)
         for kind, ids in alike.items():
-            taken |= self._claim(tx, kind, ids, is_alone=len(claims) == 1)
+            for job in statements(tx).claim(tx, kind, ids, is_alone=len(claims) == 1):
+                taken[job.id] = job
+                tx.on_commit(partial(self._tell, job))
         return [taken.pop(each.job_id, None) for each in claims]
-
-    def _claim(self, tx: Tx, kind: Claim, ids: Sequence[str], *, is_alone: bool) -> dict[str, Job]:
-        where = {"b_queue": kind.queue}
-        claim = {**where, "b_worker": kind.worker_id}
-        if tx.is_postgresql and is_alone:
-            rows = tx.run_last(step.CLAIM_ONE, {**claim, "b_id": ids[0], "b_worker_name": kind.worker_name})
-        elif tx.is_postgresql:
-            rows = tx.run(step.CLAIM_SOME, {**claim, "b_ids": ids, "b_worker_name": kind.worker_name})
-        else:
-            rows = [row for job_id in ids for row in tx.run(step.CLAIM, {**claim, "b_id": job_id})]
-        taken = {job.id: job for job in map(Job.of, rows)}
-        refused = [job_id for job_id in ids if job_id not in taken]  # these hints are used up, were they worth nothing
-        if refused and tx.is_postgresql:
-            tx.run(step.WITHDRAW_SOME, {**where, "b_ids": refused})
-        elif refused:
-            tx.run_many(step.WITHDRAW, [{**where, "b_id": job_id} for job_id in refused])
-        if taken and not tx.is_postgresql:
-            begun = [
-                {
-                    "job_id": job.id,
-                    "number": job.attempt,
-                    "worker_id": kind.worker_id,
-                    "worker_name": kind.worker_name,
-                    "queue": kind.queue,
-                    "provider": job.provider,
-                    "provider_job_id": job.provider_job_id,
-                    "started_version": job.version,
-                }
-                for job in taken.values()
-            ]
-            tx.run_many(step.BEGIN_ATTEMPT, begun)
-        for job in taken.values():
-            tx.on_commit(partial(self._tell, job))
-        return taken
 
     def _tell(self, job: Job) -> None:
         self._announcer.event(job, events.of_state(job))
@@ -247,7 +207,7 @@ class Jobs(Ends):
     def record_submitting(self, tx: Tx, job_id: str, attempt: int) -> bool:
         """Write down that money may be spent from here on. False: the job is no longer this attempt's."""
         statement = update(jobs).where(step.OURS).values(submitting_at=db_now())
-        return tx.execute(statement, ours(job_id, attempt)).rowcount == 1
+        return tx.execute(statement, step.ours(job_id, attempt)).rowcount == 1
 
     def record_remote_id(
         self, tx: Tx, job_id: str, attempt: int, remote_id: str, accepted_by: str | None = None
@@ -257,21 +217,15 @@ class Jobs(Ends):
         `accepted_by` names the provider if it has it: so it can be reached. False as above.
         """
         statement = update(jobs).where(step.OURS).values(provider_job_id=remote_id, updated_at=db_now())
-        if tx.execute(statement, ours(job_id, attempt)).rowcount != 1:
+        if tx.execute(statement, step.ours(job_id, attempt)).rowcount != 1:
             return False
-        noted = {"b_id": job_id, "b_attempt": attempt, "b_remote_id": remote_id, "b_provider": accepted_by}
-        if tx.is_postgresql:
-            tx.run(step.NOTE_REMOTE_ID_AND_REACHED, noted)
-        else:
-            tx.run(step.NOTE_REMOTE_ID, noted)
-            if accepted_by is not None:
-                availability.reached(tx, accepted_by)
+        statements(tx).note_remote_id(tx, job_id, attempt, remote_id, accepted_by)
         return True
 
     def record_run(self, tx: Tx, job_id: str, attempt: int, seconds: float | None) -> None:
         """The provider's own time for what this attempt made, if that is not the attempt's; None: nobody knows it."""
         learnt = {"run_seconds": seconds} if seconds is not None else {"estimate_key": None}
-        tx.execute(update(jobs).where(step.OURS).values(learnt), ours(job_id, attempt))
+        tx.execute(update(jobs).where(step.OURS).values(learnt), step.ours(job_id, attempt))
 
 
 def get(tx: Tx, job_id: str, owner_id: str) -> Job | None:

@@ -8,31 +8,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
-    CTE,
-    UUID,
     ColumnElement,
     Float,
     Integer,
-    Select,
-    Text,
     Update,
     and_,
-    any_,
     bindparam,
     case,
     exists,
     func,
     insert,
     null,
-    select,
     update,
 )
 
-from safelight.artifacts import insertion_for
 from safelight.db import Instant, Prepared, RowId, db_now, later
 from safelight.jobs import availability
-from safelight.jobs.job import PRIORITY_SECONDS, Status, attempts, has_status, jobs, workers
+from safelight.jobs.job import PRIORITY_SECONDS, Outcome, Status, has_status, jobs, workers
 
 _FIRST_DUE = func.coalesce(bindparam("run_at_or_now", type_=Instant), db_now())
 _BY_THE_CLOCK: Mapping[str, Any] = {
@@ -62,6 +54,10 @@ _LATER = {
     "deleted_at",
     "run_seconds",
 }
+# What stands in a line, at a queue and provider, and the first of one owner there, as text for larger statements.
+IN_LINE = "jobs.status = 'pending' AND jobs.hinted_at IS NULL AND jobs.line_at IS NOT NULL"
+HERE = f"{IN_LINE} AND jobs.queue = :queue AND jobs.provider = :provider"
+FIRST_OF_LINE = f"{HERE} AND jobs.owner_id = {{owner}} ORDER BY jobs.line_at, jobs.id LIMIT :each"
 BLANK: Mapping[str, Any] = dict.fromkeys(jobs.c.keys())
 GIVEN: Mapping[str, Any] = {name: None for name in BLANK if name not in _LATER and name not in _BY_THE_CLOCK}
 CLOCKS = ("id", *_BY_THE_CLOCK)
@@ -115,15 +111,17 @@ def _unless_cancelled(name: str, changes: Mapping[str, Any]) -> ColumnElement[An
     return case((asked, _CANCELLED.get(name, column)), else_=changes.get(name, column))
 
 
+def ours(job_id: str, attempt: int) -> dict[str, Any]:
+    """The parameters of `OURS`, for an attempt that runs."""
+    return {"b_id": job_id, "b_attempt": attempt, "b_status": "processing"}
+
+
 OURS = and_(jobs.c.id == bindparam("b_id"), jobs.c.attempt == bindparam("b_attempt"), has_status(bindparam("b_status")))
-_ONE = jobs.c.id == bindparam("b_id")
-_IDS = ARRAY(UUID(as_uuid=False))
-_SOME = jobs.c.id == any_(bindparam("b_ids", type_=_IDS))  # PostgreSQL
-_WORKER = bindparam("b_worker", type_=RowId)
-_TAKE = _move(
+WORKER = bindparam("b_worker", type_=RowId)
+TAKE = _move(
     to="processing",
     attempt=jobs.c.attempt + 1,
-    worker_id=_WORKER,
+    worker_id=WORKER,
     deadline_at=db_now(jobs.c.hard_limit_seconds),
     started_at=db_now(),
     stage="starting",
@@ -137,17 +135,15 @@ _TAKE = _move(
     jobs.c.queue == bindparam("b_queue"),
     jobs.c.hinted_at.is_not(None),  # only what dispatch released: old hints cannot get round a cap or a delay
     jobs.c.cancel_requested_at.is_(None),
-    exists().where(workers.c.id == _WORKER),  # who was buried takes nothing
+    exists().where(workers.c.id == WORKER),  # who was buried takes nothing
     ~availability.is_closed(),  # which may have come between
 )
-CLAIM = Prepared(_TAKE.where(_ONE))
-_WITHDRAW = (
+WITHDRAW = (
     update(jobs)
     .where(has_status("pending"), jobs.c.queue == bindparam("b_queue"), availability.is_closed())
     .values(hinted_at=None, hint_count=0)
 )
-WITHDRAW, WITHDRAW_SOME = Prepared(_WITHDRAW.where(_ONE)), Prepared(_WITHDRAW.where(_SOME))
-_COMPLETE = _move(to="completed", stage="completed", message="Completed", progress=100, error=null())
+COMPLETE = _move(to="completed", stage="completed", message="Completed", progress=100, error=null())
 _FAIL = _move(
     to="failed", stage="failed", message=bindparam("b_message"), error=bindparam("b_error", type_=jobs.c.error.type)
 ).where(OURS)
@@ -183,90 +179,19 @@ CANCEL_PENDING = _CANCEL_PENDING.where(_ONE_OF_OWNER)
 REQUEST_CANCEL = _REQUEST_CANCEL.where(_ONE_OF_OWNER).returning(*jobs.c)
 CANCEL_THESE = _CANCEL_PENDING.where(_THESE)
 REQUEST_THESE = _REQUEST_CANCEL.where(_THESE).returning(jobs.c.id)
-END_ATTEMPT = Prepared(
-    update(attempts)
-    .where(attempts.c.job_id == bindparam("b_id"), attempts.c.number == bindparam("b_attempt"))
-    .values(
-        finished_at=db_now(),
-        outcome=bindparam("b_outcome"),
-        error=bindparam("b_attempt_error", type_=attempts.c.error.type),
-        ended_version=bindparam("b_version"),
-    )
-)
-_NOTE_REMOTE_ID = (
-    update(attempts)
-    .where(attempts.c.job_id == bindparam("b_id"), attempts.c.number == bindparam("b_attempt"))
-    .values(provider_job_id=bindparam("b_remote_id"))
-)
-NOTE_REMOTE_ID = Prepared(_NOTE_REMOTE_ID)
-NOTE_REMOTE_ID_AND_REACHED = Prepared(_NOTE_REMOTE_ID.add_cte(availability.CLOSE_REACHED.cte("reached")))
-_BEGUN = ("job_id", "number", "worker_id", "worker_name", "queue", "provider", "provider_job_id", "started_version")
-BEGIN_ATTEMPT = Prepared(insert(attempts).values(started_at=db_now()), columns=_BEGUN)
-
-
-def _with_attempt_begun(claim: Update) -> Select[*tuple[Any, ...]]:
-    """PostgreSQL: claims and their attempts' rows in one statement; each is a round trip of its own elsewhere."""
-    moved = claim.cte("moved")
-    begun = {
-        "job_id": moved.c.id,
-        "number": moved.c.attempt,
-        "worker_id": _WORKER,
-        "worker_name": bindparam("b_worker_name"),
-        "queue": moved.c.queue,
-        "provider": moved.c.provider,
-        "provider_job_id": moved.c.provider_job_id,
-        "started_at": db_now(),
-        "started_version": moved.c.version,
-    }
-    return select(*moved.c).add_cte(insert(attempts).from_select(list(begun), select(*begun.values())).cte("begun"))
-
-
-def _with_attempt_ended(end: Update) -> Select[*tuple[Any, ...]]:
-    """PostgreSQL: the end and that of its attempt's row in one statement."""
-    moved = end.cte("moved")
-    error = bindparam("b_attempt_error", type_=attempts.c.error.type)
-    outcome = case((moved.c.status == "cancelled", bindparam("b_if_cancelled")), else_=bindparam("b_outcome"))
-    return select(*moved.c).add_cte(_attempt_of(moved, outcome, error).cte("ended"))
-
-
-def _with_results(complete: Update) -> Select[*tuple[Any, ...]]:
-    """PostgreSQL: success and all that belongs to it in one statement."""
-    moved = complete.cte("moved")
-    worked = availability.CLOSE_BREAKER.where(availability.provider_states.c.provider.in_(select(moved.c.provider)))
-    return select(*moved.c).add_cte(
-        _attempt_of(moved, "completed", null()).cte("ended"),
-        insertion_for(moved).cte("recorded"),
-        worked.cte("worked"),
-    )
-
-
-def _attempt_of(moved: CTE, outcome: ColumnElement[str] | str, error: ColumnElement[Any]) -> Update:
-    return (
-        update(attempts)
-        .where(attempts.c.job_id == moved.c.id, attempts.c.number == moved.c.attempt)
-        .values(
-            finished_at=db_now(),
-            outcome=outcome,
-            error=error,
-            ended_version=moved.c.version,
-        )
-    )
-
-
-# One by its id, or some: for an array PostgreSQL makes a new plan each time, which takes longer than a claim.
-CLAIM_ONE, CLAIM_SOME = (Prepared(_with_attempt_begun(_TAKE.where(which))) for which in (_ONE, _SOME))
 
 
 class End:
-    """A step that ends an attempt; `with_attempt` ends the attempt's row as well (PostgreSQL)."""
+    """A step that ends an attempt, alone (`move`) or as part of a larger statement."""
 
-    def __init__(self, move: Update) -> None:
-        self.alone = Prepared(move)
-        self.with_attempt = Prepared(_with_attempt_ended(move))
+    def __init__(self, statement: Update) -> None:
+        self.statement = statement
+        self.move = Prepared(statement)
+
+    @staticmethod
+    def outcome(status: Status, wanted: Outcome) -> Outcome:
+        """That of the attempt: a job that was to stop is cancelled instead of going back to its line."""
+        return "cancelled" if status == "cancelled" and wanted != "lost" else wanted
 
 
 FAIL, CANCEL, RETURN = End(_FAIL), End(_CANCEL), End(_RETURN)
-COMPLETE = Prepared(_COMPLETE.where(OURS))
-_THEIRS = func.concat(jobs.c.id, "/", jobs.c.attempt) == any_(bindparam("b_attempts", type_=ARRAY(Text)))
-COMPLETE_ONE = Prepared(_with_results(_COMPLETE.where(OURS)))
-COMPLETE_SOME = Prepared(_with_results(_COMPLETE.where(_SOME, _THEIRS, has_status("processing"))))
