@@ -6,7 +6,7 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import create_engine, select, update
+from sqlalchemy import create_engine, select, text, update
 
 from jobs.builders import (
     QUEUE,
@@ -18,6 +18,7 @@ from jobs.builders import (
 from safelight.db import Database, Tx, db_now, new_id
 from safelight.jobs import (
     HandBack,
+    Heard,
     Held,
     Job,
     Progressed,
@@ -177,6 +178,23 @@ async def test_a_beat_renews_the_lease_of_all_and_writes_progress(desk: Desk) ->
     worker = await desk.database.read(lambda tx: tx.execute(select(workers)).one())
     assert timedelta(seconds=60) < worker.lease_until - datetime.now(UTC) < timedelta(seconds=120)
     assert await desk.write(desk.jobs.recover_lost) == []
+
+
+async def test_a_beat_writes_one_row_however_much_runs(sqlite_url: str) -> None:
+    with closing(Database(sqlite_url)) as database:
+        desk = Desk(database)
+        ids = [(await desk.running()).id for _ in range(50)]
+        heard, rows = await desk.write(count_changes, [])
+        assert heard is not None and {job.job_id for job in heard.held} == set(ids) and rows == 1
+        _, rows = await desk.write(count_changes, [Progressed(ids[7], 1, 40, "sampling", None)])
+        assert rows == 2
+
+
+def count_changes(tx: Tx, news: list[Progressed]) -> tuple[Heard | None, int]:
+    changes = text("SELECT total_changes()")
+    before = tx.execute(changes).scalar_one()
+    heard = beat(tx, WORKER, 50, news, 60.0)
+    return heard, tx.execute(changes).scalar_one() - before
 
 
 async def test_a_beat_hears_of_cancels_and_of_jobs_that_are_gone(desk: Desk) -> None:
