@@ -40,7 +40,7 @@ def request_of(job: Job) -> dict[str, Any]:
 
 def changed_request_of(job: Job, changes: Mapping[str, Any]) -> dict[str, Any]:
     """The same with some fields changed. A seed may be given in either of its two places."""
-    asked = request_of(job) | changes
+    asked = {**request_of(job), **changes}
     sampling = changes.get("sampler_params")
     if isinstance(sampling, dict) and cast(dict[str, Any], sampling).get("seed") is not None and "seed" not in changes:
         asked["seed"] = None
