@@ -28,7 +28,7 @@ TITLES = {
     "tables": "One operation at a time, by the size of the table",
     "owners": "One operation at a time, by the number of owners with about a hundred jobs each",
     "authentication": "To find out who asks",
-    "imports": "A film from a local server, by its URL and by a page that plays it",
+    "imports": "A video from a local server, by its URL and by a page that plays it",
     "pictures": "A picture from the provider's bytes to its record and files",
     "starting": "What a start costs",
 }

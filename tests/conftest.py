@@ -54,7 +54,7 @@ SERVERS = {"shared_valkey", "valkey_server", "api_valkey", "postgres", "postgres
 SERVER_NAMES = {"postgresql", "sqlite to postgresql", "postgresql to sqlite", "moto", "rclone"}  # of parameters
 NOT_FAST = {
     *("benchmarks", "contracts", "docs", "e2e", "faults", "supervisor", "worker"),
-    *("test_comfyui_trouble", "test_film", "test_hostile_imports", "test_media_import", "test_state_machine"),
+    *("test_comfyui_trouble", "test_media", "test_hostile_imports", "test_media_import", "test_state_machine"),
     "test_write_a_provider",
 }
 

@@ -1,4 +1,4 @@
-"""A film from a local server: our import beside bare yt-dlp, by its plain URL and by a page that plays it."""
+"""A video from a local server: our import beside bare yt-dlp, by its plain URL and by a page that plays it."""
 
 import struct
 import subprocess
@@ -19,8 +19,8 @@ PATHS = {"file": "film.mp4", "page": "page.html"}
 
 def run(bench: Bench) -> Iterator[Sample]:
     ground, megabytes = bench.ground, bench.options.size(256, 1)
-    folder = ground.folder / "films"
-    size = _make_films(folder, megabytes)
+    folder = ground.folder / "videos"
+    size = _make_videos(folder, megabytes)
     port = free_port()
     with ExitStack() as stack:
         serve = (str(port), "--bind", "127.0.0.1", "--directory", str(folder))
@@ -49,14 +49,14 @@ def run(bench: Bench) -> Iterator[Sample]:
                 yield Sample(NAME, f"{case}, {megabytes} MB", name, number, values)
 
 
-def _make_films(folder: Path, megabytes: int) -> int:
-    """A short film that is as long in bytes as wanted, and a page; its size."""
+def _make_videos(folder: Path, megabytes: int) -> int:
+    """A short video that is as long in bytes as wanted, and a page; its size."""
     folder.mkdir(exist_ok=True)
-    film = folder / "film.mp4"
+    video = folder / "film.mp4"
     sources = ("-f", "lavfi", "-i", "testsrc=d=2:s=128x72:r=10")
-    subprocess.run([find_ffmpeg(), "-v", "error", "-y", *sources, "-c:v", "libx264", str(film)], check=True)
-    with film.open("ab") as file:
+    subprocess.run([find_ffmpeg(), "-v", "error", "-y", *sources, "-c:v", "libx264", str(video)], check=True)
+    with video.open("ab") as file:
         padding = megabytes * 1_000_000
         file.write(struct.pack(">I4s", padding, b"free") + bytes(padding - 8))
-    (folder / "page.html").write_text('<html><title>A film</title><video src="/film.mp4"></video></html>')
-    return film.stat().st_size
+    (folder / "page.html").write_text('<html><title>A video</title><video src="/film.mp4"></video></html>')
+    return video.stat().st_size

@@ -215,7 +215,7 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
     artifacts = ArtifactStore(
         storage,
         pictures,
-        film_memory_bytes=settings.media_memory_bytes,
+        media_memory_bytes=settings.media_memory_bytes,
         max_waiting_uploads=settings.max_waiting_uploads,
     )
     links = open_links(settings, storage)

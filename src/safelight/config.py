@@ -138,7 +138,7 @@ class Settings(BaseSettings):
     media_min_bytes_per_second: float = Field(1000, ge=0)  # on average over media_slow_seconds; 0: however slow
     media_slow_seconds: float = Field(60, gt=0)
     media_probe_seconds: float = Field(20, gt=0)  # that a look may take
-    media_memory_bytes: int = Field(1024**3, ge=256 * 1024**2)  # of each program that reads films and pages
+    media_memory_bytes: int = Field(1024**3, ge=256 * 1024**2)  # of each program that reads videos and pages
     media_allow_private: Annotated[list[IPv4Network | IPv6Network], NoDecode] = []  # comma-separated
     media_extractors: Annotated[list[str], NoDecode] = []  # of yt-dlp, comma-separated; none: all that lead to media
     media_keep_free_bytes: int = Field(1024**3, ge=0)  # of the worker's disk

@@ -57,17 +57,17 @@ def _picture(body: Any) -> None:
         order["sampler_params"].pop("seed", None)
 
 
-def _film(body: Any) -> None:
-    """A film that is there, for a scene that is there."""
+def _video(body: Any) -> None:
+    """A video that is there, for a scene that is there."""
     if isinstance(body, dict):
-        body["url"] = KNOWN["film"]
+        body["url"] = KNOWN["video"]
         if body.get("scene_id") is not None:
             body["scene_id"] = KNOWN["scene"]
 
 
 def _batch(case: Case) -> None:
     for job in case.body["jobs"]:
-        _film(job) if job.get("kind") == "media.import" else _picture(job)
+        _video(job) if job.get("kind") == "media.import" else _picture(job)
 
 
 def _scene_picture(case: Case) -> None:
@@ -83,7 +83,7 @@ def _retry(case: Case) -> None:
     """Of a picture that failed, or of an import if fields of one are changed."""
     if isinstance(case.body, dict) and case.body.keys() & {"url", "scene_id", "max_height", "audio_only"}:
         case.path_parameters["id"] = KNOWN["failed_import"]
-        _film(case.body)
+        _video(case.body)
     else:
         case.path_parameters["id"] = KNOWN["failed"]
         _picture(case.body)
@@ -150,8 +150,8 @@ FILLED: dict[str, Callable[[Case], None]] = {
     f"POST {API}/generation-jobs": lambda case: _picture(case.body),
     f"POST {API}/generation-jobs/{{id}}/retry": _retry,
     f"POST {API}/batches": _batch,
-    f"POST {API}/media/probe": lambda case: _film(case.body),
-    f"POST {API}/media/store": lambda case: _film(case.body),
+    f"POST {API}/media/probe": lambda case: _video(case.body),
+    f"POST {API}/media/store": lambda case: _video(case.body),
     f"GET {API}/generation-jobs/{{id}}/events": _stream("failed"),
     f"GET {API}/batches/{{id}}/events": _stream("batch"),
     f"GET {API}/files/{{token}}": _link,

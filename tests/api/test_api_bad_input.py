@@ -17,7 +17,7 @@ from servers import ValkeyServer
 
 MAX_BODY_BYTES = 1024 * 1024
 BATCHES = "/api/v1/batches"
-LORA, FILM = {"name": "a"}, {"url": "http://films.example/"}
+LORA, VIDEO = {"name": "a"}, {"url": "http://films.example/"}
 
 
 @pytest.fixture(scope="module")
@@ -241,9 +241,9 @@ def test_a_wrong_value_deeper_down(clean: Service, fields: Json, pointer: str, w
         (JOBS, order(sampler_params={"stepps": 4}), "#/sampler_params/stepps", "steps"),
         (BATCHES, {"jobs": [order(), order(promt="x")]}, "#/jobs/1/promt", "prompt"),
         (BATCHES, {"jobs": [order(sampler_params={"seeds": 4})]}, "#/jobs/0/sampler_params/seeds", "seed"),
-        (BATCHES, {"jobs": [FILM | {"kind": "media.import", "max_hight": 9}]}, "#/jobs/0/max_hight", "max_height"),
+        (BATCHES, {"jobs": [VIDEO | {"kind": "media.import", "max_hight": 9}]}, "#/jobs/0/max_hight", "max_height"),
         (BATCHES, {"jobs": [order()], "nane": "x"}, "#/nane", "name"),
-        ("/api/v1/media/probe", FILM | {"ulr": ""}, "#/ulr", "url"),
+        ("/api/v1/media/probe", VIDEO | {"ulr": ""}, "#/ulr", "url"),
         ("/api/v1/projects", {"title": "x", "titel": ""}, "#/titel", "title"),
         ("/api/v1/templates", EXAMPLE | {"titel": "x"}, "#/titel", "title"),
         ("/api/v1/templates", EXAMPLE | {"inputs": {"x": {"maximun": 3}}}, "#/inputs/x/maximun", "maximum"),

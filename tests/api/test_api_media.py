@@ -11,9 +11,9 @@ import httpx
 import pytest
 from api_service import Json, Service, assert_shape, eventually, order, settings_for
 
-from films import film
 from hostile_urls import MALFORMED
 from made_pictures import RED_AT, encoded, halves, opened, turned
+from media import media
 from patience import PATIENCE_SECONDS
 from safelight.api.media.imports import MAX_PROBES, ProbeView
 from safelight.providers import address
@@ -95,12 +95,12 @@ def test_an_import_is_a_job_and_its_file_an_artifact(importer: Service, host: Me
     [made] = ended["artifacts"]
     assert (made["kind"], made["content_type"]) == ("video", "video/mp4")
     assert (made["width"], made["height"], made["duration_seconds"]) == (128, 72, 2.0)
-    assert made["size_bytes"] == len(film("mp4"))
+    assert made["size_bytes"] == len(media("mp4"))
     assert made["details"]["source_url"] == url
     assert made["details"]["title"] == "lighthouse.mp4"
     assert made["details"]["video_codec"] == "h264"
     assert made["thumbnails"]
-    assert importer.http.get(made["url"]).content == film("mp4")
+    assert importer.http.get(made["url"]).content == media("mp4")
     assert not unfinished(importer)
 
 
@@ -277,7 +277,7 @@ def test_a_look(importer: Service, host: MediaHost) -> None:
     seen = response.json()
     assert_shape(ProbeView, seen)
     assert (seen["title"], seen["content_type"], seen["heights"]) == ("lighthouse.webm", "video/webm", [72])
-    assert seen["size_bytes"] == len(film("webm"))
+    assert seen["size_bytes"] == len(media("webm"))
     assert seen["duration_seconds"] == pytest.approx(2, abs=0.1)
     assert newest(importer) == before
 

@@ -87,7 +87,7 @@ def known(examined: Guarded) -> Iterator[Json]:
         "link": make(f"artifacts/{upload.json()['id']}/link", None)["url"].rpartition("/")[2],
         "template": EXAMPLE,
         "png": b64encode(picture.getvalue()).decode(),
-        "film": f"{host.url}/lighthouse.mp4",
+        "video": f"{host.url}/lighthouse.mp4",
     }
     host.close()
 

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from content_credentials import faults_of, signed
-from films import film
 from made_pictures import encoded, halves, turned
+from media import media
 from safelight import artifacts
-from safelight.artifacts import Artifact, ArtifactStore, BadFilm
+from safelight.artifacts import Artifact, ArtifactStore, BadMedia
 from safelight.db import Database, new_id
 from safelight.pictures import BadPicture, Mark, PictureWorkers
 from safelight.providers import darkroom
@@ -175,7 +175,7 @@ async def test_nothing_of_a_bad_picture_is_stored(store: ArtifactStore, storage:
 async def test_a_video_is_stored_with_its_poster(
     store: ArtifactStore, storage: Storage, tmp_path: Path, as_file: bool
 ) -> None:
-    data = film("mp4")
+    data = media("mp4")
     given: bytes | Path = data
     if as_file:
         given = tmp_path / "video.tmp"
@@ -197,14 +197,14 @@ async def test_a_video_is_stored_with_its_poster(
 
 @pytest.mark.anyio
 async def test_a_sound_has_no_size_and_no_thumbnails(store: ArtifactStore, storage: Storage) -> None:
-    artifact = await stored(store, "job-1", film("flac"))
+    artifact = await stored(store, "job-1", media("flac"))
     assert (artifact.kind, artifact.content_type, artifact.storage_key) == (
         "audio",
         "audio/flac",
         "jobs/job-1/1/0.flac",
     )
     assert (artifact.width, artifact.height, artifact.thumbhash, artifact.thumbnails) == (None, None, None, [])
-    assert await storage.get(artifact.storage_key) == film("flac")
+    assert await storage.get(artifact.storage_key) == media("flac")
 
 
 @pytest.mark.anyio
@@ -237,15 +237,15 @@ async def test_a_large_file_is_never_whole_in_memory(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(("name", "share"), [("mp4", 0.5), ("webm", 0.5), ("flac", 0.01)])
-async def test_nothing_of_a_bad_film_is_stored(
+async def test_nothing_of_a_bad_video_is_stored(
     store: ArtifactStore, storage: Storage, tmp_path: Path, name: str, share: float
 ) -> None:
     file = tmp_path / "half"
-    file.write_bytes(film(name)[: int(len(film(name)) * share)])
+    file.write_bytes(media(name)[: int(len(media(name)) * share)])
     for given in (file, file.read_bytes()):
-        with pytest.raises(BadFilm):
+        with pytest.raises(BadMedia):
             await stored(store, "job-1", given)
-    with pytest.raises(BadFilm, match="cannot be read: No such file"):
+    with pytest.raises(BadMedia, match="cannot be read: No such file"):
         await stored(store, "job-1", tmp_path / "gone")
     assert [key async for key, _, _ in storage.list("jobs")] == []
 
@@ -254,7 +254,7 @@ async def test_nothing_of_a_bad_film_is_stored(
 async def test_rows_come_back_as_they_went(store: ArtifactStore, sqlite_url: str) -> None:
     first, second = new_id(), new_id()
     made = [await stored(store, first, png(64, 64), position=position) for position in (1, 0)]
-    made.append(replace(await stored(store, second, film("mp4")), seed=None))
+    made.append(replace(await stored(store, second, media("mp4")), seed=None))
     database = Database(sqlite_url)
     try:
         await database.write(artifacts.insert, made)

@@ -7,7 +7,7 @@ from test_generate import run
 from scripted_api import JOB_PATH, Answer, ScriptedApi, document, event, job, stream
 
 STORE = "/api/v1/media/store"
-FILM = b"\0\0\0\x20ftypisom film"
+VIDEO = b"\0\0\0\x20ftypisom video"
 SOURCE = "https://example.com/lighthouse.mp4"
 
 
@@ -22,10 +22,10 @@ def test_saves_the_file(tmp_path: Path) -> None:
         api.answer("POST", STORE, document(job(kind="media.import"), 202))
         api.answer("GET", f"{JOB_PATH}/events", stream(event("job.snapshot", 1, status="pending"), progress, done))
         api.answer("GET", JOB_PATH, document(job("completed", kind="media.import", artifacts=[made])))
-        api.answer("GET", content, Answer(body=FILM))
+        api.answer("GET", content, Answer(body=VIDEO))
         code, output, words = run("import", SOURCE, "--max-height", "480", "-o", "x", "--url", api.url, cwd=tmp_path)
         assert (code, output) == (0, "x.mp4\n"), words
-        assert (tmp_path / "x.mp4").read_bytes() == FILM
+        assert (tmp_path / "x.mp4").read_bytes() == VIDEO
         assert "estimating" not in words
         [submitted] = api.asked("POST", STORE)
         assert submitted.body == {"url": SOURCE, "max_height": 480}

@@ -191,13 +191,13 @@ def forget(tx: Tx, job_id: str) -> None:
     tx.execute(text("DELETE FROM jobs WHERE id = :id"), {"id": job_id})
 
 
-async def test_a_film_is_no_picture(shelf: Shelf) -> None:
+async def test_a_video_is_no_picture(shelf: Shelf) -> None:
     scene, first = await shelf.scene(), await shelf.drawn(1)
     shown = (await shelf.look(scene)).image
     assert (shown.job_id, shown.artifact is not None) == (first.id, True)
     job = await shelf.desk.running(chapter_id=shelf.chapter, scene_number=1)
-    film = replace(completed(job).artifacts[0], content_type="video/mp4")
-    await shelf.desk.settle(job, Completed([film]))
+    video = replace(completed(job).artifacts[0], content_type="video/mp4")
+    await shelf.desk.settle(job, Completed([video]))
     now = (await shelf.look(scene)).image
     assert (now.status, now.job_id, now.artifact) == ("completed", job.id, shown.artifact)
 

@@ -1,4 +1,4 @@
-"""Imports through the real stack: a scene's film, a cancel, and workers that are killed; on both kinds of ground."""
+"""Imports through the real stack: a scene's video, a cancel, and workers that are killed; on both kinds of ground."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 from installation import Ground
 from running_stack import Stack, run
 
-from films import film
+from media import media
 from patience import PATIENCE_SECONDS, await_true
 from safelight_client import Client
 from stand_ins.media_host import MediaHost
@@ -73,13 +73,13 @@ def a_scene(ground: Ground) -> str:
         return http.post(f"/chapters/{chapter['id']}/scenes", json=scene).json()["id"]
 
 
-def test_a_film_for_a_scene(ground: Ground, stack: Stack, client: Client, host: MediaHost, tmp_path: Path) -> None:
+def test_a_video_for_a_scene(ground: Ground, stack: Stack, client: Client, host: MediaHost, tmp_path: Path) -> None:
     """By the command, in bytes that are those of its source; a page by yt-dlp."""
     target = tmp_path / "lighthouse.mp4"
     entry = {} if ground.key is None else {"SAFELIGHT_API_KEY": ground.key}
     code, output, words = run(stack.data_dir, "import", f"{host.url}/lighthouse.mp4", "-o", str(target), **entry)
     assert (code, output) == (0, f"{target}\n"), words
-    assert target.read_bytes() == film("mp4")
+    assert target.read_bytes() == media("mp4")
     scene = a_scene(ground)
     job = ended(client, client.media.store(f"{host.url}/page.html", scene_id=scene))
     [made] = job["artifacts"]
@@ -87,7 +87,7 @@ def test_a_film_for_a_scene(ground: Ground, stack: Stack, client: Client, host: 
         shown = http.get(f"{stack.url}/api/v1/scenes/{scene}").json()
     assert (shown["media_status"], shown["media_job_id"], shown["media_url"]) == ("completed", job["id"], made["url"])
     assert (made["kind"], made["duration_seconds"], made["height"]) == ("video", 2.0, 72)
-    assert client.download(made["url"]) == film("mp4")
+    assert client.download(made["url"]) == media("mp4")
     assert client.download(made["thumbnails"][-1]["url"])
     assert client.media.probe(f"{host.url}/lighthouse.mp4")["heights"] == [72]
     assert not unfinished(stack)
@@ -127,5 +127,5 @@ def test_a_killed_worker_starts_it_again(stack: Stack, client: Client, host: Med
     host.released.set()
     done = ended(client, job)
     assert (done["status"], done["attempt"]) == ("completed", 2), done["error"]
-    assert client.download(done["artifacts"][0]["url"]) == film("mp4")
+    assert client.download(done["artifacts"][0]["url"]) == media("mp4")
     assert not unfinished(stack)

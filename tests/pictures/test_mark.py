@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from content_credentials import faults_of, signed
-from films import film
 from made_pictures import encoded, halves, opened
+from media import media
 from safelight.pictures import Mark, credentials_of, marked
 
 RECIPE = {"prompt": "ein Leuchtturm <in> der Dämmerung & 灯台 🗼\x01", "seed": "42", "sampler.cfg": "7", "empty": ""}
@@ -40,8 +40,8 @@ def test_signed_pictures_are_found(content_type: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "content_type"), [("mp4", "video/mp4"), ("wav", "audio/wav")])
-def test_signed_films_are_found(name: str, content_type: str) -> None:
-    assert (credentials_of(film(name)), credentials_of(signed(film(name), content_type))) == ("none", "present")
+def test_signed_videos_are_found(name: str, content_type: str) -> None:
+    assert (credentials_of(media(name)), credentials_of(signed(media(name), content_type))) == ("none", "present")
 
 
 def test_credentials_that_are_kept_elsewhere_count() -> None:

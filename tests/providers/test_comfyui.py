@@ -386,8 +386,8 @@ async def test_a_large_result_comes_as_a_file_that_never_stays(
 ) -> None:
     monkeypatch.setattr(server, "HELD_BYTES", 1000)
     stand_in.half_files = 1
-    film = workflow(**{"2": {"class_type": "SaveVideo", "inputs": {"images": ["1", 0]}}})
-    async with aclosing(provider(stand_in).generate(order(workflow=film))) as updates:
+    video = workflow(**{"2": {"class_type": "SaveVideo", "inputs": {"images": ["1", 0]}}})
+    async with aclosing(provider(stand_in).generate(order(workflow=video))) as updates:
         (output,) = [update async for update in updates if isinstance(update, Output) and kept(update)]
     assert isinstance(output.data, Path)
     assert not output.data.parent.exists()

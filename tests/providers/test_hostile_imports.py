@@ -10,7 +10,7 @@ import httpx
 import pytest
 from importing import Make, imported, refusal
 
-from films import dash, film
+from media import dash, media
 from safelight.providers.base import ProviderError
 from safelight.providers.media_import.encoding import Decoder
 from safelight.providers.media_import.error import SourceTooSlow
@@ -47,8 +47,8 @@ async def test_a_page_that_is_a_bomb(make: Make, host: MediaHost, tmp_path: Path
     assert "bytes came" in error.message
 
 
-async def test_a_film_that_is_a_bomb(make: Make, host: MediaHost) -> None:
-    host.files["/bomb.mp4"] = ("video/mp4", film("mp4") + bytes(100 * MEGABYTE))
+async def test_a_video_that_is_a_bomb(make: Make, host: MediaHost) -> None:
+    host.files["/bomb.mp4"] = ("video/mp4", media("mp4") + bytes(100 * MEGABYTE))
     error = await refusal(make(max_bytes=20 * MEGABYTE), f"{host.url}/encoded?of=/bomb.mp4&as=gzip")
     assert error.code == "media_too_large"
 
@@ -67,9 +67,9 @@ async def test_an_encoding_that_is_none_of_ours(make: Make, host: MediaHost, que
 
 
 @pytest.mark.parametrize("name", ["gzip", "x-gzip", "deflate"])
-async def test_an_encoded_film_comes_decoded(make: Make, host: MediaHost, name: str) -> None:
+async def test_an_encoded_video_comes_decoded(make: Make, host: MediaHost, name: str) -> None:
     output, data, _ = await imported(make(), f"{host.url}/encoded?of=/lighthouse.mp4&as={name}")
-    assert (data, output.content_type) == (film("mp4"), "video/mp4")
+    assert (data, output.content_type) == (media("mp4"), "video/mp4")
 
 
 async def test_a_decoder_gives_bites() -> None:
@@ -164,7 +164,7 @@ async def test_a_busy_source_says_when(make: Make, host: MediaHost, after: str, 
 # --- what is merely real ----------------------------------------------------------------------------------------------
 
 
-async def test_a_dash_manifest_becomes_a_film(make: Make, host: MediaHost) -> None:
+async def test_a_dash_manifest_becomes_a_video(make: Make, host: MediaHost) -> None:
     for name, data in dash().items():
         kind = "application/dash+xml" if name.endswith("mpd") else "video/iso.segment"
         host.files[f"/dash/{name}"] = (kind, data)
@@ -173,7 +173,7 @@ async def test_a_dash_manifest_becomes_a_film(make: Make, host: MediaHost) -> No
 
 
 @pytest.mark.long
-async def test_a_film_that_only_yt_dlp_and_ffmpeg_know(make: Make, host: MediaHost) -> None:
+async def test_a_video_that_only_yt_dlp_and_ffmpeg_know(make: Make, host: MediaHost) -> None:
     output, data, _ = await imported(make(), f"{host.url}/piece.ts")
     assert output.content_type.startswith("video/") and len(data) > 1000
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 from importing import LOOPBACK, Make, imported, order, programs_in, refusal
 
-from films import film
+from media import media
 from safelight.providers import address
 from safelight.providers.address import FetchRefused
 from safelight.providers.base import (
@@ -49,14 +49,14 @@ async def test_a_plain_file_comes_byte_for_byte(make: Make, host: MediaHost, nam
 
 async def test_the_media_of_a_page_comes_by_yt_dlp(make: Make, host: MediaHost) -> None:
     output, data, told = await imported(make(), f"{host.url}/page.html")
-    assert data == film("mp4")
+    assert data == media("mp4")
     assert output.content_type == "video/mp4"
     assert "A lighthouse" in output.details["title"]
     assert output.details["extractor"]
     assert "MB of" in told[-2].message or "kB of" in told[-2].message
 
 
-async def test_a_film_in_pieces_comes_as_one(make: Make, host: MediaHost) -> None:
+async def test_a_video_in_pieces_comes_as_one(make: Make, host: MediaHost) -> None:
     output, data, _ = await imported(make(), f"{host.url}/list.m3u8")
     assert output.content_type == "video/mp4"
     assert len(data) > 1000
@@ -82,22 +82,22 @@ async def test_a_list_of_pieces_leads_to_no_private_address(make: Make, host: Me
     assert (await refusal(make(), f"{host.url}/inner.m3u8")).code == "address_refused"
 
 
-async def test_the_sound_of_a_film_alone(make: Make, host: MediaHost) -> None:
+async def test_the_sound_of_a_video_alone(make: Make, host: MediaHost) -> None:
     output, data, _ = await imported(make(), f"{host.url}/lighthouse.mp4", audio_only=True)
     assert output.content_type == "audio/mp4"
-    assert 0 < len(data) < len(film("mp4"))
+    assert 0 < len(data) < len(media("mp4"))
 
 
 async def test_redirects_are_followed(make: Make, host: MediaHost) -> None:
     output, data, _ = await imported(make(), f"{host.url}/redirect?times=4&to=/lighthouse.mp4")
-    assert data == film("mp4")
+    assert data == media("mp4")
     assert output.details["title"] == "lighthouse.mp4"
 
 
 async def test_a_transfer_that_breaks_off_goes_on_where_it_broke(make: Make, host: MediaHost) -> None:
     _, data, _ = await imported(make(), f"{host.url}/cut.mp4")
-    assert data == film("mp4")
-    assert [asked for _, asked in host.asked] == [None, f"bytes={len(film('mp4')) // 2}-"]
+    assert data == media("mp4")
+    assert [asked for _, asked in host.asked] == [None, f"bytes={len(media('mp4')) // 2}-"]
 
 
 async def test_a_slow_source_is_waited_for(make: Make, host: MediaHost) -> None:
@@ -105,7 +105,7 @@ async def test_a_slow_source_is_waited_for(make: Make, host: MediaHost) -> None:
     body = asyncio.create_task(imported(provider, f"{host.url}/slow.mp4"))
     await asyncio.to_thread(host.dripping.wait, 10)
     host.released.set()
-    assert (await body)[1] == film("mp4")
+    assert (await body)[1] == media("mp4")
 
 
 async def test_a_look_tells_before_anything_is_fetched(make: Make, host: MediaHost) -> None:
@@ -115,7 +115,7 @@ async def test_a_look_tells_before_anything_is_fetched(make: Make, host: MediaHo
         extractor=None,
         content_type="video/mp4",
         duration_seconds=2.0,
-        size_bytes=len(film("mp4")),
+        size_bytes=len(media("mp4")),
         heights=(72,),
     )
     seen = await provider.probe(f"{host.url}/page.html")

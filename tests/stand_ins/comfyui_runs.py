@@ -237,7 +237,7 @@ class Runs:
             self._counters[prefix] = self._counters.get(prefix, 0) + 1
             name = f"{stem}_{self._counters[prefix]:05}_.{extension}"
             if not self.delete_files:
-                made = _picture("PNG", (width, height)) if extension == "png" else _film(extension)
+                made = _picture("PNG", (width, height)) if extension == "png" else _video(extension)
                 self.files[kind, subfolder, name] = made
             entries.append({"filename": name, "subfolder": subfolder, "type": kind})
         if key == "gifs":
@@ -284,7 +284,7 @@ def _in_order(graph: Mapping[str, Any]) -> list[str]:
     return list(done)
 
 
-def _film(extension: str) -> bytes:
+def _video(extension: str) -> bytes:
     """A second of a test card with a tone, or what the extension can hold of it."""
     found = list(RECORDED.glob(f"*.{extension}"))
     return found[0].read_bytes() if found else b"words"

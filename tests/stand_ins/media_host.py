@@ -1,4 +1,4 @@
-"""A web server of small real films, and of every trouble that a download can meet."""
+"""A web server of small real videos, and of every trouble that a download can meet."""
 
 import threading
 import zlib
@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from films import film
+from media import media
 from patience import PATIENCE_SECONDS
 
 CHOICE = b"""#EXTM3U
@@ -24,15 +24,15 @@ class MediaHost:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str | None]] = []
-        self.dripping = threading.Event()  # set when a slow film has begun
-        self.released = threading.Event()  # lets slow films go on to their end
+        self.dripping = threading.Event()  # set when a slow video has begun
+        self.released = threading.Event()  # lets slow videos go on to their end
         self.files: dict[str, tuple[str, bytes]] = {
-            "/lighthouse.mp4": ("video/mp4", film("mp4")),
-            "/lighthouse.webm": ("video/webm", film("webm")),
-            "/silent.mp4": ("video/mp4", film("black.mp4")),
-            "/sea.mp3": ("audio/mpeg", film("mp3")),
-            "/fake.mp4": ("video/mp4", b"<html>This is no film.</html>" * 50),
-            "/broken.mp4": ("video/mp4", film("mp4")[:32] + b"\0" * 5000),
+            "/lighthouse.mp4": ("video/mp4", media("mp4")),
+            "/lighthouse.webm": ("video/webm", media("webm")),
+            "/silent.mp4": ("video/mp4", media("black.mp4")),
+            "/sea.mp3": ("audio/mpeg", media("mp3")),
+            "/fake.mp4": ("video/mp4", b"<html>This is no video.</html>" * 50),
+            "/broken.mp4": ("video/mp4", media("mp4")[:32] + b"\0" * 5000),
             "/empty.mp4": ("video/mp4", b""),
             "/page.html": ("text/html", _page('<video src="/lighthouse.mp4"></video>')),
             "/slow.html": ("text/html", _page('<video src="/slow.mp4"></video>')),
@@ -40,7 +40,7 @@ class MediaHost:
             "/fake.html": ("text/html", _page('<video src="/fake.mp4"></video>')),
             "/list.m3u8": ("application/vnd.apple.mpegurl", _list("/piece.ts")),
             "/large.m3u8": ("application/vnd.apple.mpegurl", _list("/large.ts")),
-            "/large.ts": ("video/mp2t", film("ts")),
+            "/large.ts": ("video/mp2t", media("ts")),
             "/choice.m3u8": ("application/vnd.apple.mpegurl", CHOICE),
             "/inner.m3u8": ("audio/x-mpegurl", _list("http://169.254.169.254/piece.ts")),
             "/forbidden.m3u8": ("application/vnd.apple.mpegurl", _list("/status?code=403")),
@@ -48,7 +48,7 @@ class MediaHost:
             "/drip.html": ("text/html", _page('<video src="/drip"></video>')),
             "/forbidden.html": ("text/html", _page('<video src="/status?code=403"></video>')),
             "/gone.html": ("text/html", _page('<video src="/status?code=404"></video>')),
-            "/piece.ts": ("video/mp2t", film("ts")),
+            "/piece.ts": ("video/mp2t", media("ts")),
             "/words.html": ("text/html", _page("<p>Only words.</p>")),
         }
         host = self
@@ -90,7 +90,7 @@ class MediaHost:
         place = urlsplit(request.path)
         path, query = place.path, {name: values[0] for name, values in parse_qs(place.query).items()}
         self.asked.append((path, request.headers.get("Range")))
-        whole = film("mp4")
+        whole = media("mp4")
         match path:
             case "/redirect":
                 left = int(query.get("times", "1")) - 1

@@ -10,7 +10,7 @@ import pytest
 from starlette.responses import Response
 from workshop import PICTURE, Scripted, Workshop
 
-from films import film
+from media import media
 from safelight.db import Tx, db_now
 from safelight.jobs.availability import half_open, provider_states, set_probe
 from safelight.providers.base import (
@@ -274,7 +274,7 @@ async def test_a_probe_that_fails_keeps_the_job(workshop: Workshop) -> None:
 @pytest.mark.parametrize("whole", [True, False])
 async def test_a_file_is_gone_whatever_became_of_it(workshop: Workshop, tmp_path: Path, whole: bool) -> None:
     file = tmp_path / "result.tmp"
-    file.write_bytes(film("mp4") if whole else film("mp4")[:2000])
+    file.write_bytes(media("mp4") if whole else media("mp4")[:2000])
     workshop.add("one", Scripted(delivers=file))
     job = await workshop.attempt(await workshop.submit(max_retries=0))
     assert (job.status, (job.error or {}).get("code")) == (("completed", None) if whole else ("failed", "bad_output"))
@@ -284,7 +284,7 @@ async def test_a_file_is_gone_whatever_became_of_it(workshop: Workshop, tmp_path
 async def test_without_ffmpeg_a_video_is_not_made_again_and_again(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workshop.add("one", Scripted(delivers=film("mp4")))
+    workshop.add("one", Scripted(delivers=media("mp4")))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     job = await workshop.attempt(await workshop.submit(max_retries=3))

@@ -23,20 +23,20 @@ from safelight.artifacts.artifact import (
     recorded_uploads,
     unused_uploads,
 )
-from safelight.artifacts.film import BadFilm, FfmpegMissing, Film, find_ffmpeg, inspect_film
 from safelight.artifacts.link import ApiPath, BadLink, Link, Links, StoredFile, load_signing_key
+from safelight.artifacts.media import BadMedia, FfmpegMissing, Media, find_ffmpeg, inspect_media
 from safelight.artifacts.service import ArtifactStore
 
 __all__ = [
     "ApiPath",
     "Artifact",
     "ArtifactStore",
-    "BadFilm",
     "BadLink",
+    "BadMedia",
     "FfmpegMissing",
-    "Film",
     "Link",
     "Links",
+    "Media",
     "StoredFile",
     "Thumbnail",
     "artifacts",
@@ -51,7 +51,7 @@ __all__ = [
     "give_inputs",
     "insert",
     "insertion_for",
-    "inspect_film",
+    "inspect_media",
     "known_files",
     "leftovers",
     "living",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from safelight.artifacts.artifact import Artifact, Thumbnail
-from safelight.artifacts.film import BadFilm, inspect_film, is_film
+from safelight.artifacts.media import BadMedia, inspect_media, is_media
 from safelight.db import new_id
 from safelight.pictures import (
     BadPicture,
@@ -44,7 +44,7 @@ ORPHAN_BATCH = 500
 MAX_PICTURE_BYTES = 512 * 1024 * 1024
 READ_BYTES = 1024 * 1024
 MAX_WAITING_UPLOADS = 16
-FILMS_AT_ONCE = 4  # that ffmpeg looks at, in a process
+MEDIA_AT_ONCE = 4  # that ffmpeg looks at, in a process
 Attempt = tuple[str, int]  # job id, attempt
 
 
@@ -73,7 +73,7 @@ class _Prepared:
 class ArtifactStore:
     """Files of jobs under `jobs/{job_id}/{attempt}/`, uploads under `inputs/{artifact_id}/`.
 
-    Decoding and scaling are done by `pictures`, never on the loop; films are read by ffmpeg, in `film_memory_bytes`.
+    Decoding and scaling are done by `pictures`, never on the loop; media are read by ffmpeg, in `media_memory_bytes`.
     """
 
     def __init__(
@@ -81,15 +81,15 @@ class ArtifactStore:
         storage: Storage,
         pictures: PictureWorkers,
         now: Callable[[], datetime] = utc_now,
-        film_memory_bytes: int = MEMORY_BYTES,
+        media_memory_bytes: int = MEMORY_BYTES,
         max_waiting_uploads: int = MAX_WAITING_UPLOADS,
     ) -> None:
         self._storage = storage
         self._pictures = pictures
         self._now = now
-        self._film_memory_bytes = film_memory_bytes
+        self._media_memory_bytes = media_memory_bytes
         self._max_waiting_uploads = max_waiting_uploads
-        self._films = asyncio.Semaphore(FILMS_AT_ONCE)
+        self._media = asyncio.Semaphore(MEDIA_AT_ONCE)
 
     async def store(
         self,
@@ -108,7 +108,7 @@ class ArtifactStore:
         What it is, its content says: a picture, a video or a sound. `data` may be the path of a file, which stays where
         it is; a video or sound is never whole in memory then. A picture is given its `mark`, unless it carries content
         credentials, which that would break; without one it is kept as it is, and a file is not whole in memory either.
-        `details` go into the record. Raises `BadPicture` or `BadFilm` before anything is stored, `FfmpegMissing`,
+        `details` go into the record. Raises `BadPicture` or `BadMedia` before anything is stored, `FfmpegMissing`,
         `StorageUnavailable`.
         """
         keep = partial(
@@ -123,14 +123,14 @@ class ArtifactStore:
             details=details or {},
         )
         head = await self._pictures.run(_head_of, data)
-        if type_of(head) is not None or not is_film(head):
+        if type_of(head) is not None or not is_media(head):
             picture = await self._pictures.run(_read_result, data, self._pictures.max_pixels)
             return await keep(await self._pictures.run(_prepare, picture, mark, pixels=picture.pixels))
         if isinstance(data, Path):
-            return await keep(await self._prepare_film(data, mark))
+            return await keep(await self._prepare_media(data, mark))
         with tempfile.NamedTemporaryFile(prefix="safelight-", buffering=0) as file:
             await asyncio.to_thread(file.write, data)
-            return await keep(await self._prepare_film(Path(file.name), mark))
+            return await keep(await self._prepare_media(Path(file.name), mark))
 
     async def store_upload(self, file: bytes | Path, *, content_type: str, owner_id: str) -> Artifact:
         """Check an uploaded picture, store it without its metadata, and return its record, which is not yet a row.
@@ -155,26 +155,26 @@ class ArtifactStore:
             details={},
         )
 
-    async def _prepare_film(self, path: Path, mark: Mark | None) -> _Prepared:
-        async with self._films:
-            film = await inspect_film(path, self._film_memory_bytes, self._pictures.max_pixels)
+    async def _prepare_media(self, path: Path, mark: Mark | None) -> _Prepared:
+        async with self._media:
+            media = await inspect_media(path, self._media_memory_bytes, self._pictures.max_pixels)
         width = height = None
         look = Look()
-        if film.poster is not None:
-            width, height = film.poster.width, film.poster.height
-            look = await self._pictures.run(look_at_frame, film.poster, pixels=width * height)
+        if media.poster is not None:
+            width, height = media.poster.width, media.poster.height
+            look = await self._pictures.run(look_at_frame, media.poster, pixels=width * height)
         credentials = await self._pictures.run(credentials_of, path)
         return _Prepared(
             path,
-            film.content_type,
-            film.extension,
+            media.content_type,
+            media.extension,
             width,
             height,
             look.marked(mark and Mark(origin=mark.origin)),
             credentials,
-            kind=film.kind,
-            duration_seconds=film.duration_seconds,
-            details=film.details,
+            kind=media.kind,
+            duration_seconds=media.duration_seconds,
+            details=media.details,
         )
 
     async def _keep(
@@ -383,7 +383,7 @@ def _head_of(data: bytes | Path) -> bytes:
     try:
         return head_of(data)
     except OSError as error:
-        raise BadFilm(f"The provider's file cannot be read: {error.strerror}.") from error
+        raise BadMedia(f"The provider's file cannot be read: {error.strerror}.") from error
 
 
 def _attempt_of(key: str) -> Attempt | None:

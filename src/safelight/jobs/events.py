@@ -122,7 +122,7 @@ class JobEvent:
 def describe_artifact(artifact: Artifact) -> dict[str, Any]:
     """An artifact as clients see it; URLs are paths on the API's host."""
     url = f"/api/v1/artifacts/{artifact.id}"
-    is_film = artifact.kind == "video" and bool(artifact.thumbnails)
+    has_poster = artifact.kind == "video" and bool(artifact.thumbnails)
     return {
         "id": artifact.id,
         "kind": artifact.kind,
@@ -143,7 +143,7 @@ def describe_artifact(artifact: Artifact) -> dict[str, Any]:
             }
             for thumbnail in artifact.thumbnails
         ],
-        "poster": ApiPath(f"{url}/thumbnails/{artifact.thumbnails[-1]['width']}") if is_film else None,
+        "poster": ApiPath(f"{url}/thumbnails/{artifact.thumbnails[-1]['width']}") if has_poster else None,
         "thumbnail_error": artifact.thumbnail_error,
         "content_credentials": artifact.content_credentials,
         "details": artifact.details or {},

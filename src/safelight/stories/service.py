@@ -82,7 +82,7 @@ class _Rows:
             .values(**asked, image_status="pending", image_error=null(), updated_at=db_now())
         )
         first = made.order_by(artifacts.c.position).limit(1).scalar_subquery()
-        self.show = (  # a job that made a film alone leaves the picture that is there
+        self.show = (  # a job that made a video alone leaves the picture that is there
             update(table)
             .where(there, is_later)
             .values(

@@ -15,7 +15,7 @@ from typing import Literal, assert_never
 import structlog
 from structlog.contextvars import bound_contextvars
 
-from safelight.artifacts import Artifact, ArtifactStore, BadFilm
+from safelight.artifacts import Artifact, ArtifactStore, BadMedia
 from safelight.db import Database
 from safelight.errors import Unavailable
 from safelight.jobs import (
@@ -226,7 +226,7 @@ class Runner:
             return Completed(made)
         except ProviderError as error:
             return self._judge.of(attempt, error)
-        except (BadPicture, BadFilm) as error:
+        except (BadPicture, BadMedia) as error:
             return self._judge.of(attempt, BadOutput(error.detail))
         except Unavailable as error:
             # The failure is ours (database, storage): the provider's job is well, and the next attempt adopts it.

@@ -12,7 +12,7 @@ PATHS = ("/slow.mp4", "/slow.html")
 
 
 def killed_halfway(trial: Trial) -> None:
-    """The process that imports is killed, in the middle of a file and of a page's film; others are cancelled."""
+    """The process that imports is killed, in the middle of a file and of a page's video; others are cancelled."""
     stack, random = trial.stack, trial.random
     stack.crew(io=1, imports=3)
     with contextlib.closing(MediaHost()) as host:

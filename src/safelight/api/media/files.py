@@ -19,7 +19,7 @@ log = structlog.get_logger()
 router = APIRouter(prefix="/api/v1/files", tags=["artifacts"])
 
 # A file is somebody else's work: opened as a page it may show itself, and can neither run anything nor reach us. The
-# browser's own viewers of pictures and films need the inline styles.
+# browser's own viewers of pictures and videos need the inline styles.
 SANDBOX = "sandbox; default-src 'none'; img-src 'self'; media-src 'self'; style-src 'unsafe-inline'"
 KEPT_FOR_EVER = "private, max-age=31536000, immutable"
 _BYTES: dict[str, Any] = {

@@ -255,7 +255,7 @@ def _picture(name: str, picture: Picture) -> dict[str, Any]:
 
 
 def pictures_among(made: Sequence[Artifact]) -> list[Artifact]:
-    """What a job made, without films and sounds."""
+    """What a job made, without videos and sounds."""
     return [artifact for artifact in made if artifact.content_type.startswith("image/")]
 
 

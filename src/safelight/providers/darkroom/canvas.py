@@ -32,7 +32,7 @@ def ramp(size: tuple[int, int], colors: Sequence[Color], *, across: bool = False
 
 
 def grained(image: Image.Image, amount: int, rng: Random) -> Image.Image:
-    """Film grain of at most `amount` levels either way."""
+    """Media grain of at most `amount` levels either way."""
     width, height = image.size
     noise = Image.frombytes("L", image.size, rng.randbytes(width * height))
     noise = noise.point([round(value * 2 * amount / 255) for value in range(256)])

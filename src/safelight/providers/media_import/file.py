@@ -156,7 +156,7 @@ class Files:
             if claimed.startswith("image/"):
                 pictures = ", ".join(sorted(name for name in KNOWN_TYPES if name.startswith("image/")))
                 raise NotMedia(f"{place} is {claimed[:80]}, which is not taken. Pictures may be {pictures}.") from None
-            return Answer(found_at, None, total)  # of a film that we do not know, yt-dlp and ffmpeg may make one
+            return Answer(found_at, None, total)  # yt-dlp and ffmpeg may make media of a type that we do not know
         if total is not None and total > self._max_bytes:
             raise _too_large(place, self._max_bytes, f" has {total:,} bytes")
         title = title_of(found_at, response.headers.get("content-disposition", ""))

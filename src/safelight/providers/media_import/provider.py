@@ -35,8 +35,8 @@ from safelight.providers.media_import.error import (
     TooLarge,
     TooLong,
 )
+from safelight.providers.media_import.ffmpeg import Ffmpeg, sketch, sound_of
 from safelight.providers.media_import.file import Answer, Files
-from safelight.providers.media_import.film import Ffmpeg, sketch, sound_of
 from safelight.providers.media_import.pace import Pace
 from safelight.providers.media_import.page import Found, Transfer, Wish, YtDlp
 from safelight.providers.media_import.proxy import Proxy

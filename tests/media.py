@@ -41,8 +41,8 @@ RECIPES: dict[str, tuple[str, ...]] = {
 
 
 @cache
-def film(name: str) -> bytes:
-    """The bytes of a film of two seconds, 128x72 at 10 pictures a second, and a tone. Skips the test without ffmpeg."""
+def media(name: str) -> bytes:
+    """A video of two seconds, 128x72 at 10 pictures a second, and a tone. Skips the test without ffmpeg."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"made.{name.rpartition('.')[2]}"
         _run(*RECIPES[name], str(path))
@@ -51,24 +51,24 @@ def film(name: str) -> bytes:
 
 @cache
 def dash() -> dict[str, bytes]:
-    """A silent film in the pieces of DASH: its manifest is `dash.mpd`."""
+    """A silent video in the pieces of DASH: its manifest is `dash.mpd`."""
     with tempfile.TemporaryDirectory() as folder:
         _run(*SILENT, "-f", "dash", str(Path(folder) / "dash.mpd"))
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
 @cache
-def piped_film(name: str) -> bytes:
+def piped_media(name: str) -> bytes:
     """The same, written by somebody who could not go back to note its length."""
     return _run(*RECIPES[name], "-f", {"mkv": "matroska"}.get(name, name), "pipe:1")
 
 
 @cache
-def turned_film() -> bytes:
+def turned_video() -> bytes:
     """The same as a telephone held upright records it: lying, with a note to turn it."""
     with tempfile.TemporaryDirectory() as folder:
         lying, turned = Path(folder) / "lying.mp4", Path(folder) / "turned.mp4"
-        lying.write_bytes(film("mp4"))
+        lying.write_bytes(media("mp4"))
         _run("-display_rotation", "90", "-i", str(lying), "-c", "copy", str(turned))
         return turned.read_bytes()
 

@@ -10,7 +10,7 @@ import pytest
 from api_service import JOBS, Json, Service
 from PIL import Image
 
-from films import film, turned_film
+from media import media, turned_video
 from safelight.providers import registry
 from safelight.providers.base import Capabilities, Generation, Output, Parameters, Provider, Update
 
@@ -18,7 +18,7 @@ MADE: list[Path] = []
 
 
 class Projector(Provider):
-    """Delivers the films that its prompt names, as files."""
+    """Delivers the videos that its prompt names, as files."""
 
     @property
     def capabilities(self) -> Capabilities:
@@ -30,19 +30,19 @@ class Projector(Provider):
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Update]:
         for name in generation.parameters.prompt.split():
-            yield Output(as_file(name), "application/octet-stream", details={"title": f"A film of type {name}"})
+            yield Output(as_file(name), "application/octet-stream", details={"title": f"A video of type {name}"})
 
 
 def as_file(name: str) -> Path:
     with NamedTemporaryFile(prefix="projector-", delete=False) as file:
-        file.write(turned_film() if name == "turned" else film(name))
+        file.write(turned_video() if name == "turned" else media(name))
     MADE.append(Path(file.name))
     return MADE[-1]
 
 
 @pytest.fixture
 def cinema(make_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    plug_in = EntryPoint("projector", "test_api_films:Projector", registry.GROUP)
+    plug_in = EntryPoint("projector", "test_api_videos:Projector", registry.GROUP)
     monkeypatch.setattr(registry, "entry_points", lambda group: [plug_in])
     yield make_service(mock_mode=False, default_provider="projector")
     assert not any(path.exists() for path in MADE), "files that nobody removed"
@@ -56,7 +56,7 @@ def test_a_video_a_sound_and_a_seek(cinema: Service) -> None:
     assert (video["kind"], video["content_type"], video["width"], video["height"]) == ("video", "video/mp4", 128, 72)
     assert video["duration_seconds"] == pytest.approx(2, abs=0.1)
     assert video["details"] == {
-        "title": "A film of type mp4",
+        "title": "A video of type mp4",
         "container": "mp4",
         "video_codec": "h264",
         "frame_rate": 10.0,
@@ -80,7 +80,7 @@ def test_a_video_a_sound_and_a_seek(cinema: Service) -> None:
     assert poster.headers["content-type"] == "image/webp"
     assert Image.open(BytesIO(poster.content)).size == (128, 72)
 
-    whole = film("mp4")
+    whole = media("mp4")
     seek = cinema.http.get(video["url"], headers={"Range": "bytes=1000-"})
     assert (seek.status_code, seek.content) == (206, whole[1000:])
     assert seek.headers["content-type"] == "video/mp4"

@@ -56,7 +56,7 @@ CONTAINERS: Mapping[str, Demuxed] = {
 }
 
 
-class BadFilm(SafelightError):
+class BadMedia(SafelightError):
     """The provider's file is not a usable video or sound."""
 
     code = "bad_output"
@@ -73,7 +73,7 @@ class FfmpegMissing(Unavailable):
 
 
 @dataclass(frozen=True, slots=True)
-class Film:
+class Media:
     """A video as it is shown (upright, pixels square), or a sound, which has no size and no `poster`.
 
     `details` are `container`, and as far as there is one `video_codec`, `frame_rate` (of pictures a second),
@@ -132,7 +132,7 @@ def find_ffmpeg() -> str:
         raise FfmpegMissing from None
 
 
-def is_film(head: bytes) -> bool:
+def is_media(head: bytes) -> bool:
     """Whether a file that begins with these bytes is a video or a sound, whatever it claims to be."""
     try:
         return content_type_of(head[:HEAD_BYTES]) in CONTAINERS
@@ -140,10 +140,10 @@ def is_film(head: bytes) -> bool:
         return False
 
 
-async def inspect_film(path: Path, memory_bytes: int = MEMORY_BYTES, max_pixels: int = MAX_PIXELS) -> Film:
+async def inspect_media(path: Path, memory_bytes: int = MEMORY_BYTES, max_pixels: int = MAX_PIXELS) -> Media:
     """Read a video or a sound to its end, and take a picture out of it that says something.
 
-    ffmpeg may take `memory_bytes`. Raises `BadFilm` with a sentence that says why it is of no use, and `FfmpegMissing`.
+    ffmpeg may take `memory_bytes`. Raises `BadMedia`, which says why it is of no use, and `FfmpegMissing`.
     """
     head = await asyncio.to_thread(head_of, path)
     container, types = CONTAINERS[content_type_of(head)]
@@ -152,10 +152,10 @@ async def inspect_film(path: Path, memory_bytes: int = MEMORY_BYTES, max_pixels:
     video, audio = streams.get(VIDEO), streams.get(AUDIO)
     kind = VIDEO if video is not None and VIDEO in types else AUDIO
     if kind not in types or (kind == AUDIO and audio is None):
-        raise BadFilm("The provider's file holds neither a picture nor a sound.")
+        raise BadMedia("The provider's file holds neither a picture nor a sound.")
     is_endless = head[4:8] in ENDLESS  # a WAV that was written into a pipe: any end is one
     if any(stream.is_cut for stream in streams.values()) and not is_endless:
-        raise BadFilm("The provider's file is cut short.")
+        raise BadMedia("The provider's file is cut short.")
     content_type, extension = types[kind]
     seconds = max(stream.seconds for stream in streams.values())
     details: dict[str, Any] = {"container": extension}
@@ -170,7 +170,7 @@ async def inspect_film(path: Path, memory_bytes: int = MEMORY_BYTES, max_pixels:
     if audio is not None:
         details["audio_codec"] = audio.facts["codec_id"]
         details["sample_rate"] = int(audio.facts["sample_rate"])
-    return Film(kind, content_type, extension, round(seconds, 3), details, poster)
+    return Media(kind, content_type, extension, round(seconds, 3), details, poster)
 
 
 # --- its streams ------------------------------------------------------------------------------------------------------
@@ -181,12 +181,12 @@ async def _streams_of(file: _File) -> dict[str, _Stream]:
     wanted = ("-map", "0:V:0?", "-map", "0:a:0?", "-c", "copy", "-f", "framecrc", "-")
     found, code, said = await _ffmpeg(file, wanted, _read_streams, READ_SECONDS)
     if CUT_SHORT.search(said):
-        raise BadFilm("The provider's file is cut short.")
+        raise BadMedia("The provider's file is cut short.")
     streams = {stream.facts["media_type"]: stream for stream in found.values()}
     if AUDIO in streams and not streams[AUDIO].packets:  # a track that was announced and never recorded
         del streams[AUDIO]
     if code != 0 or not streams or not all(stream.packets for stream in streams.values()):
-        raise BadFilm("The provider's file is no video or sound that can be played; it may be corrupt.")
+        raise BadMedia("The provider's file is no video or sound that can be played; it may be corrupt.")
     return streams
 
 
@@ -195,7 +195,7 @@ async def _hear(file: _File) -> None:
     beginning = ("-map", "0:a:0", "-t", f"{HEARD_SECONDS}", "-f", "framecrc", "-")
     heard, _, _ = await _ffmpeg(file, beginning, _read_streams, FRAME_SECONDS)
     if not any(stream.packets for stream in heard.values()):
-        raise BadFilm("Nothing of the provider's sound can be played; it may be corrupt.")
+        raise BadMedia("Nothing of the provider's sound can be played; it may be corrupt.")
 
 
 async def _read_streams(output: asyncio.StreamReader) -> dict[str, _Stream]:
@@ -216,7 +216,7 @@ async def _poster(file: _File, video: _Stream, seconds: float, max_pixels: int) 
     """The first frame found that is not of one colour, or the one that is it least; as it is shown."""
     width, height = (int(side) for side in video.facts["dimensions"].split("x"))
     if width * height > max_pixels:
-        raise BadFilm(f"The provider's video of {width}x{height} has more than {max_pixels:,} pixels.")
+        raise BadMedia(f"The provider's video of {width}x{height} has more than {max_pixels:,} pixels.")
     shape = Fraction(video.facts.get("sar", "1/1").replace("0/1", "1/1"))
     best: Frame | None = None
     for moment in MOMENTS:
@@ -228,7 +228,7 @@ async def _poster(file: _File, video: _Stream, seconds: float, max_pixels: int) 
         if frame.contrast >= LIVELY:
             break
     if best is None:
-        raise BadFilm("No picture of the provider's video can be shown; it may be corrupt.")
+        raise BadMedia("No picture of the provider's video can be shown; it may be corrupt.")
     return best
 
 
@@ -278,9 +278,9 @@ async def _ffmpeg(
             result, said = await asyncio.gather(read(output), _last(errors))
             return result, await process.wait(), said
     except TimeoutError:
-        raise BadFilm(f"The provider's file could not be read within {seconds:.0f} s.") from None
+        raise BadMedia(f"The provider's file could not be read within {seconds:.0f} s.") from None
     except (ValueError, KeyError, IndexError) as error:  # lines that are none of its format
-        raise BadFilm("The provider's file cannot be made sense of.") from error
+        raise BadMedia("The provider's file cannot be made sense of.") from error
     finally:
         with contextlib.suppress(ProcessLookupError):
             if process.returncode is None:

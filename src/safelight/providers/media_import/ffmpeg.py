@@ -1,4 +1,4 @@
-"""What ffmpeg says of a film before it is kept: how long it is, and whether there is picture and sound."""
+"""What ffmpeg says of a video or a sound before it is kept: how long it is, and whether there is picture and sound."""
 
 import re
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from safelight.providers.media_import.proxy import Proxy
 NEAR = "file"
 FAR = "http,https,httpproxy,tcp,tls"
 SILENT_MICROSECONDS = 15_000_000
-DEMUXERS = {  # so that what was looked at as a film is not read as a list that leads elsewhere
+DEMUXERS = {  # so that what was looked at as media is not read as a list that leads elsewhere
     "video/mp4": "mov",
     "audio/mp4": "mov",
     "video/quicktime": "mov",
@@ -39,7 +39,7 @@ class Ffmpeg:
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
-    """A film as its head describes it. `audio_codec` is None without a sound."""
+    """A video or a sound as its head describes it. `audio_codec` is None without a sound."""
 
     duration_seconds: float | None
     height: int | None
@@ -50,7 +50,7 @@ class Sketch:
 async def sketch(
     ffmpeg: Ffmpeg, source: Path | str, content_type: str, folder: Path, proxy: Proxy | None = None
 ) -> Sketch:
-    """Describe a film in a file, or at a URL (through `proxy`). Raises `NotMedia`, `ToolMissing`."""
+    """Describe media in a file, or at a URL (through `proxy`). Raises `NotMedia`, `ToolMissing`."""
     protocols = NEAR if proxy is None else FAR
     place = f"file:{source}" if proxy is None else str(source)
     silence = () if proxy is None else ("-rw_timeout", str(SILENT_MICROSECONDS))
@@ -73,13 +73,24 @@ async def sketch(
     return Sketch(seconds, height, has_picture, audio_codec)
 
 
-async def sound_of(ffmpeg: Ffmpeg, film: Path, audio_codec: str, folder: Path) -> Path:
-    """The sound of a film in a file of its own, as it is. Raises `NotMedia`, `ToolMissing`."""
+async def sound_of(ffmpeg: Ffmpeg, media: Path, audio_codec: str, folder: Path) -> Path:
+    """The sound of a video in a file of its own, as it is. Raises `NotMedia`, `ToolMissing`."""
     target = folder / f"sound.{SOUNDS.get(audio_codec, 'mka')}"
-    options = ("-protocol_whitelist", NEAR, "-i", f"file:{film}", "-map", "0:a:0", "-c", "copy", "-y", f"file:{target}")
+    options = (
+        "-protocol_whitelist",
+        NEAR,
+        "-i",
+        f"file:{media}",
+        "-map",
+        "0:a:0",
+        "-c",
+        "copy",
+        "-y",
+        f"file:{target}",
+    )
     code, said = await _ffmpeg(ffmpeg, options, folder, {})
     if code != 0:
-        raise NotMedia("The sound of this film cannot be read; it may be corrupt.", details={"tool": said[-300:]})
+        raise NotMedia("The sound of this video cannot be read; it may be corrupt.", details={"tool": said[-300:]})
     return target
 
 
