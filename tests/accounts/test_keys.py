@@ -75,18 +75,18 @@ async def test_only_a_hash_is_kept(database: Database) -> None:
 
 
 async def test_bad_keys(database: Database) -> None:
-    keeper = door(database)
+    authenticator = door(database)
     for credential, error in (
         ("sl_nonsense", KeyInvalid),
         ("sl_" + "x" * 100_000, KeyInvalid),
         ("sl_ä\0\ud800".encode("utf-8", "replace").decode(), KeyInvalid),
     ):
         with pytest.raises(error):
-            await keeper.by_credential(credential)
+            await authenticator.by_credential(credential)
     expired = new_secret()
     await make(database, expired, expires_in_seconds=-1.0)
     with pytest.raises(KeyExpired):
-        await keeper.by_credential(expired)
+        await authenticator.by_credential(expired)
 
 
 async def test_a_key_is_believed_for_a_moment_after_it_was_revoked_elsewhere(
@@ -95,8 +95,8 @@ async def test_a_key_is_believed_for_a_moment_after_it_was_revoked_elsewhere(
     secret = new_secret()
     key = await make(database, secret)
     here, elsewhere = door(database), door(database, known_seconds=600)
-    for keeper in (here, elsewhere):
-        await keeper.by_credential(secret)
+    for authenticator in (here, elsewhere):
+        await authenticator.by_credential(secret)
     assert isinstance(await database.write(revoke_key, key.id, "ada"), Key)
     here.forget()
     with pytest.raises(KeyRevoked):
@@ -111,11 +111,11 @@ async def test_a_key_is_believed_for_a_moment_after_it_was_revoked_elsewhere(
 async def test_a_key_that_expires_while_it_is_remembered(database: Database) -> None:
     secret = new_secret()
     await make(database, secret, expires_in_seconds=3)
-    keeper = door(database, known_seconds=600)
-    await keeper.by_credential(secret)
+    authenticator = door(database, known_seconds=600)
+    await authenticator.by_credential(secret)
     await asyncio.sleep(3)
     with pytest.raises(KeyExpired):
-        await keeper.by_credential(secret)
+        await authenticator.by_credential(secret)
 
 
 async def test_a_remembered_key_costs_no_query(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,9 +130,9 @@ async def test_a_remembered_key_costs_no_query(database: Database, monkeypatch: 
         return await read(*args)  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(database, "read", counted)
-    keeper = door(database)
+    authenticator = door(database)
     for _ in range(50):
-        await keeper.by_credential(secret)
+        await authenticator.by_credential(secret)
     assert reads == 1
 
 
@@ -140,10 +140,10 @@ async def test_last_use_is_noted_once_a_minute(database: Database) -> None:
     secret = new_secret()
     key = await make(database, secret)
     assert key.last_used_at is None
-    keeper = door(database)
+    authenticator = door(database)
     for _ in range(3):
-        await keeper.by_credential(secret)
-    await keeper.close()
+        await authenticator.by_credential(secret)
+    await authenticator.close()
     [first] = await database.read(list_keys, "ada")
     assert first.last_used_at is not None
     await database.write(note_use, key.id)
@@ -231,24 +231,24 @@ def test_csrf_tokens_belong_to_one_session() -> None:
 
 
 async def test_a_user_appears_with_the_first_token(database: Database) -> None:
-    keeper = door(database)
-    who = await keeper.by_credential(shared_token(tier="pro"))
+    authenticator = door(database)
+    who = await authenticator.by_credential(shared_token(tier="pro"))
     assert (who.owner_id, who.tier, who.how) == ("ada", "pro", "token")
-    assert (await keeper.by_credential(shared_token())).tier == "pro"  # this one does not say; the user has it
-    assert (await keeper.by_credential(shared_token(tier="nonsense"))).tier == "pro"
-    await keeper.by_credential(shared_token(tier="free"))
-    await keeper.close()
+    assert (await authenticator.by_credential(shared_token())).tier == "pro"  # this one does not say; the user has it
+    assert (await authenticator.by_credential(shared_token(tier="nonsense"))).tier == "pro"
+    await authenticator.by_credential(shared_token(tier="free"))
+    await authenticator.close()
     row = await database.read(lambda tx: tx.execute(select(users)).one())
     assert (row.id, row.issuer, row.subject, row.tier) == ("ada", ISSUER, "ada", "free")
 
 
 async def test_a_token_never_makes_somebody_an_owner_of_what_is_there(database: Database) -> None:
     await make(database, new_secret())  # of an owner called ada, who has nothing to do with the provider's ada
-    keeper = door(database)
-    stranger = await keeper.by_credential(shared_token())
+    authenticator = door(database)
+    stranger = await authenticator.by_credential(shared_token())
     assert stranger.owner_id != "ada"
     assert (await door(database).by_credential(shared_token())).owner_id == stranger.owner_id
-    assert (await keeper.by_credential(shared_token(sub="local"))).owner_id != "local"
+    assert (await authenticator.by_credential(shared_token(sub="local"))).owner_id != "local"
     other = await database.write(see_user, "https://other.example", "ada", None)
     assert other.id not in ("ada", stranger.owner_id)
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from patience import PATIENCE_SECONDS, await_true
-from safelight.supervisor.warden import living
+from safelight.supervisor.guard import living
 
 START_SECONDS = 2 * PATIENCE_SECONDS  # the promise of 10 s is measured on an idle machine
 IO_WORKER = f"io-1@{socket.gethostname()}"

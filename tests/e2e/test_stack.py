@@ -10,7 +10,7 @@ import pytest
 from running_stack import Stack, command, noted, read_until, run
 
 from patience import PATIENCE_SECONDS, await_true
-from safelight.supervisor.warden import living
+from safelight.supervisor.guard import living
 from safelight_client import Client
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from patience import PATIENCE_SECONDS, await_true
-from safelight.supervisor.warden import living
+from safelight.supervisor.guard import living
 
 FAKE_STACK = Path(__file__).with_name("fake_stack.py")
 
@@ -50,7 +50,7 @@ class FakeStack:
         return json.loads((self.data_dir / "children.json").read_text())["children"][name]
 
     def remains(self) -> dict[int, int]:
-        """Every process of the stack but the supervisor and the warden."""
+        """Every process of the stack but the supervisor and the guard."""
         return living(self.groups, self.mark)
 
     def output(self) -> str:
@@ -177,21 +177,21 @@ def children(stack: FakeStack) -> dict[str, int]:
     return json.loads((stack.data_dir / "children.json").read_text())["children"]
 
 
-def test_the_warden_is_replaced(start: Callable[..., FakeStack]) -> None:
+def test_the_guard_is_replaced(start: Callable[..., FakeStack]) -> None:
     stack = start()
     stack.wait_until_ready()
-    first = warden_of(stack)
+    first = guard_of(stack)
     os.kill(first, signal.SIGKILL)
-    await_true(lambda: warden_of(stack) not in (0, first))
+    await_true(lambda: guard_of(stack) not in (0, first))
     stack.process.kill()
     await_true(lambda: not stack.remains())
 
 
-def warden_of(stack: FakeStack) -> int:
+def guard_of(stack: FakeStack) -> int:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and entry.joinpath("stat").exists():
             words = command_line(int(entry.name))
-            if stack.mark in words and any(word.endswith("warden.py") for word in words):
+            if stack.mark in words and any(word.endswith("guard.py") for word in words):
                 return int(entry.name)
     return 0
 

@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from safelight.supervisor.guard import signal_group
 from safelight.supervisor.output import LogFile
-from safelight.supervisor.warden import signal_group
 
 BECOME = Path(__file__).with_name("become.py")
 LINE_LIMIT = 64 * 1024

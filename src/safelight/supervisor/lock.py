@@ -16,7 +16,7 @@ from safelight.config import DATA_DIR_REMEDY
 from safelight.errors import ErrorKind, SafelightError
 from safelight.folder import open_folder, open_private
 from safelight.stack_note import RunningStack, leave_note, take_note_away
-from safelight.supervisor.warden import is_alive
+from safelight.supervisor.guard import is_alive
 
 
 class StackRunning(SafelightError):

@@ -1,7 +1,7 @@
 """The stack: an embedded Valkey, the API and the workers as children of one process, started and stopped in order.
 
 `Supervisor` says "ready" only after a real job has gone through the queue. However it ends, nothing stays behind: the
-children die with it (Linux), the warden clears away what does not, and the lock on the data directory is free again
+children die with it (Linux), the guard clears away what does not, and the lock on the data directory is free again
 only when the last process has gone. Our own, since honcho restarts nothing and knows no order, and circus and
 supervisord have a control socket and files of their own.
 """
@@ -29,12 +29,12 @@ from safelight.errors import SafelightError, Unavailable
 from safelight.supervisor import valkey
 from safelight.supervisor.address import address, free_port, require_loopback
 from safelight.supervisor.child import Child, ChildHost, ChildSpec
+from safelight.supervisor.guard import MARK_VARIABLE
+from safelight.supervisor.guard_process import GuardProcess
 from safelight.supervisor.key import passing_key
 from safelight.supervisor.lock import StackLock
 from safelight.supervisor.output import LogFile, Terminal
 from safelight.supervisor.probe import API, is_live, send_job
-from safelight.supervisor.warden import MARK_VARIABLE
-from safelight.supervisor.warden_process import WardenProcess
 from safelight.valkey import require_redis
 
 # Stopping takes at most 5 s in all, and graces nest: a worker drains for less than it is given.
@@ -74,7 +74,7 @@ class Supervisor:
         self._mark = uuid.uuid4().hex
         self._lock: StackLock | None = None
         self._runtime_dir: Path | None = None
-        self._warden: WardenProcess | None = None
+        self._guard: GuardProcess | None = None
         self._valkey: Child | None = None
         self._api: Child | None = None
         self._workers: list[Child] = []
@@ -99,8 +99,8 @@ class Supervisor:
         self._lock = StackLock.take(self._data_dir, self._mark)
         port = free_port(self._settings.host, self._settings.port)
         self._runtime_dir = make_runtime_dir()
-        self._warden = WardenProcess(self._lock.descriptor, self._mark, self._runtime_dir)
-        await self._warden.start()
+        self._guard = GuardProcess(self._lock.descriptor, self._mark, self._runtime_dir)
+        await self._guard.start()
 
         self._say(f"Starting on {self._data_dir}")
         redis_url = self._settings.redis_url.get_secret_value()
@@ -310,13 +310,13 @@ class Supervisor:
         self._over.set()
 
     def _group_started(self, name: str, pid: int) -> None:
-        if self._lock is not None and self._warden is not None:
-            self._warden.add(pid)
+        if self._lock is not None and self._guard is not None:
+            self._guard.add(pid)
             self._lock.group_started(name, pid)
 
     def _group_ended(self, name: str, pid: int) -> None:
-        if self._lock is not None and self._warden is not None:
-            self._warden.discard(pid)
+        if self._lock is not None and self._guard is not None:
+            self._guard.discard(pid)
             self._lock.group_ended(name, pid)
 
     def _say(self, text: str) -> None:
@@ -348,8 +348,8 @@ class Supervisor:
             await self._api.stop(API_GRACE)
         if self._valkey is not None:
             await self._valkey.stop(VALKEY_GRACE)
-        if self._warden is not None:
-            await self._warden.dismiss()
+        if self._guard is not None:
+            await self._guard.dismiss()
         if self._runtime_dir is not None:
             shutil.rmtree(self._runtime_dir, ignore_errors=True)
         if self._children:

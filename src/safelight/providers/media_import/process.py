@@ -10,7 +10,7 @@ from typing import cast
 
 from safelight.providers.program import MEMORY_BYTES, bounded
 
-KEEPER = Path(__file__).with_name("keeper.py")
+GUARD = Path(__file__).with_name("guard.py")
 LINE_BYTES = 4 * 1024 * 1024
 SAID_BYTES = 8000
 PASSED_ON = ("PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "SAFELIGHT_STACK")  # nothing else: our environment holds secrets
@@ -65,7 +65,7 @@ async def running(
     program: Program | None = None
     try:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", str(KEEPER), str(folder)),
+            *(sys.executable, "-I", "-S", str(GUARD), str(folder)),
             *bounded(command, memory_bytes=memory_bytes, file_bytes=file_bytes),
             stdin=reading,
             stdout=asyncio.subprocess.PIPE,

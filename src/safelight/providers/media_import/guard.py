@@ -1,10 +1,10 @@
-"""The keeper: runs one program for an import, and ends it with everything that it started.
+"""The process guard: runs one program for an import, and ends it with everything that it started.
 
 Its standard input is the read end of a pipe whose other end only the importing process has. When that pipe ends, the
 import was stopped or its process is gone, however it went: all that the program started is killed, and the folder it
-worked in removed. Orphans of the program become the keeper's own children (Linux), so none can slip away.
+worked in removed. Orphans of the program become the guard's own children (Linux), so none can slip away.
 
-Run as a file by a bare interpreter (`python -I -S keeper.py FOLDER COMMAND...`): standard library only.
+Run as a file by a bare interpreter (`python -I -S guard.py FOLDER COMMAND...`): standard library only.
 """
 
 import os
@@ -29,7 +29,7 @@ def prctl(option: int, value: int) -> None:
 
 def begin(command: list[str]) -> int:
     """Start the program in a session of its own, to be killed with us; returns its process id."""
-    keeper = os.getpid()
+    guard = os.getpid()
     child = os.fork()  # no threads here
     if child:
         return child
@@ -37,7 +37,7 @@ def begin(command: list[str]) -> int:
         os.setsid()
         prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
         os.dup2(os.open(os.devnull, os.O_RDONLY), LIFELINE)
-        if os.getppid() == keeper:
+        if os.getppid() == guard:
             os.execvp(command[0], command)  # noqa: S606
     finally:
         os._exit(127)
@@ -86,7 +86,7 @@ def kill_all(group: int) -> None:
 
 def kill(send: Callable[[int, int], None], target: int) -> None:
     """One that has gone is no error."""
-    try:  # noqa: SIM105 - contextlib would double the keeper's start
+    try:  # noqa: SIM105 - contextlib would double the guard's start
         send(target, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         pass
@@ -95,7 +95,7 @@ def kill(send: Callable[[int, int], None], target: int) -> None:
 def children() -> list[int]:
     """Our own, by now (Linux)."""
     found: list[int] = []
-    for entry in os.listdir("/proc"):  # noqa: PTH208 - the keeper starts without pathlib
+    for entry in os.listdir("/proc"):  # noqa: PTH208 - the guard starts without pathlib
         try:
             if entry.isdigit():
                 with open(f"/proc/{entry}/stat", "rb") as file:  # noqa: PTH123
@@ -114,7 +114,7 @@ def main(folder: str, command: list[str]) -> int:
     code = wait(child)
     kill_all(child)
     if code is None:
-        import shutil  # noqa: PLC0415 - only now: it would double the keeper's start
+        import shutil  # noqa: PLC0415 - only now: it would double the guard's start
 
         shutil.rmtree(folder, ignore_errors=True)
         return 1

@@ -1,11 +1,11 @@
-"""The warden: the small process that outlives a killed supervisor just long enough to clear everything away.
+"""The process guard: the small process that outlives a killed supervisor just long enough to clear everything away.
 
 It holds the read end of a pipe whose other end only the supervisor has, and hears over it which process groups exist
 (`+123`, `-123`; `.` means that everything was stopped in order). When the pipe ends, the supervisor is gone, however it
 went: what is left is asked to end, killed after a few seconds, and the runtime directory is removed. It holds the
 stack's lock like everybody else, so no second stack begins before it has finished.
 
-Run as a file by a bare interpreter (`python -I -S warden.py PIPE MARK RUNTIME_DIR`): standard library only.
+Run as a file by a bare interpreter (`python -I -S guard.py PIPE MARK RUNTIME_DIR`): standard library only.
 """
 
 import os
@@ -28,7 +28,7 @@ def living(groups: Collection[int], mark: str = "") -> dict[int, int]:
         return {pid: group for pid, (group, _) in process_table().items() if group in groups}
     found: dict[int, int] = {}
     marked = f"{MARK_VARIABLE}={mark}\0".encode()
-    for entry in os.listdir("/proc"):  # noqa: PTH208 - the warden starts without pathlib
+    for entry in os.listdir("/proc"):  # noqa: PTH208 - the guard starts without pathlib
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
         try:
@@ -69,7 +69,7 @@ def process_table() -> dict[int, tuple[int, str]]:
 
 def signal_group(group: int, number: int) -> None:
     """Signal a whole group; one that has gone is no error."""
-    try:  # noqa: SIM105 - contextlib would double the warden's start
+    try:  # noqa: SIM105 - contextlib would double the guard's start
         os.killpg(group, number)
     except (ProcessLookupError, PermissionError):
         pass
@@ -77,7 +77,7 @@ def signal_group(group: int, number: int) -> None:
 
 def signal_process(pid: int, number: int) -> None:
     """Signal one process; one that has gone is no error."""
-    try:  # noqa: SIM105 - contextlib would double the warden's start
+    try:  # noqa: SIM105 - contextlib would double the guard's start
         os.kill(pid, number)
     except (ProcessLookupError, PermissionError):
         pass
@@ -128,7 +128,7 @@ def main(pipe: int, mark: str, runtime_dir: str) -> None:
         signal.signal(number, signal.SIG_IGN)
     groups, is_in_order = listen(pipe)
     clear_away(groups, mark, 0 if is_in_order else GRACE_SECONDS)
-    import shutil  # noqa: PLC0415 - only now: it would triple the warden's start
+    import shutil  # noqa: PLC0415 - only now: it would triple the guard's start
 
     shutil.rmtree(runtime_dir, ignore_errors=True)
 
