@@ -16,6 +16,11 @@ _POSTGRESQL_ID = (
     "(lpad(to_hex(({ms})::bigint >> 16), 8, '0') || '-' || lpad(to_hex(({ms})::bigint & 65535), 4, '0') "
     "|| '-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid"
 )
+_PARAMETERS = (
+    "'kind', 'image.generate', 'prompt', {prompt}, "
+    "'model', 'darkroom', 'width', 1024, 'height', 1024, 'batch_size', 1, 'seed', n, "
+    "'sampler_params', {object}('steps', 20)"
+)
 
 
 def job_id(number: int, count: int, now_ms: int) -> str:
@@ -103,6 +108,8 @@ def _columns(ms: str, count: int, now_ms: int, *, lite: bool, only: str | None) 
         ended, status, running = "1 = 0", f"'{only}'", "1 = 1" if only == "processing" else "1 = 0"
     text = "" if lite else "::jsonb"
     worker = _worker(lite)
+    build = "json_object" if lite else "jsonb_build_object"
+    prompt = "'a lighthouse at dusk, number ' || n || ', with a storm coming in from the north and a small boat'"
     identity = (_SQLITE_ID if lite else _POSTGRESQL_ID).format(ms=ms)
     values: dict[str, str] = {
         "id": identity,
@@ -116,15 +123,8 @@ def _columns(ms: str, count: int, now_ms: int, *, lite: bool, only: str | None) 
         "provider": "CASE WHEN n % 1000 = 3 THEN 'comfyui' ELSE 'mock' END",
         "provider_job_id": "'remote-' || n",
         "mocked": "1" if lite else "true",
-        "prompt": "'a lighthouse at dusk, number ' || n || ', with a storm coming in from the north and a small boat'",
-        "model": "'darkroom'",
-        "lora_models": f"'[]'{text}",
-        "width": "1024",
-        "height": "1024",
-        "batch_size": "1",
-        "seed": "n",
-        "sampler_params": f"'{{\"steps\":20}}'{text}",
-        "provider_options": f"'{{}}'{text}",
+        "prompt": prompt,
+        "parameters": f"{build}({_PARAMETERS.format(object=build, prompt=prompt)})",
         "image_type": "'scene'",
         "project_id": "'project-' || (n % 20)",
         "chapter_id": "'chapter-' || (n % 400)",

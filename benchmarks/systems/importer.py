@@ -23,7 +23,7 @@ from safelight.providers.media_import import MediaImport, Workspace
 
 async def import_by_provider(provider: MediaImport, url: str) -> int:
     size = 0
-    order = Generation("bench", 1, Parameters("media.import", "", options={"url": url}), 600)
+    order = Generation("bench", 1, Parameters("media.import", "", provider_options={"url": url}), 600)
     async with aclosing(provider.generate(order)) as updates:
         async for update in updates:
             if isinstance(update, Output) and isinstance(update.data, Path):

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import count
 from pathlib import Path
 from typing import TypeVar
@@ -208,7 +208,9 @@ async def capabilities_are_sane(provider: Provider, case: Case) -> None:
     _expect(case.parameters.kind in told.kinds, f"kinds must hold {case.parameters.kind!r}")
     _expect(min(told.max_width, told.max_height, told.max_batch) >= 1, "the greatest size and batch must be 1 or more")
     _expect(len(set(told.models)) == len(told.models), "a model is named twice")
-    _expect(told.input_images >= 0, "input_images must be 0 or more")
+    for each in fields(told):
+        value = getattr(told, each.name)
+        _expect(not isinstance(value, int) or value >= 0, f"{each.name} must be 0 or more")
     for ratio in told.aspect_ratios:
         across, _, down = ratio.partition(":")
         _expect(across.isdigit() and down.isdigit(), f"an aspect ratio is written 16:9, not {ratio!r}")

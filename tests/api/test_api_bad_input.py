@@ -188,7 +188,7 @@ WRONG_FIELDS: list[tuple[str, Any, str]] = [
 
 def test_a_whole_number_is_one_however_it_is_written() -> None:
     body = GenerationRequest.model_validate({"prompt": "x", "width": 512.0, "timeout_seconds": 60})
-    assert (body.width, body.timeout_seconds) == (512, 60.0)
+    assert (body.parameters.width, body.timeout_seconds) == (512, 60.0)
 
 
 @pytest.mark.parametrize(("field", "value", "words"), WRONG_FIELDS)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from api_service import JOBS, Service, eventually, order
 
-from safelight.api.job_request import MAX_SEED
+from safelight.providers.parameters import MAX_SEED
 from safelight.storage import Storage, StorageUnavailable
 
 

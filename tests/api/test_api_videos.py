@@ -20,6 +20,8 @@ MADE: list[Path] = []
 class Projector(Provider):
     """Delivers the videos that its prompt names, as files."""
 
+    contract = 2
+
     @property
     def capabilities(self) -> Capabilities:
         kinds = frozenset({"image.generate"})

@@ -11,7 +11,7 @@ import pytest
 from office import Office
 from sqlalchemy import update
 
-from jobs.builders import QUEUE, completed, failed, outline, try_again
+from jobs.builders import QUEUE, completed, failed, outline, stop, try_again
 from safelight.db import Database, Tx, db_now
 from safelight.jobs import (
     BreakerPolicy,
@@ -395,7 +395,7 @@ async def test_the_rate_lets_the_next_through_in_time(database: Database, valkey
 # Routes
 
 
-ROUTE = [{"provider": "second", "model": "b", "width": 512}, {"provider": "third", "model": "c"}]
+ROUTE = [stop("second", model="b", width=512), stop("third", model="c")]
 
 
 async def test_a_job_leaves_a_closed_provider_for_the_next_of_its_route(office: Counter) -> None:
@@ -403,7 +403,8 @@ async def test_a_job_leaves_a_closed_provider_for_the_next_of_its_route(office: 
     await office.defer(await office.running(), 30.0)
     assert await office.round() == [routed.id]
     moved = await office.job(routed.id)
-    assert (moved.provider, moved.model, moved.width, moved.route) == ("second", "b", 512, ROUTE[1:])
+    assert (moved.provider, moved.route) == ("second", ROUTE[1:])
+    assert (moved.parameters.model, moved.parameters.width) == ("b", 512)
     assert (moved.version, moved.attempt, moved.retry_count) == (1, 0, 0)
     assert await office.skips(routed) == [("mock", "provider_paused")]
     assert (moved.skips or [])[0]["reason"] == "Slow down."
@@ -457,7 +458,7 @@ async def test_out_of_retries_a_job_goes_to_the_next_with_all_its_retries(office
     first = await office.break_down(await office.run(job.id))
     assert (first.status, first.retry_count, first.provider) == ("pending", 1, "mock")
     moved = await office.break_down(await office.run(job.id))
-    assert (moved.status, moved.retry_count, moved.provider, moved.model) == ("pending", 1, "second", "b")
+    assert (moved.status, moved.retry_count, moved.provider, moved.parameters.model) == ("pending", 1, "second", "b")
     assert await office.skips(job) == [("mock", "provider_unavailable")]
     retried = await office.break_down(await office.run(job.id))
     assert (retried.status, retried.retry_count, retried.provider) == ("pending", 2, "second")

@@ -10,7 +10,7 @@ from keeping import age, artifact_row
 from pydantic import SecretStr
 from sqlalchemy import insert, select, text
 
-from jobs.builders import OWNER, Desk, artifact_of, completed, failed, try_again
+from jobs.builders import OWNER, Desk, artifact_of, completed, failed, stop, try_again
 from safelight import artifacts as results
 from safelight import bootstrap
 from safelight.artifacts import Artifact, ArtifactStore
@@ -32,6 +32,7 @@ from safelight.jobs import (
 )
 from safelight.jobs import retention as module
 from safelight.jobs.idempotency import idempotency_keys
+from safelight.providers.parameters import Parameters
 from safelight.schema import REVISIONS, SchemaOutdated, SchemaTooNew, admit, require
 from safelight.storage import Storage, StorageUnavailable
 
@@ -75,7 +76,7 @@ RICH: dict[str, Any] = {
     "character_id": "x",
     "metadata": {"user": "42"},
     "request_id": "r-1",
-    "route": [{"provider": "other", "prompt": "a secret"}],
+    "route": [stop("other", prompt="a secret")],
     "skips": [{"provider": "first", "code": "x", "reason": "y", "at": "z", "retry_count": 0}],
 }
 
@@ -105,6 +106,7 @@ async def test_a_deleted_job_leaves_a_tombstone(desk: Desk, storage: Storage, re
         if field.name in RICH or field.name in ("prompt", "message", "error", "provider_job_id", "keep_until")
     }
     assert [name for name in said if getattr(stone, name)] == []
+    assert stone.parameters == Parameters("", "")
     assert await desk.attempts(job.id) == []
     assert await desk.artifacts(job.id) == []
     assert await files(storage) == []

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from test_availability import Counter
 
-from jobs.builders import QUEUE, completed, failed, outline
+from jobs.builders import QUEUE, completed, failed, outline, stop
 from safelight.db import Database, db_now
 from safelight.jobs import BreakerPolicy, Job, Jobs, Unreached, availability, job_error
 from safelight.jobs import ends as ends_module
@@ -249,7 +249,7 @@ async def test_a_cancel_ends_the_wait(office: Operator) -> None:
 
 
 async def test_a_job_with_a_route_does_not_wait(office: Operator) -> None:
-    routed = await office.running(route=[{"provider": "second"}], max_retries=3)
+    routed = await office.running(route=[stop("second")], max_retries=3)
     await office.reach_nobody(routed)
     assert await office.round() == [routed.id]
     assert (await office.job(routed.id)).provider == "second"
@@ -257,7 +257,7 @@ async def test_a_job_with_a_route_does_not_wait(office: Operator) -> None:
 
 
 async def test_what_the_provider_has_taken_stays_with_it(office: Operator) -> None:
-    job = await office.running(route=[{"provider": "second"}])
+    job = await office.running(route=[stop("second")])
     await office.write(office.jobs.record_submitting, job.id, job.attempt)
     await office.write(office.jobs.record_remote_id, job.id, job.attempt, "r1", "mock")
     await office.reach_nobody(job, keeps=True)

@@ -120,7 +120,7 @@ def _judge_end(job: Job, attempts: list[Attempt], promise: Promise | None, findi
 
 
 def _is_paid(job: Job) -> bool:
-    script: dict[str, object] = job.provider_options.get("mock") or {}
+    script: dict[str, object] = job.parameters.provider_options.get("mock") or {}
     return bool(script.get("paid"))
 
 
@@ -165,7 +165,7 @@ def _judge_submits(job: Job, attempts: list[Attempt], submitted: list[int], find
 def _judge_artifacts(
     http: httpx.Client, job: Job, attempts: list[Attempt], recorded: list[Record], findings: Findings
 ) -> None:
-    wanted = job.batch_size if job.status == "completed" else 0
+    wanted = job.parameters.batch_size if job.status == "completed" else 0
     if len(recorded) != wanted:
         findings.add("foreign_artifacts", f"{_told(job, attempts)}: {len(recorded)} artifacts instead of {wanted}")
     for artifact in recorded:

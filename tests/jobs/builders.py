@@ -28,6 +28,7 @@ from safelight.jobs import (
     Settlement,
     Submitted,
     TryAgain,
+    as_stop,
     attempts_of,
     explain,
     history,
@@ -35,6 +36,7 @@ from safelight.jobs import (
     register_worker,
 )
 from safelight.jobs.job import jobs, workers
+from safelight.providers.parameters import ASKED, Parameters
 
 Ts = TypeVarTuple("Ts")
 R = TypeVar("R")
@@ -93,15 +95,12 @@ def new_job(
     kind: str = "image.generate",
     **values: Any,
 ) -> NewJob:
-    """A request as the API makes it; `values` are columns."""
+    """A request as the API makes it; `values` are columns, or fields of the parameters."""
+    asked = {name: values.pop(name) for name in (*ASKED, "template_definition") if name in values}
     columns: Mapping[str, Any] = {
         "provider": "mock",
         "mocked": True,
-        "prompt": "a lighthouse at dusk",
-        "lora_models": [],
-        "batch_size": 1,
-        "sampler_params": {},
-        "provider_options": {},
+        "parameters": Parameters.of({"kind": kind, "prompt": "a lighthouse at dusk", **asked}),
         "metadata": {},
         "priority": 0,
         "soft_limit_seconds": 300.0,
@@ -120,6 +119,11 @@ def new_job(
         fingerprint=fingerprint,
         hint=hint,
     )
+
+
+def stop(provider: str, **asked: Any) -> dict[str, Any]:
+    """A provider of a route, and what it would be asked for."""
+    return as_stop({"provider": provider, "parameters": new_job(**asked).parameters})
 
 
 def artifact_of(job: Job, position: int = 0) -> Artifact:

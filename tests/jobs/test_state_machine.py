@@ -30,6 +30,7 @@ from jobs.builders import (
     look,
     new_job,
     outline,
+    stop,
     try_again,
 )
 from safelight.artifacts import artifacts
@@ -105,7 +106,7 @@ class Lives(RuleBasedStateMachine):
     @precondition(lambda self: sum(not row.is_terminal for row in self.rows.values()) < 2)
     @rule(target=ids, hint=st.booleans(), retries=st.sampled_from([1, 3]), has_route=st.booleans())
     def submit(self, hint: bool, retries: int, has_route: bool) -> str:
-        route = [{"provider": "other"}] if has_route else None
+        route = [stop("other")] if has_route else None
         [accepted] = self.write(self.jobs.submit, [new_job(hint=hint, max_retries=retries, route=route)])
         assert isinstance(accepted, Submitted)
         return accepted.job.id

@@ -29,7 +29,7 @@ def programs_in(folder: Path) -> list[int]:
 
 
 def order(url: str, **options: Any) -> Generation:
-    return Generation("job-1", 1, Parameters("media.import", "", options={"url": url, **options}), 60)
+    return Generation("job-1", 1, Parameters("media.import", "", provider_options={"url": url, **options}), 60)
 
 
 async def imported(provider: MediaImport, url: str, **options: Any) -> tuple[Output, bytes, list[Progress]]:

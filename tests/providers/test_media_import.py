@@ -296,8 +296,8 @@ async def test_what_a_dead_process_left_is_swept(make: Make, host: MediaHost, tm
 
 
 async def test_it_keeps_the_contract(make: Make, host: MediaHost) -> None:
-    parameters = Parameters("media.import", "", options={"url": f"{host.url}/lighthouse.mp4"})
-    others = [Parameters("media.import", "", options={"url": f"{host.url}/sea.mp3"})]
+    parameters = Parameters("media.import", "", provider_options={"url": f"{host.url}/lighthouse.mp4"})
+    others = [Parameters("media.import", "", provider_options={"url": f"{host.url}/sea.mp3"})]
     await check_provider(make, parameters=parameters, others=others)
 
 

@@ -42,7 +42,7 @@ def order(script: dict[str, Any] | None = None, *, attempt: int = 1, seconds: fl
     if script is not None:
         options["mock"] = script
     given: dict[str, Any] = {"prompt": "a lighthouse", "width": 64, "height": 64, "seed": 7, **fields}
-    return Generation("0190-job", attempt, Parameters("image", options=options, **given), 300)
+    return Generation("0190-job", attempt, Parameters("image", provider_options=options, **given), 300)
 
 
 # --- the picture ------------------------------------------------------------------------------------------------------
@@ -202,15 +202,17 @@ def test_wrong_parameters_are_refused_by_name(fields: dict[str, Any], field: str
 @pytest.mark.parametrize("key", KEYS)
 def test_every_script_key_refuses_nonsense(key: str) -> None:
     with pytest.raises(InvalidParameters) as caught:
-        mock.check(Parameters("image", "x", options={"mock": {key: ["nonsense"]}}))
+        mock.check(Parameters("image", "x", provider_options={"mock": {key: ["nonsense"]}}))
     assert caught.value.field == f"provider_options.mock.{key}"
 
 
 def test_a_played_provider_keeps_its_own_options() -> None:
     played = MockProvider("comfyui")
-    assert played.check(Parameters("image", "x", options={"workflow": {}})).options == {"workflow": {}}
+    assert played.check(Parameters("image", "x", provider_options={"workflow": {}})).provider_options == {
+        "workflow": {}
+    }
     with pytest.raises(InvalidParameters):
-        played.check(Parameters("image", "x", options={"mock": {"nonsense": 1}}))
+        played.check(Parameters("image", "x", provider_options={"mock": {"nonsense": 1}}))
 
 
 # --- the script -------------------------------------------------------------------------------------------------------
@@ -321,7 +323,8 @@ def test_a_crash_kills_the_process_in_the_first_attempts() -> None:
         "from safelight.providers.mock import MockProvider\n"
         "options = {'duration_seconds': 0, 'mock': {'crash': 1}}\n"
         "async def main(attempt):\n"
-        "    order = Generation('j', attempt, Parameters('image', 'x', width=64, height=64, options=options), 300)\n"
+        "    asked = Parameters('image', 'x', width=64, height=64, provider_options=options)\n"
+        "    order = Generation('j', attempt, asked, 300)\n"
         "    async for update in MockProvider().generate(order): pass\n"
         "asyncio.run(main(2)); print('second attempt done', flush=True); asyncio.run(main(1)); print('not here')\n"
     )

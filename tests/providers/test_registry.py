@@ -57,7 +57,7 @@ def test_installed_plug_ins_are_found_by_default() -> None:
 
 
 def test_scripts_are_for_mock_mode() -> None:
-    script = Parameters(kind="image.generate", prompt="x", options={"mock": {"crash": True}})
+    script = Parameters(kind="image.generate", prompt="x", provider_options={"mock": {"crash": True}})
     with pytest.raises(InvalidParameters) as refused:
         Registry(mock_mode=False, default="mock").resolve("mock")[1].check(script)
     assert refused.value.field == "provider_options.mock"
@@ -95,3 +95,16 @@ def test_what_is_not_configured_says_which_variable_is_missing() -> None:
         registry.resolve("modelslab")
     assert not registry.resolve("comfyui")[2]  # can be used all the same, by those who name it
     assert (registry.missing("comfyui"), registry.missing("mock"), registry.configured()) == ("URLS", "", [])
+
+
+class Old(MockProvider):
+    """Written before contracts had numbers."""
+
+    contract = 1
+
+
+def test_a_plug_in_for_another_contract_is_refused_with_what_to_do() -> None:
+    registry = Registry(False, "mock", OWN, [EntryPoint("old", f"{__name__}:Old", GROUP)])
+    with pytest.raises(InvalidParameters, match=r"contract 1, and .* has 2; docs/how-to/write-a-provider.md says"):
+        registry.resolve("old")
+    assert "contract 1" in registry.problems["old"]

@@ -13,11 +13,11 @@ from starlette.responses import Response, StreamingResponse
 from safelight.accounts import Identity, Unauthenticated
 from safelight.api.prefix import encode
 from safelight.bootstrap import Safelight
+from safelight.bounds import UUID
 from safelight.errors import FieldError, SafelightError
 
 MAX_WAIT_SECONDS = 60
 MAX_IDS = 100
-UUID = "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 NUMBER = "[0-9]{1,9}"
 KEY = '([!#-~][!-~]{0,254})|"([!-~]{1,255})"'  # bare, or in the quotes of a structured field
 RETRY_AFTER_SECONDS = 2

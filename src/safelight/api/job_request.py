@@ -3,10 +3,10 @@
 import hashlib
 import random
 import re
-import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Annotated, Any, Self
 
 import orjson
@@ -16,30 +16,20 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationInfo,
+    create_model,
     field_validator,
     model_validator,
 )
 
-from safelight.api.fields import (
-    MAX_OPTIONS_BYTES,
-    Body,
-    HasWords,
-    Int,
-    Metadata,
-    Name,
-    Number,
-    OpaqueId,
-    Reference,
-    at_most,
-    storable,
-)
+from safelight.api.fields import Body, Metadata, OpaqueId
+from safelight.bounds import Int, Name, Number
 from safelight.config import Settings, Tier
 from safelight.db import new_id
 from safelight.errors import FieldError, Invalid
-from safelight.estimate import estimate_key
-from safelight.jobs import Closure, NewJob, next_open, skip
+from safelight.jobs import Closure, NewJob, as_stop, columns_of, estimate_key, next_open, skip
 from safelight.providers.address import FetchRefused, checked_url
 from safelight.providers.base import InvalidParameters, Limits, Lora, Parameters, Provider
+from safelight.providers.parameters import ASKED, Prompt, Seed, asked_fields
 from safelight.providers.registry import NoDefault, Registry, UnknownProvider
 
 KIND = "image.generate"
@@ -47,22 +37,11 @@ PAST_TOLERANCE = timedelta(seconds=5)
 FURTHEST_START = timedelta(days=366)
 MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:[0-5]\d(\.\d+)?)?([Zz]|[+-]\d\d:?\d\d)?", re.ASCII)
 NO_MOMENT = "must be a moment as text with its offset (RFC 3339), for example 2027-01-31T18:00:00Z"
-MAX_WORKFLOW_BYTES = 512 * 1024
-# Bounds of safety, far beyond what models take: what a model takes, its provider says, and refuses the rest exactly.
-MAX_PROMPT = 100_000  # characters
-MAX_PICTURES = 64
-MAX_INPUT_IMAGES = 16
-# The seed of the last picture, higher by their number less one, must fit into 64 bits; floats can tell this exactly.
-MAX_SEED = 2**63 - 1024
 RANDOM_SEEDS = 2**32
 MAX_ROUTE = 8
 SHOWN_FAULTS = 3  # in the sentence; all of them are among the errors
-MAX_INPUTS = 1000
 
 Answers = dict[bytes, InvalidParameters | None]  # of providers' servers, by what they were asked
-
-Seed = Annotated[int, Field(strict=True, ge=0, le=MAX_SEED)]
-Prompt = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT), *HasWords]
 
 
 class LoraRequest(Body):
@@ -88,36 +67,20 @@ ProviderName = Annotated[str, Field(json_schema_extra={"minLength": 1, "maxLengt
 EACH_ONCE = Field(json_schema_extra={"minItems": 1, "maxItems": MAX_ROUTE, "uniqueItems": True})
 
 
-class PictureRequest(Body):
+_fields = {name: each for name, each in asked_fields().items() if name != "prompt"}  # which not all of them need
+_Asked = create_model("_Asked", __base__=Body, **_fields)
+
+
+class PictureRequest(_Asked):
     """How one or more pictures are to be made, whatever they show."""
 
-    negative_prompt: str | None = Field(None, max_length=MAX_PROMPT)
+    lora_models: list[LoraRequest] = Field([], max_length=16)
+    sampler_params: SamplerParams = Field(default_factory=lambda: SamplerParams.model_validate({}))
     provider: ProviderName | Annotated[list[ProviderName], EACH_ONCE] | None = Field(
         None,
         description="A provider, a route of the installation, or a list of providers to try in turn. "
         "Default: the installation's own, which `GET /api/v1/providers` marks; without one it has to be named",
         examples=["mock", ["comfyui", "modelslab"]],
-    )
-    model: Name | None = Field(None, description="A model of the provider; default: its first")
-    checkpoint_model: Name | None = None
-    lora_models: list[LoraRequest] = Field([], max_length=16)
-    width: Int | None = Field(None, ge=16, le=8192, description="Pixels; default: the provider's")
-    height: Int | None = Field(None, ge=16, le=8192, description="Pixels; default: the provider's")
-    batch_size: Int = Field(1, ge=1, le=MAX_PICTURES, description="Pictures to make, as many as the model takes")
-    seed: Seed | None = Field(
-        None, description="Default: random, and told in the view; null where the model takes none"
-    )
-    sampler_params: SamplerParams = Field(default_factory=lambda: SamplerParams.model_validate({}))
-    provider_options: dict[str, Any] = Field({}, description="Checked by the provider; carries the mock's script")
-    template: Name | None = Field(None, description="A workflow template, filled with `inputs`")
-    inputs: Annotated[dict[Name, Any], at_most(MAX_INPUTS)] = Field(
-        {}, description="What the template takes, by name: see `GET /api/v1/templates`"
-    )
-    workflow: dict[str, Any] | None = Field(None, description="A workflow of your own, as ComfyUI's `Export (API)`")
-    input_images: list[Reference] = Field(
-        [],
-        max_length=MAX_INPUT_IMAGES,
-        description="Pictures to start from: ids of your artifacts, or http(s) addresses",
     )
     image_type: Annotated[str, StringConstraints(min_length=1, max_length=80)] | None = Field(
         None, description="Default `scene` when scene fields are given"
@@ -178,32 +141,10 @@ class PictureRequest(Body):
             raise ValueError("counts from the submit, and must not be over before run_at")
         return value
 
-    @field_validator("input_images")
-    @classmethod
-    def ids_or_addresses(cls, value: list[str]) -> list[str]:
-        for reference in value:
-            try:
-                checked_url(reference) if "://" in reference else uuid.UUID(reference)
-            except FetchRefused as error:
-                raise ValueError(f"each address must be one that can be fetched: {error.message}") from None
-            except ValueError:
-                raise ValueError("each must be the id of an artifact, or begin with http:// or https://") from None
-        return [reference if "://" in reference else str(uuid.UUID(reference)) for reference in value]
-
-    @field_validator("workflow")
-    @classmethod
-    def small_workflow(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        return None if value is None else storable(value, MAX_WORKFLOW_BYTES)
-
-    @field_validator("provider_options", "inputs")
-    @classmethod
-    def small(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return storable(value, MAX_OPTIONS_BYTES)
-
     @model_validator(mode="after")
     def one_seed(self) -> Self:
-        inner = self.sampler_params.seed
-        if inner is not None and self.seed is not None and inner != self.seed:
+        asked: Any = self
+        if self.sampler_params.seed is not None and asked.seed not in (None, self.sampler_params.seed):
             raise ValueError("seed and sampler_params.seed differ; give one of them")
         return self
 
@@ -242,6 +183,18 @@ class GenerationRequest(PictureRequest):
     scene_number: Int | None = Field(None, ge=0, le=1_000_000)
     character_id: OpaqueId | None = None
 
+    @cached_property
+    def parameters(self) -> Parameters:
+        """What it asks of a provider."""
+        asked: dict[str, Any] = {name: getattr(self, name) for name in ASKED}
+        if asked["seed"] is None:
+            asked["seed"] = self.sampler_params.seed
+        asked["lora_models"] = tuple(
+            Lora(each.name, each.strength_model, each.strength_clip) for each in self.lora_models
+        )
+        asked["sampler_params"] = self.sampler_params.model_dump(exclude_none=True, exclude={"seed"})
+        return Parameters(KIND, **asked)
+
 
 def new_job(
     request: GenerationRequest,
@@ -265,6 +218,8 @@ def new_job(
         names = route_of(request.provider, settings, providers)
     except NoDefault as error:
         raise _invalid(error) from None
+    asked = replace(request.parameters, template_definition=template)
+    _check_addresses(asked)
     seed = random.randrange(RANDOM_SEEDS)  # the same wherever it is made
     candidates: list[dict[str, Any]] = []
     skips: list[dict[str, Any]] = []
@@ -273,9 +228,9 @@ def new_job(
     now = datetime.now(UTC)
     for name in names:
         try:
-            model = request.model or (tier.models.get(name) if tier is not None else None)
-            parameters = _parameters(request, model, template)
-            candidates.append(_as_taken_by(name, parameters, request.timeout_seconds, seed, providers, settings))
+            model = asked.model or (tier.models.get(name) if tier is not None else None)
+            wish = replace(asked, model=model)
+            candidates.append(_as_taken_by(name, wish, request.timeout_seconds, seed, providers, settings))
         except UnknownProvider as error:
             unknown.append(error)
         except InvalidParameters as error:
@@ -290,9 +245,8 @@ def new_job(
     is_scene = any(value is not None for value in (request.scene_number, request.chapter_id, request.script_id))
     values: Mapping[str, Any] = {
         **candidates[place],
-        "route": candidates[place + 1 :] or None,
+        "route": [as_stop(each) for each in candidates[place + 1 :]] or None,
         "skips": skips or None,
-        "lora_models": [lora.model_dump() for lora in request.lora_models],
         "image_type": request.image_type or ("scene" if is_scene else None),
         "project_id": request.project_id,
         "chapter_id": request.chapter_id,
@@ -339,28 +293,28 @@ def _as_taken_by(
     _, provider, mocked = providers.resolve(name)
     checked = provider.check(parameters)
     soft, hard = attempt_limits(provider, timeout_seconds, settings)
-    columns: dict[str, Any] = {
+    if not provider.takes_seed(checked):
+        checked = replace(checked, seed=None)
+    elif checked.seed is None:
+        checked = replace(checked, seed=seed)
+    return {
         "provider": name,
         "mocked": mocked,
-        "prompt": checked.prompt,
-        "negative_prompt": checked.negative_prompt,
-        "model": checked.model,
-        "checkpoint_model": checked.checkpoint_model,
-        "width": checked.width,
-        "height": checked.height,
-        "batch_size": checked.batch_size,
-        "seed": None if not provider.takes_seed(checked) else seed if checked.seed is None else checked.seed,
-        "sampler_params": dict(checked.sampler_params),
-        "provider_options": dict(checked.options),
-        "template": checked.template,
-        "template_definition": None if checked.template_definition is None else dict(checked.template_definition),
-        "inputs": dict(checked.inputs) or None,
-        "workflow": None if checked.workflow is None else dict(checked.workflow),
-        "input_images": list(checked.input_images) or None,
+        "parameters": checked,
+        "estimate_key": estimate_key(name, checked, mocked=mocked),
         "soft_limit_seconds": soft,
         "hard_limit_seconds": hard,
     }
-    return columns | {"estimate_key": estimate_key(columns)}
+
+
+def _check_addresses(asked: Parameters) -> None:
+    """Raises `Invalid` for an address of a picture that nobody would fetch."""
+    for field, reference in asked.pictures.items():
+        try:
+            _ = "://" in reference and checked_url(reference)
+        except FetchRefused as error:
+            message = f"each address must be one that can be fetched: {error.message}"
+            raise _invalid(InvalidParameters(message, field=field.partition(".")[0])) from None
 
 
 def attempt_limits(provider: Provider, timeout_seconds: float | None, settings: Settings) -> tuple[float, float]:
@@ -379,30 +333,6 @@ def _invalid(*refusals: InvalidParameters) -> Invalid:
     return Invalid(" ".join(told[:SHOWN_FAULTS]), errors=list(dict.fromkeys(errors)))
 
 
-def _parameters(
-    request: GenerationRequest, model: str | None, template_definition: Mapping[str, Any] | None
-) -> Parameters:
-    return Parameters(
-        kind=KIND,
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        model=model,
-        checkpoint_model=request.checkpoint_model,
-        lora_models=tuple(Lora(lora.name, lora.strength_model, lora.strength_clip) for lora in request.lora_models),
-        width=request.width,
-        height=request.height,
-        batch_size=request.batch_size,
-        seed=request.seed if request.seed is not None else request.sampler_params.seed,
-        sampler_params=request.sampler_params.model_dump(exclude_none=True, exclude={"seed"}),
-        options=request.provider_options,
-        template=request.template,
-        template_definition=template_definition,
-        inputs=request.inputs,
-        workflow=request.workflow,
-        input_images=tuple(request.input_images),
-    )
-
-
 async def verified(new: NewJob, providers: Registry, answers: Answers | None = None) -> NewJob:
     """The job with the first provider of its route whose servers have what it asks for. Raises `Invalid`.
 
@@ -411,7 +341,7 @@ async def verified(new: NewJob, providers: Registry, answers: Answers | None = N
     values: dict[str, Any] = dict(new.values)
     refusals: list[InvalidParameters] = []
     while True:
-        error = await _ask(values["provider"], _parameters_of(new.kind, values), providers, answers)
+        error = await _ask(values["provider"], values["parameters"], providers, answers)
         if error is None:
             return replace(new, values=values) if refusals else new
         refusals.append(error)
@@ -419,7 +349,7 @@ async def verified(new: NewJob, providers: Registry, answers: Answers | None = N
             raise _invalid(*refusals)
         passed = skip(values["provider"], error.code, error.message, datetime.now(UTC))
         following, *rest = values["route"]
-        values |= {**following, "route": rest or None, "skips": [*(values["skips"] or []), passed]}
+        values |= {**columns_of(following), "route": rest or None, "skips": [*(values["skips"] or []), passed]}
 
 
 async def _ask(
@@ -441,25 +371,3 @@ async def _ask(
     if answers is not None and question is not None:
         answers[question] = error
     return error
-
-
-def _parameters_of(kind: str, values: Mapping[str, Any]) -> Parameters:
-    return Parameters(
-        kind=kind,
-        prompt=values["prompt"],
-        negative_prompt=values["negative_prompt"],
-        model=values["model"],
-        checkpoint_model=values["checkpoint_model"],
-        lora_models=tuple(Lora(**lora) for lora in values["lora_models"]),
-        width=values["width"],
-        height=values["height"],
-        batch_size=values["batch_size"],
-        seed=values["seed"],
-        sampler_params=values["sampler_params"],
-        options=values["provider_options"],
-        template=values["template"],
-        template_definition=values["template_definition"],
-        inputs=values["inputs"] or {},
-        workflow=values["workflow"],
-        input_images=tuple(values["input_images"] or ()),
-    )

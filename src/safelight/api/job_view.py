@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from safelight.artifacts import ApiPath, Artifact
 from safelight.db import Database
 from safelight.errors import Unavailable
 from safelight.estimate import expected_seconds
 from safelight.jobs import Attempt, Dispatcher, Job, Status, describe_artifact, message_of, run_seconds
+from safelight.providers.parameters import Parameters, asked_fields
 from safelight.providers.registry import MOCK
 
 PREFIX = "/api/v1/generation-jobs"
@@ -120,21 +121,7 @@ EXAMPLE: dict[str, Any] = {
     "comfyui_prompt_id": None,
     "mocked": True,
     "warnings": [],
-    "prompt": "a lighthouse at dusk",
-    "negative_prompt": None,
-    "model": "darkroom",
-    "checkpoint_model": None,
-    "lora_models": [],
-    "width": 768,
-    "height": 512,
-    "batch_size": 1,
-    "seed": 7,
-    "sampler_params": {},
-    "provider_options": {},
-    "template": None,
-    "inputs": {},
-    "workflow": None,
-    "input_images": [],
+    **Parameters("image.generate", "a lighthouse at dusk", model="darkroom", width=768, height=512, seed=7).asked(),
     "source_url": None,
     "image_type": "scene",
     "project_id": None,
@@ -167,7 +154,10 @@ EXAMPLE: dict[str, Any] = {
 }
 
 
-class JobView(BaseModel):
+_Asked = create_model("_Asked", **asked_fields(is_shown=True))
+
+
+class JobView(_Asked):
     """A generation job."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
@@ -193,20 +183,7 @@ class JobView(BaseModel):
     mocked: bool
     warnings: list[str] = Field(description="What to know of its result: that the mock draws in a provider's place")
     prompt: str = Field(description="Empty for a media import, which has none")
-    negative_prompt: str | None
-    model: str | None
-    checkpoint_model: str | None
     lora_models: list[dict[str, Any]]
-    width: int | None
-    height: int | None
-    batch_size: int
-    seed: int | None
-    sampler_params: dict[str, Any]
-    provider_options: dict[str, Any]
-    template: str | None
-    inputs: dict[str, Any]
-    workflow: dict[str, Any] | None
-    input_images: list[str]
     source_url: str | None = Field(description="What a media import imports; it has no prompt")
     image_type: str | None
     project_id: str | None
@@ -293,22 +270,8 @@ def view_of(job: Job, artifacts: Sequence[Artifact], eta: EtaView) -> dict[str, 
         else None,
         "mocked": job.mocked,
         "warnings": [PLAYED.format(job.provider)] if job.mocked and job.provider != MOCK else [],
-        "prompt": job.prompt,
-        "negative_prompt": job.negative_prompt,
-        "model": job.model,
-        "checkpoint_model": job.checkpoint_model,
-        "lora_models": job.lora_models,
-        "width": job.width,
-        "height": job.height,
-        "batch_size": job.batch_size,
-        "seed": job.seed,
-        "sampler_params": job.sampler_params,
-        "provider_options": job.provider_options,
-        "template": job.template,
-        "inputs": job.inputs or {},
-        "workflow": job.workflow,
-        "input_images": job.input_images or [],
-        "source_url": job.provider_options.get("url") if job.kind == IMPORT else None,
+        **job.parameters.asked(),
+        "source_url": job.parameters.provider_options.get("url") if job.kind == IMPORT else None,
         "image_type": job.image_type,
         "project_id": job.project_id,
         "chapter_id": job.chapter_id,

@@ -107,7 +107,7 @@ async def submit(
 ) -> Response:
     """Accept a generation and answer at once with the job, whatever workers, broker and provider are doing."""
     wait = preferred_wait(prefer)
-    own = await template_of(world, asker.owner_id, body.template)
+    own = await template_of(world, asker.owner_id, body.parameters.template)
     template = None if own is None else own.definition
     new = await checked_job(request, world, asker, body, template=template, key=idempotency_key(key))
     return await answer_accepted(request, world, asker, new, wait=wait)
@@ -251,9 +251,9 @@ async def retry(
         body = await asyncio.to_thread(GenerationRequest.model_validate, changed_request_of(job, overrides or {}))
     except ValidationError as error:
         raise invalid_body(error, GenerationRequest) from None
-    template = job.template_definition
-    if body.template != job.template:
-        own = await template_of(world, asker.owner_id, body.template)
+    template = job.parameters.template_definition
+    if body.parameters.template != job.parameters.template:
+        own = await template_of(world, asker.owner_id, body.parameters.template)
         template = None if own is None else own.definition
     new = await checked_job(request, world, asker, body, template=template, key=idempotency_key(key), origin=job)
     return await answer_accepted(request, world, asker, new)

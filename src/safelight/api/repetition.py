@@ -4,27 +4,14 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from safelight.jobs import Job
+from safelight.providers.parameters import ASKED
 
 
 def request_of(job: Job) -> dict[str, Any]:
     """The body that would ask for this job again; what is tied to its time is left out."""
     return {
-        "prompt": job.prompt,
-        "negative_prompt": job.negative_prompt,
+        **{name: value for name, value in job.parameters.as_json().items() if name in ASKED},
         "provider": _asked_of(job),
-        "model": job.model,
-        "checkpoint_model": job.checkpoint_model,
-        "lora_models": job.lora_models,
-        "width": job.width,
-        "height": job.height,
-        "batch_size": job.batch_size,
-        "seed": job.seed,
-        "sampler_params": job.sampler_params,
-        "provider_options": job.provider_options,
-        "template": job.template,
-        "inputs": job.inputs or {},
-        "workflow": job.workflow,
-        "input_images": job.input_images or [],
         "image_type": job.image_type,
         "project_id": job.project_id,
         "chapter_id": job.chapter_id,

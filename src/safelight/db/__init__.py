@@ -1,7 +1,7 @@
 """Rows: transactions that are functions, on SQLite and PostgreSQL. Nothing else knows which one it is."""
 
 from safelight.db.address import DatabaseUrlInvalid, make_file, parse_url, prove_file
-from safelight.db.column import EPOCH, Instant, Json, RowId, db_now, later, metadata, moment_of, new_id
+from safelight.db.column import EPOCH, Instant, Json, RowId, db_now, later, metadata, moment_of, new_id, without
 from safelight.db.database import MAX_BATCH, Database
 from safelight.db.engine import DatabaseUnsuitable, open_engine
 from safelight.db.statement import Prepared
@@ -29,4 +29,5 @@ __all__ = [
     "open_engine",
     "parse_url",
     "prove_file",
+    "without",
 ]

@@ -96,6 +96,25 @@ def _postgresql_later(element: later, compiler: SQLCompiler, **kw: Any) -> str:
     return f"({moment} + ({seconds}) * interval '1 second')"
 
 
+class without(FunctionElement[Any]):  # noqa: N801 - as above
+    """A JSON object without some of its members: `without(jobs.c.parameters, "workflow")`."""
+
+    inherit_cache = True
+    name = "without"
+
+
+@compiles(without, "sqlite")
+def _sqlite_without(element: without, compiler: SQLCompiler, **kw: Any) -> str:
+    value, *members = (compiler.process(part, **kw) for part in element.clauses)
+    paths = ", ".join(f"'$.' || {member}" for member in members)
+    return f"json_remove({value}, {paths})"
+
+
+@compiles(without, "postgresql")
+def _postgresql_without(element: without, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"({' - '.join(compiler.process(part, **kw) for part in element.clauses)})"
+
+
 def moment_of(row_id: str) -> datetime:
     """When a UUIDv7 was made, by the clock of the process that made it."""
     milliseconds = int(row_id.replace("-", "")[:12], 16)

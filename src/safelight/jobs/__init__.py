@@ -5,6 +5,8 @@ from safelight.jobs.availability import (
     Closure,
     ProviderState,
     Verdict,
+    as_stop,
+    columns_of,
     next_open,
     reached,
     read_states,
@@ -34,6 +36,7 @@ from safelight.jobs.events import JobEvent, describe_artifact, message_of, snaps
 from safelight.jobs.follower import Follower
 from safelight.jobs.idempotency import IdempotencyKeyReused
 from safelight.jobs.job import QUEUE_OF_KIND, Attempt, Claim, Job, JobDeleted, JobEnded, JobNotFound, NewJob, Status
+from safelight.jobs.likeness import estimate_key
 from safelight.jobs.lookup import (
     Filter,
     Page,
@@ -151,12 +154,15 @@ __all__ = [
     "Unreached",
     "Verdict",
     "artifacts_of",
+    "as_stop",
     "attempts_of",
     "beat",
     "cancels_of",
+    "columns_of",
     "describe_artifact",
     "detach_scene",
     "discard",
+    "estimate_key",
     "explain",
     "find",
     "find_batches",

@@ -37,6 +37,7 @@ from sqlalchemy import (
 
 from safelight.db import Instant, Prepared, RowId, Tx, db_now, metadata
 from safelight.jobs.job import PROCESSING, RELEASED, WAITING, Job, has_status, jobs
+from safelight.providers.parameters import Parameters
 
 Breaker = Literal["closed", "open", "half_open"]
 ClosedBy = Literal["provider_paused", "breaker_open", "provider_unreachable"]
@@ -341,6 +342,16 @@ def skip(provider: str, code: str, reason: str, at: datetime, retry_count: int =
     return {"provider": provider, "code": code, "reason": reason, "at": moment, "retry_count": retry_count}
 
 
+def as_stop(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns by which a provider would take a job, as `jobs.route` keeps them."""
+    return {**columns, "parameters": columns["parameters"].as_json()}
+
+
+def columns_of(stop: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns to set for a stop of a route."""
+    return {**stop, "parameters": Parameters.of(stop["parameters"])}
+
+
 def next_open(route: Sequence[Mapping[str, Any]], closures: Mapping[str, Closure]) -> int | None:
     """The place in a route of the first provider that need not be waited for."""
     for place, stop in enumerate(route):
@@ -363,7 +374,7 @@ def move(tx: Tx, job: Job, place: int, code: str, reason: str, closures: Mapping
         skips.append(skip(stop["provider"], closure.code, closure.reason, now, job.retry_count))
     as_read = and_(jobs.c.id == job.id, jobs.c.version == job.version, jobs.c.provider == job.provider)
     moved = {
-        **route[place],
+        **columns_of(route[place]),
         "route": route[place + 1 :] or None,
         "skips": skips,
         "updated_at": db_now(),

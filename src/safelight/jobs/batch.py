@@ -259,7 +259,7 @@ def members_of(tx: Tx, batch_id: str, owner_id: str) -> list[Member]:
 def last_to_end(tx: Tx, batch_id: str, owner_id: str) -> Job | None:
     """The job that will probably be the last to end; None if that cannot be told, as their kinds of work differ."""
     mine = and_(jobs.c.owner_id == owner_id, jobs.c.batch_id == batch_id)
-    work = select(jobs.c.queue, jobs.c.provider, jobs.c.model, jobs.c.width, jobs.c.height)
+    work = select(jobs.c.queue, jobs.c.provider, jobs.c.estimate_key)
     alike = work.where(mine, jobs.c.status.not_in(TERMINAL)).distinct().limit(2)
     if len(tx.execute(alike).all()) != 1:
         return None

@@ -6,7 +6,6 @@ from datetime import datetime
 from typing import Any, Literal
 
 from sqlalchemy import (
-    BigInteger,
     BindParameter,
     Boolean,
     Column,
@@ -17,12 +16,15 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TypeDecorator,
     literal_column,
     text,
 )
+from sqlalchemy.engine import Dialect
 
 from safelight.db import Instant, Json, RowId, metadata
 from safelight.errors import SafelightError
+from safelight.providers.parameters import Parameters
 
 Status = Literal["pending", "processing", "completed", "failed", "cancelled"]
 STATUSES: tuple[Status, ...] = ("pending", "processing", "completed", "failed", "cancelled")
@@ -80,7 +82,7 @@ class JobEnded(SafelightError):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One row of `jobs`. Times are aware UTC from the database's clock; fields stand in the table's column order."""
+    """One row of `jobs`: a field for each column. Times are aware UTC from the database's clock."""
 
     id: str
     kind: str
@@ -96,17 +98,8 @@ class Job:
     provider: str
     provider_job_id: str | None
     mocked: bool
-    prompt: str
-    negative_prompt: str | None
-    model: str | None
-    checkpoint_model: str | None
-    lora_models: list[dict[str, Any]]
-    width: int | None
-    height: int | None
-    batch_size: int
-    seed: int | None
-    sampler_params: dict[str, Any]
-    provider_options: dict[str, Any]
+    prompt: str  # by which lists are searched; it stands among the parameters, too
+    parameters: Parameters
     image_type: str | None
     project_id: str | None
     chapter_id: str | None
@@ -141,11 +134,6 @@ class Job:
     deleted_at: datetime | None = None
     route: list[dict[str, Any]] | None = None
     skips: list[dict[str, Any]] | None = None
-    template: str | None = None
-    inputs: dict[str, Any] | None = None
-    workflow: dict[str, Any] | None = None
-    input_images: list[str] | None = None
-    template_definition: dict[str, Any] | None = None
     progress_reached: int | None = None
     tier: str | None = None
     estimate_key: str | None = None
@@ -167,13 +155,13 @@ class Job:
 
     @classmethod
     def of(cls, row: Sequence[Any]) -> "Job":
-        """From a row of all columns of the table, in order."""
-        return cls(*row)
+        """From a row of all columns of the table."""
+        return cls(**dict(zip(COLUMNS, row, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A checked request. `values` holds every column that `submit` does not fill in itself."""
+    """A checked request. `values` holds every column that `submit` does not fill in itself, `parameters` among them."""
 
     id: str
     kind: str
@@ -189,6 +177,23 @@ class NewJob:
     @property
     def queue(self) -> str:
         return QUEUE_OF_KIND[self.kind]
+
+    @property
+    def parameters(self) -> Parameters:
+        return self.values["parameters"]
+
+
+class ParametersColumn(TypeDecorator[Parameters]):
+    """`Parameters` as JSON; of a tombstone there are none."""
+
+    impl = Json
+    cache_ok = True
+
+    def process_bind_param(self, value: Parameters | None, dialect: Dialect) -> Any:
+        return None if value is None else value.as_json()
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Parameters:
+        return Parameters("", "") if value is None else Parameters.of(value)
 
 
 jobs = Table(
@@ -209,16 +214,7 @@ jobs = Table(
     Column("provider_job_id", String(500)),
     Column("mocked", Boolean(create_constraint=False), nullable=False),
     Column("prompt", Text, nullable=False),
-    Column("negative_prompt", Text),
-    Column("model", String(300)),
-    Column("checkpoint_model", String(300)),
-    Column("lora_models", Json, nullable=False),
-    Column("width", Integer),
-    Column("height", Integer),
-    Column("batch_size", Integer, nullable=False),
-    Column("seed", BigInteger),
-    Column("sampler_params", Json, nullable=False),
-    Column("provider_options", Json, nullable=False),
+    Column("parameters", ParametersColumn),  # NULL: nothing is left of them
     Column("image_type", String(80)),
     Column("project_id", String(200)),
     Column("chapter_id", String(200)),
@@ -251,14 +247,9 @@ jobs = Table(
     Column("version", Integer, nullable=False),
     Column("keep_until", Instant),
     Column("deleted_at", Instant),
-    # Where else it may be made: a list of columns to set, by which each provider would take it. NULL: nowhere.
+    # Where else it may be made: `as_stop` of the columns by which each provider would take it. NULL: nowhere.
     Column("route", Json),
     Column("skips", Json),  # the providers passed over, and why
-    Column("template", String(200)),
-    Column("inputs", Json),
-    Column("workflow", Json),
-    Column("input_images", Json),
-    Column("template_definition", Json),  # what the template said when the job was submitted
     Column("progress_reached", Integer),  # the furthest that an attempt before this one came
     Column("tier", String(40)),  # of whoever submitted it, at that time
     Column("estimate_key", String(16)),  # jobs with the same take about the same time; NULL: nothing is learnt of it
@@ -266,6 +257,8 @@ jobs = Table(
     Column("queued_at", Instant),  # when it was first due: it keeps its place, whatever comes between
     Column("line_at", Instant),  # its place in its line (`line.py`); NULL: it is not due yet
 )
+
+COLUMNS = tuple(jobs.c.keys())
 
 # States of a row in the words of the indexes' conditions, so that those can serve. Without the type Boolean, or SQLite
 # would be asked to compare them with 1.

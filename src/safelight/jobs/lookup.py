@@ -17,15 +17,15 @@ from sqlalchemy import (
     func,
     literal,
     literal_column,
-    null,
     select,
     tuple_,
+    type_coerce,
     union_all,
 )
 
 from safelight import artifacts as results
 from safelight.artifacts import Artifact
-from safelight.db import Instant, RowId, Tx, db_now, moment_of
+from safelight.db import Instant, Json, RowId, Tx, db_now, moment_of, without
 from safelight.jobs import events
 from safelight.jobs.job import (
     COMPLETED,
@@ -41,6 +41,7 @@ from safelight.jobs.job import (
 from safelight.jobs.line import count_waiting
 from safelight.jobs.situation import explain
 from safelight.jobs.statements import statements
+from safelight.providers.parameters import Parameters
 from safelight.stream import Missed
 from safelight.watch import Message
 
@@ -119,17 +120,18 @@ def find(tx: Tx, wanted: Filter) -> Page:
         # The newest of each, along its index: few open jobs must not be searched for among a million ended ones.
         newest = [_newest(wanted.limit + 1, *conditions, jobs.c.status == status) for status in statuses]
         conditions = [jobs.c.id.in_(union_all(*newest)) if newest else false()]
-    query = select(*_LISTED, cast(jobs.c.workflow, Text)).where(*conditions)
+    query = select(*_LISTED, _WORKFLOW).where(*conditions)
     found: list[Job] = []
     workflows: dict[str, str] = {}
     letters = 0
     with closing(tx.execute(query.order_by(*NEWEST_FIRST).limit(wanted.limit + 1))) as rows:
         for *columns, workflow in rows:
-            job = Job(*columns)
+            job = Job.of(columns)
             found.append(job)
             if workflow is not None:
                 workflows[job.id] = workflow
-            letters += sum(len(text) for text in (job.prompt, job.negative_prompt, workflow) if text is not None)
+            asked = job.parameters
+            letters += sum(len(text) for text in (asked.prompt, asked.negative_prompt, workflow) if text is not None)
             if len(found) == wanted.limit or letters > PAGE_LETTERS:
                 break
         more = rows.fetchone() is not None
@@ -137,8 +139,9 @@ def find(tx: Tx, wanted: Filter) -> Page:
     return Page(explain(tx, found), made, workflows, more)
 
 
-_BULKY = ("workflow", "template_definition")
-_LISTED = [null().label(column.name) if column.name in _BULKY else column for column in jobs.c]
+_WORKFLOW = type_coerce(jobs.c.parameters, Json)["workflow"].as_string()
+_BRIEF = type_coerce(without(jobs.c.parameters, "workflow", "template_definition"), jobs.c.parameters.type)
+_LISTED = [_BRIEF if column is jobs.c.parameters else column for column in jobs.c]
 
 
 def _newest(limit: int, *conditions: ColumnElement[bool]) -> Select[str]:
@@ -278,26 +281,34 @@ class RunTime:
 
 def run_times(tx: Tx, provider: str) -> list[RunTime]:
     """What the latest jobs of a provider tell, by what was asked."""
-    c = jobs.c
-    asked = (c.model, c.checkpoint_model, c.template, c.width, c.height, c.batch_size, c.sampler_params)
     latest = (
-        select(c.estimate_key, *_RUN_TIME, *asked)
-        .where(COMPLETED, c.provider == provider, c.estimate_key.is_not(None))
-        .order_by(c.finished_at.desc())
+        select(jobs.c.id, jobs.c.estimate_key, *_RUN_TIME)
+        .where(COMPLETED, jobs.c.provider == provider, jobs.c.estimate_key.is_not(None))
+        .order_by(jobs.c.finished_at.desc())
         .limit(RUN_TIMES_LOOKED_AT)
     )
     times: dict[str, list[float]] = {}
-    told: dict[str, RunTime] = {}
-    for row in tx.execute(latest):
-        known = times.setdefault(row.estimate_key, [])
+    newest: dict[str, str] = {}  # job of each key
+    for job_id, key, *run in tx.execute(latest):
+        known = times.setdefault(key, [])
         if len(known) < RUN_TIME_SAMPLES:
-            known.append(_seconds(row.started_at, row.finished_at, row.run_seconds))
-        if row.estimate_key not in told:
-            of = (row.model, row.checkpoint_model, row.template, row.width, row.height, row.batch_size)
-            told[row.estimate_key] = RunTime(*of, row.sampler_params.get("steps"), 0.0, 0)
+            known.append(_seconds(*run))
+        newest.setdefault(key, job_id)
+    asked: dict[str, Parameters] = {}
+    for some in _bites(list(newest.values())):
+        asked |= dict(tx.execute(select(jobs.c.id, _BRIEF).where(jobs.c.id.in_(some))).tuples())
     return [
-        replace(told[key], median_seconds=round(median(known), 3), samples=len(known)) for key, known in times.items()
+        RunTime(
+            **{name: getattr(asked[newest[key]], name) for name in _TOLD},
+            steps=asked[newest[key]].sampler_params.get("steps"),
+            median_seconds=round(median(known), 3),
+            samples=len(known),
+        )
+        for key, known in times.items()
     ]
+
+
+_TOLD = ("model", "checkpoint_model", "template", "width", "height", "batch_size")
 
 
 @dataclass(frozen=True, slots=True)

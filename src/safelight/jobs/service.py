@@ -103,6 +103,7 @@ class Jobs(Ends):
                 **step.GIVEN,
                 **step.FRESH,
                 **each.values,
+                "prompt": each.parameters.prompt,
                 "id": each.id,
                 "celery_task_id": each.id,
                 "kind": each.kind,
@@ -250,15 +251,15 @@ def _first_with_key(tx: Tx, new: NewJob) -> Submitted | IdempotencyKeyReused | J
 
 def _take_inputs(tx: Tx, new: NewJob, where: str = "#") -> list[FieldError]:
     """Note the artifacts it starts from, which are kept as long as it needs them; returns what is wrong with them."""
-    given: list[str] = new.values.get("input_images") or []
-    ids = [reference for reference in given if "://" not in reference]
+    pictures = new.parameters.pictures
+    ids = [reference for reference in pictures.values() if "://" not in reference]
     missing = results.give_inputs(tx, new.id, new.owner_id, ids) if ids else set[str]()
     if not missing:
         return []
     results.forget_inputs(tx, [new.id])
     return [
-        FieldError(f"{where}/input_images/{place}", f"There is no picture {reference}.")
-        for place, reference in enumerate(given)
+        FieldError(f"{where}/{field.replace('.', '/')}", f"There is no picture {reference}.")
+        for field, reference in pictures.items()
         if reference in missing
     ]
 

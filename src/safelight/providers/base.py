@@ -12,53 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from safelight.providers.parameters import Capabilities, InputImage, Parameters
+from safelight.providers.parameters import Limits as Limits
+from safelight.providers.parameters import Lora as Lora
+
+CONTRACT = 2  # a plug-in says which it was written for; 1: its options stood in `Parameters.options`
+
 # --- what is asked ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Lora:
-    """A LoRA to apply, with its strengths on the diffusion model and on the text encoder."""
-
-    name: str
-    strength_model: float = 1.0
-    strength_clip: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Parameters:
-    """What to generate. `width` and `height` are pixels; `None` means the provider's default.
-
-    At most one of `template` (a name, with values for its `inputs`) and `workflow` (the caller's own graph) is given.
-    `template_definition` is what stands behind the name: given for a template of the caller's own, else filled in by
-    the check, and kept with the job. `input_images` are references as they were given; their bytes stand in the
-    `Generation`.
-    """
-
-    kind: str
-    prompt: str
-    negative_prompt: str | None = None
-    model: str | None = None
-    checkpoint_model: str | None = None
-    lora_models: tuple[Lora, ...] = ()
-    width: int | None = None
-    height: int | None = None
-    batch_size: int = 1
-    seed: int | None = None
-    sampler_params: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    template: str | None = None
-    template_definition: Mapping[str, Any] | None = None
-    inputs: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    workflow: Mapping[str, Any] | None = None
-    input_images: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class InputImage:
-    """A picture to start from, checked to be one."""
-
-    data: bytes
-    content_type: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +179,7 @@ class Faults:
     if parameters.width > 2048:
         faults.add("The width must be at most 2048 pixels.", field="width")
     with faults:  # what is raised within goes to the others
-        check_options(parameters.options)  # raises InvalidParameters
+        check_options(parameters.provider_options)  # raises InvalidParameters
     faults.refuse()
     """
 
@@ -330,36 +290,13 @@ class UnknownOutcome(ProviderError):
 # --- the port ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Seconds an attempt may take: at `soft` it is failed, at `hard` its slot is freed whatever its code does."""
-
-    soft_seconds: float
-    hard_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Capabilities:
-    """What a provider can do; shown to people and used to refuse early."""
-
-    kinds: frozenset[str]
-    models: tuple[str, ...]  # the first is the default; empty: any name is passed on
-    max_width: int
-    max_height: int
-    max_batch: int
-    cancel: bool
-    progress: bool
-    previews: bool
-    limits: Limits | None = None  # None: the defaults of the kind
-    aspect_ratios: tuple[str, ...] = ()  # empty: any size up to the greatest
-    seeds: bool = True
-    negative_prompt: bool = True
-    input_images: int = 0  # how many it takes
-    workflows: bool = False  # templates and graphs of the caller's own
-
-
 class Provider(ABC):
-    """A plug-in that generates. All methods must be safe to call concurrently on one event loop."""
+    """A plug-in that generates. All methods must be safe to call concurrently on one event loop.
+
+    `contract` is the number of the contract that it was written for; a plug-in written for another one is not used.
+    """
+
+    contract: ClassVar[int] = 1
 
     @property
     @abstractmethod

@@ -27,6 +27,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 from safelight.providers.base import (
+    CONTRACT,
     Accepted,
     Capabilities,
     ContentRejected,
@@ -62,10 +63,14 @@ DRAWING_THREADS = 2
 MESSAGES = {"preparing": "Preparing...", "rendering": "Rendering...", "finishing": "Finishing..."}
 Ts = TypeVarTuple("Ts")
 R = TypeVar("R")
+SIZES = ("width", "height")
+WORDS = ("negative_prompt", "model", "checkpoint_model", "lora_models", "seed", "sampler_params", "provider_options")
 
 
 class MockProvider(Provider):
     """Plays a provider. `plays` is the name of the one played, or None when it is asked for by its own name."""
+
+    contract = CONTRACT
 
     def __init__(self, plays: str | None = None, *, takes_scripts: bool = True) -> None:
         self.plays = plays
@@ -103,19 +108,18 @@ class MockProvider(Provider):
                 message = f"The {name} must be {MIN_SIDE} to {MAX_SIDE} pixels, not {side}."
                 faults.add(message, field=name)
             sides[name] = side
-        for name in ("template", "inputs", "workflow", "input_images") if self.plays is None else ():
-            if getattr(parameters, name):
-                faults.add(f"The mock provider draws from the prompt alone; it takes no {name}.", field=name)
+        for name in parameters.others((*SIZES, *WORDS)) if self.plays is None else ():
+            faults.add(f"The mock provider draws from the prompt alone; it takes no {name}.", field=name)
         if not 1 <= parameters.batch_size <= MAX_BATCH:
             message = f"The batch size must be 1 to {MAX_BATCH}, not {parameters.batch_size}."
             faults.add(message, field="batch_size")
         with faults:
-            read_duration(parameters.options)
-        if not self._takes_scripts and "mock" in parameters.options:
+            read_duration(parameters.provider_options)
+        if not self._takes_scripts and "mock" in parameters.provider_options:
             message = "Scripts are for development: they are taken with AI_MOCK_MODE=true only."
             faults.add(message, field="provider_options.mock")
         with faults:
-            read_script(parameters.options, others_allowed=self.plays is not None)
+            read_script(parameters.provider_options, others_allowed=self.plays is not None)
         faults.refuse()
         return replace(parameters, model=model, width=sides["width"], height=sides["height"])
 
@@ -177,7 +181,7 @@ class Order:
     @classmethod
     def of(cls, parameters: Parameters, job_id: str) -> "Order":
         fast = parameters.model == MODELS[1]
-        seconds = read_duration(parameters.options)
+        seconds = read_duration(parameters.provider_options)
         if seconds is None:
             seconds = DEFAULT_SECONDS / 2 if fast else DEFAULT_SECONDS
         seed = parameters.seed
@@ -191,7 +195,7 @@ class Order:
             batch_size=parameters.batch_size,
             fast=fast,
             seconds=seconds,
-            script=read_script(parameters.options, others_allowed=True),
+            script=read_script(parameters.provider_options, others_allowed=True),
         )
 
 

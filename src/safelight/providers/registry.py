@@ -7,7 +7,7 @@ from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import cast
 
-from safelight.providers.base import InvalidParameters, Provider
+from safelight.providers.base import CONTRACT, InvalidParameters, Provider
 from safelight.providers.mock import MockProvider
 from safelight.suggestion import did_you_mean
 
@@ -24,6 +24,10 @@ class UnknownProvider(InvalidParameters):
 
 class NoDefault(InvalidParameters):
     """The request names no provider, and there is none that is meant then."""
+
+
+class ContractOutdated(Exception):
+    """The plug-in was written for another provider contract."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,4 +153,11 @@ class Registry:
 
 
 def _load(plug_in: EntryPoint) -> Provider:
-    return cast(Provider, plug_in.load()())
+    made = plug_in.load()
+    written_for = getattr(made, "contract", CONTRACT)  # a function that makes one answers for what it makes
+    if written_for != CONTRACT:
+        raise ContractOutdated(
+            f"it was written for the provider contract {written_for}, and this version of Safelight has {CONTRACT}; "
+            "docs/how-to/write-a-provider.md says what to change"
+        )
+    return cast(Provider, made())

@@ -5,7 +5,7 @@ a picture.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from safelight.artifacts import get
 from safelight.db import Database
@@ -34,12 +34,17 @@ class InputImages:
         self._pictures = pictures
         self._max_bytes = max_bytes
 
-    async def load(self, references: Sequence[str], owner_id: str) -> tuple[InputImage, ...]:
-        """Each as a whole picture, in order. Raises `InvalidParameters` that names the one that is none."""
-        return tuple([await self._load(n, reference, owner_id) for n, reference in enumerate(references)])
+    async def load(self, references: Mapping[str, str], owner_id: str) -> tuple[InputImage, ...]:
+        """Each as a whole picture, in order; they are named by their fields. Raises `InvalidParameters` for one that is
+        none."""
+        return tuple(
+            [
+                await self._load(number, field, reference, owner_id)
+                for number, (field, reference) in enumerate(references.items(), 1)
+            ]
+        )
 
-    async def _load(self, number: int, reference: str, owner_id: str) -> InputImage:
-        field = f"input_images.{number}"
+    async def _load(self, number: int, field: str, reference: str, owner_id: str) -> InputImage:
         try:
             if "://" in reference:
                 data = await self._fetched(reference)
@@ -48,8 +53,8 @@ class InputImages:
             picture = await self._pictures.run(read_head, data, self._pictures.max_pixels)
             await self._pictures.run(decode, picture, pixels=picture.pixels)
         except (BadPicture, BadOutput, FetchRefused, HostUnknown) as error:
-            raise InvalidParameters(f"The input picture {number + 1} cannot be used: {error}", field=field) from error
-        return InputImage(data, picture.content_type)
+            raise InvalidParameters(f"The input picture {number} cannot be used: {error}", field=field) from error
+        return InputImage(data, picture.content_type, field)
 
     async def _fetched(self, url: str) -> bytes:
         try:

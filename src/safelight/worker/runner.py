@@ -54,7 +54,7 @@ from safelight.worker.attempt import Attempt
 from safelight.worker.inputs import InputImages
 from safelight.worker.judgement import Judge
 from safelight.worker.lease import Lease
-from safelight.worker.request import log_fields, mark_of, parameters_of
+from safelight.worker.request import log_fields, mark_of
 
 PROGRESS_SECONDS = 0.25
 PREVIEW_SECONDS = 0.5
@@ -167,17 +167,17 @@ class Runner:
     # --- one attempt --------------------------------------------------------------------------------------------------
 
     async def _execute(self, attempt: Attempt) -> None:
-        job = attempt.job
+        job, asked = attempt.job, attempt.job.parameters
         log.info(
             "job.started",
             provider=job.provider,
-            model=job.model,
+            model=asked.model,
             mocked=job.mocked,
-            width=job.width,
-            height=job.height,
-            batch_size=job.batch_size,
-            seed=job.seed,
-            prompt=job.prompt[:200],
+            width=asked.width,
+            height=asked.height,
+            batch_size=asked.batch_size,
+            seed=asked.seed,
+            prompt=asked.prompt[:200],
             queued_seconds=round((job.started_at - job.run_at).total_seconds(), 3) if job.started_at else None,
             adopts=job.provider_job_id,
         )
@@ -246,8 +246,8 @@ class Runner:
         provider = self._providers.resolve(job.provider)[1]
         if job.provider_job_id is None and job.submitting_at is not None:
             raise UnknownOutcome("An earlier attempt died while it submitted the job; it may have been charged.")
-        images = await self._inputs.load(job.input_images or (), job.owner_id)
-        generation = Generation(job.id, job.attempt, parameters_of(job), job.soft_limit_seconds, images, attempt.woken)
+        images = await self._inputs.load(job.parameters.pictures, job.owner_id)
+        generation = Generation(job.id, job.attempt, job.parameters, job.soft_limit_seconds, images, attempt.woken)
         if job.provider_job_id is not None:
             log.info("provider.adopted", provider_job_id=job.provider_job_id)
             return provider.resume(generation, job.provider_job_id)
@@ -306,7 +306,7 @@ class Runner:
             owner_id=job.owner_id,
             data=output.data,
             mark=mark_of(job, seed),
-            seed=job.seed if seed is None else seed if seed <= MAX_SEED else None,
+            seed=job.parameters.seed if seed is None else seed if seed <= MAX_SEED else None,
             details=output.details,
         )
         made.append(artifact)

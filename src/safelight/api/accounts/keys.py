@@ -22,9 +22,10 @@ from safelight.accounts import (
 )
 from safelight.api.body import JsonRoute
 from safelight.api.deps import Asker, IdCursor, ItemId, Limit, World, json_response, read_id_cursor
-from safelight.api.fields import Body, Name, Number
+from safelight.api.fields import Body
 from safelight.api.problems import refusals
 from safelight.api.rate import RATED
+from safelight.bounds import Name, Number
 from safelight.db import new_id
 
 DAY_SECONDS = 86400.0

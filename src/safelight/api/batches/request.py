@@ -99,9 +99,9 @@ async def checked_jobs(
     templates: dict[str | None, Mapping[str, Any] | None] = {None: None}
     for body, (_, origin) in zip(bodies, given, strict=False):  # reading ends early where much is wrong
         await turn.over()
-        if isinstance(body, BatchJob) and origin is None and body.template not in templates:
-            own = await template_of(world, asker.owner_id, body.template)
-            templates[body.template] = None if own is None else own.definition
+        if isinstance(body, BatchJob) and origin is None and body.parameters.template not in templates:
+            own = await template_of(world, asker.owner_id, body.parameters.template)
+            templates[body.parameters.template] = None if own is None else own.definition
 
     def make() -> tuple[list[NewJob], list[FieldError], int]:
         made: list[NewJob] = []
@@ -114,7 +114,8 @@ async def checked_jobs(
                 if isinstance(body, BatchImport):
                     made.append(import_for(request, world, asker, body, origin=origin))
                 else:  # a retry takes the template as it was then
-                    template = templates[body.template] if origin is None else origin.template_definition
+                    name = body.parameters.template
+                    template = templates[name] if origin is None else origin.parameters.template_definition
                     made.append(job_for(request, world, asker, body, template=template, origin=origin))
                     bulk += _bulk(made[-1])
                     check_bulk(bulk)
@@ -178,7 +179,7 @@ class Turn:
 
 
 def _bulk(new: NewJob) -> int:
-    return sum(len(orjson.dumps(new.values[name])) for name in ("workflow", "template_definition"))
+    return sum(len(orjson.dumps(each)) for each in (new.parameters.workflow, new.parameters.template_definition))
 
 
 def _placed(place: int, error: Invalid) -> list[FieldError]:

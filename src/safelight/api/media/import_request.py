@@ -2,16 +2,18 @@
 
 import hashlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import orjson
 from pydantic import ConfigDict, Field, StringConstraints, field_validator
 
 from safelight import stories
-from safelight.api.fields import Body, Int, Number, OpaqueId
+from safelight.api.fields import Body, OpaqueId
 from safelight.api.job_request import attempt_limits
 from safelight.api.problems import invalid_fields
 from safelight.bootstrap import Safelight
+from safelight.bounds import Int, Number
 from safelight.config import Settings, Tier
 from safelight.db import Tx, new_id
 from safelight.errors import FieldError, Invalid, SafelightError
@@ -111,36 +113,18 @@ def new_import(
     options = request.model_dump(include={"url", "max_height", "audio_only"})
     _, provider, mocked = providers.resolve(PROVIDER)
     try:
-        checked = provider.check(Parameters(IMPORT, "", options=options))
+        checked = provider.check(Parameters(IMPORT, "", provider_options=options))
     except InvalidParameters as error:
         raise refused(error) from None
     soft, hard = attempt_limits(provider, request.timeout_seconds, settings)
-    nothing = dict.fromkeys(
-        (
-            *("route", "skips", "negative_prompt", "model", "checkpoint_model", "width", "height", "seed"),
-            *(
-                "template",
-                "template_definition",
-                "workflow",
-                "input_images",
-                "image_type",
-                "chapter_id",
-                "script_id",
-                "scene_number",
-            ),
-            *("character_id", "batch_id"),
-        )
-    )
+    scene = {} if request.scene_id is None else {"scene_id": request.scene_id}
     values: dict[str, Any] = {
-        **nothing,
+        **dict.fromkeys(
+            ("route", "skips", "image_type", "chapter_id", "script_id", "scene_number", "character_id", "batch_id")
+        ),
         "provider": PROVIDER,
         "mocked": mocked,
-        "prompt": "",
-        "lora_models": [],
-        "batch_size": 1,
-        "sampler_params": {},
-        "provider_options": dict(checked.options),
-        "inputs": None if request.scene_id is None else {"scene_id": request.scene_id},
+        "parameters": replace(checked, inputs=scene),
         "soft_limit_seconds": soft,
         "hard_limit_seconds": hard,
         "project_id": request.project_id,
@@ -164,8 +148,8 @@ def new_import(
 def import_of(job: Job) -> dict[str, Any]:
     """The body that would ask for this import again."""
     return {
-        **job.provider_options,
-        **(job.inputs or {}),
+        **job.parameters.provider_options,
+        **job.parameters.inputs,
         "project_id": job.project_id,
         "priority": job.priority,
         "timeout_seconds": job.soft_limit_seconds,
@@ -208,8 +192,8 @@ def submit_imports(world: Safelight) -> Callable[[NewBatch], Awaitable[Submitted
 def _scenes_of(new: Sequence[NewJob]) -> Iterator[tuple[int, NewJob, str]]:
     """The imports that have a scene, with their place and its id."""
     for place, each in enumerate(new):
-        if each.kind == IMPORT and each.values["inputs"] is not None:
-            yield place, each, each.values["inputs"]["scene_id"]
+        if each.kind == IMPORT and each.parameters.inputs:
+            yield place, each, each.parameters.inputs["scene_id"]
 
 
 def _missing_scenes(tx: Tx, new: Sequence[NewJob]) -> dict[int, SafelightError]:

@@ -113,7 +113,7 @@ async def probe(body: ProbeRequest, request: Request, world: World, asker: Asker
     limits = {} if verdict is None else verdict.headers
     provider = _importer(world)
     try:
-        provider.check(Parameters(IMPORT, "", options={"url": body.url}))
+        provider.check(Parameters(IMPORT, "", provider_options={"url": body.url}))
     except InvalidParameters as error:
         raise refused(error) from None
     probes: Probes = request.app.state.probes

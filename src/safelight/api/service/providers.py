@@ -3,12 +3,13 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast, get_type_hints
 
 import structlog
 from fastapi import APIRouter, Path, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 from starlette.responses import Response
 
 from safelight.api.deps import Owner, World, json_response
@@ -16,7 +17,7 @@ from safelight.bootstrap import Safelight
 from safelight.db import Database
 from safelight.errors import SafelightError, Unavailable
 from safelight.jobs import ProviderLoad, ProviderState, RunTime, provider_loads, read_states, run_times
-from safelight.providers.base import InvalidParameters, Provider, ProviderError
+from safelight.providers.base import Capabilities, InvalidParameters, Provider, ProviderError
 from safelight.providers.registry import Registry, UnknownProvider
 
 HEALTH_SECONDS = 2.0
@@ -57,22 +58,19 @@ class HealthView(BaseModel):
     detail: str | None
 
 
-class CapabilitiesView(BaseModel):
+_can = {name: (kind, ...) for name, kind in get_type_hints(Capabilities).items() if name != "limits"}
+_Capabilities = create_model("_Capabilities", **cast(dict[str, Any], _can))
+
+
+class CapabilitiesView(_Capabilities):
     """What it can do, as far as it is known without asking it."""
 
     kinds: list[str]
     models: list[str] = Field(description="The first is the default; empty: any name is passed on")
-    max_width: int
-    max_height: int
-    max_batch: int
-    aspect_ratios: list[str]
-    cancel: bool
-    progress: bool
-    previews: bool
-    seeds: bool
-    negative_prompt: bool
-    input_images: int
-    workflows: bool
+
+
+def _capabilities_of(can: Capabilities) -> dict[str, Any]:
+    return {name: getattr(can, name) for name in CapabilitiesView.model_fields} | {"kinds": sorted(can.kinds)}
 
 
 class RateView(BaseModel):
@@ -111,21 +109,11 @@ EXAMPLE: dict[str, Any] = {
     "mocked": False,
     "health": {"state": "ok", "detail": None},
     "warnings": [],
-    "capabilities": {
-        "kinds": ["image.generate"],
-        "models": ["flux"],
-        "max_width": 1024,
-        "max_height": 1024,
-        "max_batch": 4,
-        "aspect_ratios": [],
-        "cancel": False,
-        "progress": False,
-        "previews": False,
-        "seeds": True,
-        "negative_prompt": True,
-        "input_images": 1,
-        "workflows": False,
-    },
+    "capabilities": _capabilities_of(
+        Capabilities(
+            frozenset({"image.generate"}), ("flux",), 1024, 1024, 4, cancel=False, progress=False, previews=False
+        )
+    ),
     "limits": {
         "jobs_at_once": 5,
         "rate": {"jobs": 10, "seconds": 60},
@@ -366,7 +354,7 @@ async def _view_of(
         "mocked": mocked,
         "health": _health(problem, "" if mocked else world.providers.missing(name)),
         "warnings": [*([PLAYED] if name in settings.played else []), *survey.warnings(name)],
-        "capabilities": None if provider is None else _capabilities_of(provider),
+        "capabilities": None if provider is None else _capabilities_of(provider.capabilities),
         "limits": {
             "jobs_at_once": settings.provider_limits.get(name),
             "rate": None if rate is None else {"jobs": rate.jobs, "seconds": rate.seconds},
@@ -381,20 +369,7 @@ async def _view_of(
         "unreachable_since": None if state is None else state.unreachable_since,
         "paused_until": state.paused_until if state is not None and is_paused else None,
         "pause_reason": state.pause_reason if state is not None and is_paused else None,
-        "run_times": [
-            {
-                "model": time_of.model,
-                "checkpoint_model": time_of.checkpoint_model,
-                "template": time_of.template,
-                "width": time_of.width,
-                "height": time_of.height,
-                "batch_size": time_of.batch_size,
-                "steps": time_of.steps,
-                "median_seconds": time_of.median_seconds,
-                "samples": time_of.samples,
-            }
-            for time_of in learnt
-        ],
+        "run_times": [asdict(time_of) for time_of in learnt],
     }
 
 
@@ -414,22 +389,3 @@ def _resolve(world: Safelight, name: str) -> tuple[Provider | None, bool]:
     except InvalidParameters:
         return None, False
     return provider, mocked
-
-
-def _capabilities_of(provider: Provider) -> dict[str, Any]:
-    can = provider.capabilities
-    return {
-        "kinds": sorted(can.kinds),
-        "models": list(can.models),
-        "max_width": can.max_width,
-        "max_height": can.max_height,
-        "max_batch": can.max_batch,
-        "aspect_ratios": list(can.aspect_ratios),
-        "cancel": can.cancel,
-        "progress": can.progress,
-        "previews": can.previews,
-        "seeds": can.seeds,
-        "negative_prompt": can.negative_prompt,
-        "input_images": can.input_images,
-        "workflows": can.workflows,
-    }

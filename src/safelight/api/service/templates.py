@@ -16,11 +16,11 @@ from starlette.responses import Response
 from safelight import template as own
 from safelight.api.body import JsonRoute
 from safelight.api.deps import Owner, World, json_response, list_response
-from safelight.api.fields import storable
 from safelight.api.prefix import encode
 from safelight.api.problems import refusals
 from safelight.api.rate import RATED
 from safelight.bootstrap import Safelight
+from safelight.bounds import storable
 from safelight.db import Tx
 from safelight.errors import FieldError, Invalid, SafelightError, Unavailable
 from safelight.template import StoredTemplate, TemplateNotFound

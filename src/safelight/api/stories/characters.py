@@ -265,7 +265,7 @@ def _portrait_job(
         return job_for(request, world, asker, GenerationRequest.model_validate(whole | more), key=key)
 
     reference = drawn.character.reference
-    if reference is None or asked.input_images:
+    if reference is None or whole.get("input_images"):
         new = made()
     else:
         try:

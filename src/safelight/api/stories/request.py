@@ -7,8 +7,10 @@ from pydantic import AfterValidator, Field, GetJsonSchemaHandler, StringConstrai
 from pydantic_core import CoreSchema
 
 from safelight.api.deps import IdInvalid, parse_id
-from safelight.api.fields import Body, HasWords, Int
-from safelight.api.job_request import PictureRequest, Prompt
+from safelight.api.fields import Body
+from safelight.api.job_request import PictureRequest
+from safelight.bounds import HasWords, Int
+from safelight.providers.parameters import Prompt
 
 Images = Literal["keep", "delete"]
 WithImages = Annotated[Images, Query(alias="images", description="What becomes of the pictures that were made")]

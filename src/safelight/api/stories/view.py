@@ -281,7 +281,7 @@ def scene_image_view(job: Job, made: Sequence[Artifact], chapter_id: str, eta: E
         "error_message": None if job.error is None else job.error["message"],
         "error": job.error,
         "provider": job.provider,
-        "prompt": job.prompt,
+        "prompt": job.parameters.prompt,
         "eta": {"wait_seconds": eta.wait_seconds, "run_seconds": eta.run_seconds},
         "created_at": job.created_at,
         "started_at": job.started_at,
@@ -319,16 +319,17 @@ def portrait_view(character: Character, job: Job | None, eta: EtaView) -> dict[s
 
 
 def _portrait_metadata(character: Character, job: Job) -> dict[str, Any]:
-    used = bool(job.input_images)
+    asked = job.parameters
+    used = bool(asked.pictures)
     unused = character.reference is not None and not used
     return {
         "provider": job.provider,
-        "model": job.model,
+        "model": asked.model,
         "mocked": job.mocked,
-        "prompt": job.prompt,
-        "seed": job.seed,
-        "width": job.width,
-        "height": job.height,
+        "prompt": asked.prompt,
+        "seed": asked.seed,
+        "width": asked.width,
+        "height": asked.height,
         "reference_used": used,
         "reference_note": f"Drawn without it: {job.provider} was given no picture it could take." if unused else None,
         "notes": job.metadata,
@@ -342,7 +343,7 @@ def image_view(job: Job, artifact: Artifact) -> dict[str, Any]:
         "job_id": job.id,
         "scene_number": job.scene_number,
         "image_type": job.image_type,
-        "prompt": job.prompt,
+        "prompt": job.parameters.prompt,
         "provider": job.provider,
         "created_at": artifact.created_at,
     }

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, cast
 
-from safelight.providers.base import InvalidParameters, Parameters
+from safelight.providers.base import Capabilities, InvalidParameters, Limits, Parameters
 
 MAX_NODES = 5000
 MAX_SEED = 2**64 - 1
 SIDE_STEP, MIN_SIDE, MAX_SIDE, DEFAULT_SIDE = 8, 16, 8192, 512
 MAX_BATCH = 64  # a server takes more, in one piece of its memory
+SOFT_SECONDS, HARD_SECONDS = 1500.0, 1800.0
 MAX_PROBLEMS = 50  # that are told of one request; what is beyond is not even looked for
 MAX_NAME = 200  # letters of a node's id, its class_type and the names of its inputs
 MAX_CIRCLE = 20  # nodes of a circle that are named
@@ -24,6 +25,24 @@ HOW_TO_EXPORT = (
     "This is the format in which the editor saves workflows, not the one that runs. Open it in ComfyUI and choose "
     "Workflow > Export (API); older versions: switch the developer options on in the settings, then Save (API Format)."
 )
+
+TAKES = (
+    *("negative_prompt", "model", "checkpoint_model", "lora_models", "width", "height", "seed"),
+    *("sampler_params", "provider_options", "template", "inputs", "workflow", "input_images"),
+)
+CAPABILITIES = Capabilities(
+    kinds=frozenset({"image.generate"}),
+    models=(),
+    max_width=MAX_SIDE,
+    max_height=MAX_SIDE,
+    max_batch=MAX_BATCH,
+    cancel=True,
+    progress=True,
+    previews=True,
+    limits=Limits(SOFT_SECONDS, HARD_SECONDS),
+    input_images=16,
+    workflows=True,
+)  # of plain parameters; templates and workflows know their own bounds
 
 # Where others put the graph: ComfyUI's POST /prompt, Comfy API v2, RunPod's worker and its kin.
 WRAPPERS = (("prompt",), ("workflow",), ("input", "workflow"), ("input", "prompt"), ("input", "workflow_json"))
@@ -82,6 +101,8 @@ class Plan:
 
     def filled(self, pictures: Sequence[str], checkpoint: str | None, prefix: str) -> Graph:
         """The graph as it is sent. Every node that saves files under a prefix gets ours, so that they can be found."""
+        if len(pictures) < len(self.pictures):
+            refuse([Problem("input_images", f"{len(self.pictures)} pictures are needed.")])
         graph = copy.deepcopy(self.graph)
         for (node_id, name), file in zip(self.pictures, pictures, strict=True):
             graph[node_id]["inputs"][name] = file
@@ -344,8 +365,8 @@ def plan_parameters(parameters: Parameters, seed: int) -> Plan:
         for name in ("strength_model", "strength_clip"):
             fields[node_id, name] = f"lora_models.{index}.{name}"
         model, clip = [node_id, 0], [node_id, 1]
-    if "vae" in parameters.options:
-        graph["14"] = _node("VAELoader", vae_name=parameters.options["vae"])
+    if "vae" in parameters.provider_options:
+        graph["14"] = _node("VAELoader", vae_name=parameters.provider_options["vae"])
         fields["14", "vae_name"] = "provider_options.vae"
         vae = ["14", 0]
     graph["6"] = _node("CLIPTextEncode", "Prompt", text=parameters.prompt, clip=clip)

@@ -40,7 +40,6 @@ from safelight.providers.base import (
     Generation,
     InvalidParameters,
     JobLost,
-    Limits,
     NotTaken,
     Parameters,
     Progress,
@@ -53,8 +52,8 @@ from safelight.providers.base import (
 from safelight.providers.comfyui.catalogue import MODEL_INPUTS
 from safelight.providers.comfyui.follower import follow, is_there
 from safelight.providers.comfyui.graph import (
-    MAX_BATCH,
-    MAX_SIDE,
+    CAPABILITIES,
+    TAKES,
     Graph,
     Plan,
     Problem,
@@ -80,8 +79,6 @@ from safelight.suggestion import did_you_mean, listed
 
 log = structlog.get_logger()
 
-SOFT_SECONDS, HARD_SECONDS = 1500.0, 1800.0
-MAX_PICTURES = 16
 OPTIONS = ("vae",)
 EARLIER_ATTEMPTS, EARLIER_RUNS = 5, 2
 EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "image/gif": "gif"}
@@ -122,31 +119,18 @@ class ComfyUI(Provider):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What plain parameters can ask for; templates and workflows know their own bounds."""
-        return Capabilities(
-            kinds=frozenset({"image.generate"}),
-            models=(),
-            max_width=MAX_SIDE,
-            max_height=MAX_SIDE,
-            max_batch=MAX_BATCH,
-            cancel=True,
-            progress=True,
-            previews=True,
-            limits=Limits(SOFT_SECONDS, HARD_SECONDS),
-            input_images=MAX_PICTURES,
-            workflows=True,
-        )
+        return CAPABILITIES
 
     # --- before it runs ----------------------------------------------------------------------------------------------
 
     def check(self, parameters: Parameters) -> Parameters:
         """Check the shape of it, without any server. The default checkpoint is filled in."""
-        problems: list[Problem] = []
+        problems = [Problem(name, f"ComfyUI takes no {name}.") for name in parameters.others(TAKES)]
         if parameters.template is not None and parameters.workflow is not None:
             problems.append(Problem("workflow", "template and workflow exclude each other; give one of them."))
         if parameters.inputs and parameters.template is None and parameters.workflow is None:
             problems.append(Problem("inputs", "inputs belong to a template; name it in the field template."))
-        for name, value in parameters.options.items():
+        for name, value in parameters.provider_options.items():
             if name not in OPTIONS or not isinstance(value, str):
                 message = f"ComfyUI takes {', '.join(OPTIONS)} (names) as provider_options, not {name[:60]!r}."
                 problems.append(Problem(f"provider_options.{name[:60]}", message))
@@ -353,8 +337,6 @@ class ComfyUI(Provider):
         for image in generation.images[: len(run.plan.pictures)]:
             name = f"{hashlib.sha256(image.data).hexdigest()[:32]}.{EXTENSIONS.get(image.content_type, 'png')}"
             names.append(await run.server.upload(image.data, image.content_type, name))
-        if len(names) < len(run.plan.pictures):
-            raise InvalidParameters(f"{len(run.plan.pictures)} pictures are needed.", field="input_images")
         checkpoint = None
         if run.plan.any_checkpoint is not None:
             checkpoint = next(iter((await run.server.catalogue()).names("checkpoints")), None)

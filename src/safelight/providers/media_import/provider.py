@@ -50,7 +50,6 @@ OVERHEAD = 1.2  # of what comes over the wire beside the file: pages, lists of p
 OVERHEAD_BYTES = 32 * 1024 * 1024
 PROBE_BYTES = 32 * 1024 * 1024
 CHECK_BYTES = 16 * 1024 * 1024  # how much may come before the disk is looked at again
-UNUSED = ("negative_prompt", "model", "checkpoint_model", "width", "height", "template", "workflow")
 OPTIONS = {"url", "max_height", "audio_only"}
 EXTRACTORS = ("default", "-commonmistakes", "-commonprotocols", "-blobmagnet.*", "-search.*")
 
@@ -132,12 +131,11 @@ class MediaImport(Provider):
         """The order stands in the options: `url`, and perhaps `max_height` and `audio_only`."""
         if parameters.kind != KIND:
             raise InvalidParameters("Media is imported by POST /api/v1/media/store.", field="provider")
-        for name in UNUSED:
-            if getattr(parameters, name) is not None:
-                raise InvalidParameters(f"An import takes no {name}.", field=name)
+        for name in parameters.others(("provider_options", "inputs")):
+            raise InvalidParameters(f"An import takes no {name}.", field=name)
         if parameters.batch_size != 1:
             raise InvalidParameters("An import brings one file.", field="batch_size")
-        options = dict(parameters.options)
+        options = dict(parameters.provider_options)
         for name in options.keys() - OPTIONS:
             raise InvalidParameters(f"An import has no option {name[:80]!r}.", field=name[:80])
         url, height = options.get("url"), options.get("max_height")
@@ -150,11 +148,11 @@ class MediaImport(Provider):
         except FetchRefused as error:
             raise InvalidParameters(error.message, field="url") from error
         options = {"url": url, "max_height": height, "audio_only": bool(options.get("audio_only", False))}
-        return replace(parameters, options=options)
+        return replace(parameters, provider_options=options)
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Update]:
         """Download, look, hand over. Stopped at any point it leaves nothing behind."""
-        options = self.check(generation.parameters).options
+        options = self.check(generation.parameters).provider_options
         url, wish = str(options["url"]), Wish(options["max_height"], options["audio_only"])
         yield Progress(0, "connecting", "Looking what is there")
         async with self._workspace.folder() as folder:

@@ -18,6 +18,7 @@ from safelight.providers.base import (
     ProviderUnavailable,
     RateLimited,
 )
+from safelight.providers.modelslab.model import OUR_FIELDS
 
 KNOWN_STATUSES = {"success", "processing", "queued", "pending", "error", "failed"}
 RATE_WORDS = re.compile(r"rate limit|too many requests|queued requests", re.I)
@@ -32,22 +33,6 @@ UNKNOWN_JOB_WORDS = re.compile(
     r"\b(request|id|job)\b.*(not found|invalid|not exist)|no (such )?request|invalid (request )?id", re.I
 )
 MAX_SAID = 300
-OUR_FIELDS = {
-    "prompt": "prompt",
-    "negative_prompt": "negative_prompt",
-    "model_id": "model",
-    "width": "width",
-    "height": "height",
-    "samples": "batch_size",
-    "seed": "seed",
-    "lora_model": "lora_models",
-    "aspect_ratio": "provider_options.aspect_ratio",
-    "num_inference_steps": "sampler_params.steps",
-    "guidance_scale": "sampler_params.cfg",
-    "scheduler": "sampler_params.scheduler",
-    "strength": "sampler_params.denoise",
-    "init_image": "input_images",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +146,7 @@ def failure_of(answer: Answer) -> ProviderError:
 
 def refuse_withheld(answer: Answer, parameters: Parameters) -> None:
     """A picture found unsafe may be delivered all the same, unless the safety checker was asked to replace it."""
-    is_withheld = not answer.links or parameters.options.get("safety_checker")
+    is_withheld = not answer.links or parameters.provider_options.get("safety_checker")
     if answer.is_nsfw and answer.status == "success" and is_withheld:
         raise ContentRejected("ModelsLab found the picture unsafe and withholds it.")
 

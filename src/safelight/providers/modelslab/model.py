@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from safelight.providers.base import Faults, Parameters
+from safelight.providers.base import Capabilities, Faults, Parameters
 from safelight.suggestion import near_names
 
 RATIO_TOLERANCE = 0.1  # a tenth
@@ -82,6 +82,43 @@ SAMPLER_FIELDS = {
 }
 
 
+TAKES = (
+    *("negative_prompt", "model", "lora_models", "width", "height", "seed"),
+    *("sampler_params", "provider_options", "input_images"),
+)
+OUR_FIELDS = {
+    "prompt": "prompt",
+    "negative_prompt": "negative_prompt",
+    "model_id": "model",
+    "width": "width",
+    "height": "height",
+    "samples": "batch_size",
+    "seed": "seed",
+    "lora_model": "lora_models",
+    "aspect_ratio": "provider_options.aspect_ratio",
+    "num_inference_steps": "sampler_params.steps",
+    "guidance_scale": "sampler_params.cfg",
+    "scheduler": "sampler_params.scheduler",
+    "strength": "sampler_params.denoise",
+    "init_image": "input_images",
+}
+
+
+def capabilities_of(default: str, models: Mapping[str, Model]) -> Capabilities:
+    """What these models can do together."""
+    return Capabilities(
+        kinds=frozenset({"image.generate"}),
+        models=tuple(dict.fromkeys((default, *models))),
+        max_width=MAX_SIDE,
+        max_height=MAX_SIDE,
+        max_batch=4,
+        cancel=False,
+        progress=True,
+        previews=False,
+        input_images=max(model.images[1] for model in models.values()),
+    )
+
+
 def fitted(name: str, model: Model, parameters: Parameters) -> Parameters:
     """The parameters as this model takes them. Raises `InvalidParameters` for what it would pass over in silence."""
     faults = Faults()
@@ -103,7 +140,7 @@ def fitted(name: str, model: Model, parameters: Parameters) -> Parameters:
     _check_images(name, model, len(parameters.input_images), faults)
     redraws = model.redraws and bool(parameters.input_images)
     _check_sampler(name, model, parameters.sampler_params, faults, redraws=redraws)
-    ratio = _check_options(name, model, parameters.options, faults)
+    ratio = _check_options(name, model, parameters.provider_options, faults)
     if redraws:
         for field in ("width", "height"):
             if getattr(parameters, field) is not None:
@@ -123,7 +160,7 @@ def fields_of(
 
     `images` are the links of the pictures to start from, `shape` the proportions where none were asked for.
     """
-    fields: dict[str, Any] = {"model_id": parameters.model, "prompt": parameters.prompt, **parameters.options}
+    fields: dict[str, Any] = {"model_id": parameters.model, "prompt": parameters.prompt, **parameters.provider_options}
     if model.ratios and "aspect_ratio" not in fields:
         fields["aspect_ratio"] = _nearest(model.ratios, parameters.width or shape[0], parameters.height or shape[1])[0]
     if images:

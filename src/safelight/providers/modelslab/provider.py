@@ -45,7 +45,7 @@ from safelight.providers.base import (
 )
 from safelight.providers.fetch import NOT_REACHED, content_type_of, fetch, host_of, shared_tls
 from safelight.providers.modelslab.answer import KNOWN_STATUSES, Answer, failure_of, refusal_of, refuse_withheld
-from safelight.providers.modelslab.model import COMMUNITY, MAX_SIDE, MODELS, fields_of, fitted
+from safelight.providers.modelslab.model import COMMUNITY, MODELS, TAKES, capabilities_of, fields_of, fitted
 from safelight.suggestion import did_you_mean, listed
 
 BASE_URL = "https://modelslab.com/api"
@@ -95,29 +95,14 @@ class ModelsLab(Provider):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(
-            kinds=frozenset({"image.generate"}),
-            models=tuple(dict.fromkeys((self._default, *self._models))),
-            max_width=MAX_SIDE,
-            max_height=MAX_SIDE,
-            max_batch=4,
-            cancel=False,
-            progress=True,
-            previews=False,
-            input_images=max(model.images[1] for model in self._models.values()),
-        )
+        return capabilities_of(self._default, self._models)
 
     def check(self, parameters: Parameters) -> Parameters:
         """Fill in model and size, and refuse what the model does not take: ModelsLab would pass over it in silence."""
         faults = Faults()
-        for field, given in (
-            ("template", parameters.template),
-            ("workflow", parameters.workflow),
-            ("checkpoint_model", parameters.checkpoint_model),
-        ):
-            if given:
-                instead = "; name the model in model" if field == "checkpoint_model" else ""
-                faults.add(f"ModelsLab takes no {field} here{instead}.", field=field)
+        for field in parameters.others(TAKES):
+            instead = "; name the model in model" if field == "checkpoint_model" else ""
+            faults.add(f"ModelsLab takes no {field} here{instead}.", field=field)
         name = parameters.model or self._default
         model = self._models.get(name)
         if model is None:
@@ -141,7 +126,7 @@ class ModelsLab(Provider):
         model = self._models[parameters.model or ""]
         if generation.images:
             yield Progress(None, "uploading", "Sending the pictures")
-            links = [await self._uploaded(number, image) for number, image in enumerate(generation.images)]
+            links = [await self._uploaded(image) for image in generation.images]
             first = await asyncio.to_thread(read_head, generation.images[0].data)
             order |= fields_of(model, parameters, links, (first.width, first.height))
         else:
@@ -205,12 +190,11 @@ class ModelsLab(Provider):
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         return httpx.AsyncClient(verify=shared_tls(), timeout=SUBMIT_TIMEOUT, limits=limits)
 
-    async def _uploaded(self, number: int, image: InputImage) -> str:
+    async def _uploaded(self, image: InputImage) -> str:
         """The link to a picture that ModelsLab keeps for a day. It costs nothing, so it may be tried again."""
-        field = f"input_images.{number}"
         if len(image.data) > MAX_UPLOAD_BYTES:
             message = f"ModelsLab takes pictures of at most {MAX_UPLOAD_BYTES // 1_000_000} MB to start from."
-            raise InvalidParameters(message, field=field)
+            raise InvalidParameters(message, field=image.field)
         data = f"data:{image.content_type};base64,{base64.b64encode(image.data).decode()}"
         try:
             response = await self._asking.post(

@@ -21,11 +21,11 @@ from safelight.providers.base import (
     RateLimited,
     UnknownOutcome,
 )
+from safelight.providers.openai_images.model import FIELDS
 
 CONTENT_CODES = {"moderation_blocked", "content_policy_violation", "content_filter"}
 CONTENT_WORDS = ("content policy", "content management policy", "safety system", "content moderation")
 CREDIT_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
-FIELDS = {"prompt": "prompt", "model": "model", "n": "batch_size", "size": "width", "image": "input_images"}
 MAX_SAID = 300
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from safelight.providers.base import Faults, Parameters
+from safelight.providers.base import Capabilities, Faults, Parameters
 
 OURS = {"model", "prompt", "n", "size", "stream", "image", "image[]"}  # what no option may replace
 
@@ -111,6 +111,29 @@ MODELS: Mapping[str, Model] = {name: entry for entry in TABLE.models for name in
 OTHER = Model(area=Area(longest=8192), max_batch=10, max_input_images=16)
 
 
+TAKES = ("model", "width", "height", "seed", "provider_options", "input_images")
+# Our name of what OpenAI calls otherwise.
+FIELDS = {"prompt": "prompt", "model": "model", "n": "batch_size", "size": "width", "image": "input_images"}
+
+
+def capabilities_of(models: tuple[str, ...], *, streams: bool) -> Capabilities:
+    """What these models can do together; without any, what others might."""
+    longest = max((MODELS.get(name, OTHER).longest for name in models), default=OTHER.longest)
+    return Capabilities(
+        kinds=frozenset({"image.generate"}),
+        models=models,
+        max_width=longest,
+        max_height=longest,
+        max_batch=10,
+        cancel=False,
+        progress=False,
+        previews=streams,
+        seeds=False,
+        negative_prompt=False,
+        input_images=16,
+    )
+
+
 def living(today: date) -> list[str]:
     """The models that OpenAI serves."""
     return [name for name, model in MODELS.items() if model.shutdown_date is None or today <= model.shutdown_date]
@@ -120,16 +143,8 @@ def fitted(name: str, parameters: Parameters) -> Parameters:
     """The parameters as this model takes them. Raises `InvalidParameters` for what it does not."""
     faults = Faults()
     model = MODELS.get(name, OTHER)
-    for field, given in (
-        ("template", parameters.template),
-        ("workflow", parameters.workflow),
-        ("checkpoint_model", parameters.checkpoint_model),
-        ("lora_models", parameters.lora_models),
-        ("negative_prompt", parameters.negative_prompt),
-        ("sampler_params", parameters.sampler_params),
-    ):
-        if given:
-            faults.add(f"{name} takes no {field}; leave it out.", field=field)
+    for field in parameters.others(TAKES):
+        faults.add(f"{name} takes no {field}; leave it out.", field=field)
     if model.max_prompt is not None and len(parameters.prompt) > model.max_prompt:
         message = f"{name} takes prompts of up to {model.max_prompt} characters, not {len(parameters.prompt)}."
         faults.add(message, field="prompt")
@@ -183,7 +198,7 @@ def _size(name: str, model: Model, parameters: Parameters, faults: Faults) -> tu
 
 
 def _check_options(name: str, model: Model, parameters: Parameters, faults: Faults) -> None:
-    given = parameters.options
+    given = parameters.provider_options
     for option in given:
         if option in OURS:
             message = f"{option} is not an option: the request has a field of its own."

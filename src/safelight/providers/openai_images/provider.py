@@ -35,7 +35,7 @@ from safelight.providers.base import (
 )
 from safelight.providers.fetch import NOT_REACHED, content_type_of, fetch, host_of, shared_tls
 from safelight.providers.openai_images.answer import Result, decoded, error_of, events_of, shutdown_dates_of
-from safelight.providers.openai_images.model import MODELS, OTHER, can_stream, fitted, living
+from safelight.providers.openai_images.model import MODELS, OTHER, can_stream, capabilities_of, fitted, living
 from safelight.suggestion import did_you_mean, listed
 
 BASE_URL = "https://api.openai.com/v1"
@@ -78,21 +78,7 @@ class OpenAIImages(Provider):
 
     @property
     def capabilities(self) -> Capabilities:
-        models = self._offered()
-        longest = max(MODELS.get(name, OTHER).longest for name in models) if models else OTHER.longest
-        return Capabilities(
-            kinds=frozenset({"image.generate"}),
-            models=models,
-            max_width=longest,
-            max_height=longest,
-            max_batch=10,
-            cancel=False,
-            progress=False,
-            previews=self._streams,
-            seeds=False,
-            negative_prompt=False,
-            input_images=16,
-        )
+        return capabilities_of(self._offered(), streams=self._streams)
 
     def _offered(self) -> tuple[str, ...]:
         """The models to show. At OpenAI newer ones may be named besides; elsewhere nobody can tell which there are."""
@@ -209,11 +195,11 @@ class OpenAIImages(Provider):
         """What httpx is to send: JSON, or a form with the input pictures."""
         model = MODELS.get(parameters.model or self._default, OTHER)
         fields: dict[str, Any] = {"model": parameters.model, "prompt": parameters.prompt, "n": parameters.batch_size}
-        fields |= {**model.always, **parameters.options}
+        fields |= {**model.always, **parameters.provider_options}
         if parameters.width and parameters.height:
             fields["size"] = f"{parameters.width}x{parameters.height}"
         partial_images = fields.pop("partial_images", PARTIAL_IMAGES)
-        streams = self._streams and can_stream(parameters.model or "", parameters.options)
+        streams = self._streams and can_stream(parameters.model or "", parameters.provider_options)
         if streams and partial_images and parameters.batch_size == 1:
             fields |= {"stream": True, "partial_images": partial_images}
         if not generation.images:
