@@ -66,7 +66,7 @@ def rows_of(engine: Engine) -> list[dict[str, Any]]:
 
 
 def test_what_was_asked_becomes_one_value_and_columns_again(empty_url: str, engine: Engine) -> None:
-    migrate(empty_url, "0017_newest")
+    migrate(empty_url, "0018_workers")
     with engine.begin() as connection:
         table = Table("jobs", MetaData(), autoload_with=connection)
         for number, values in enumerate(ROWS):
@@ -77,7 +77,7 @@ def test_what_was_asked_becomes_one_value_and_columns_again(empty_url: str, engi
             connection.execute(table.insert().values(given))
     before = rows_of(engine)
 
-    migrate(empty_url, "0018_parameters")
+    migrate(empty_url, "0019_parameters")
     query = select(jobs.c.parameters, jobs.c.route, jobs.c.prompt).order_by(jobs.c.id)
     with engine.connect() as connection:
         waiting, running, completed, imported, buried = connection.execute(query).all()
@@ -92,5 +92,5 @@ def test_what_was_asked_becomes_one_value_and_columns_again(empty_url: str, engi
     assert imported.parameters == Parameters("media.import", "", inputs={"scene_id": "s"})
     assert (buried.parameters, waiting.prompt) == (Parameters("", ""), RICH["prompt"])
 
-    migrate(empty_url, "0017_newest")
+    migrate(empty_url, "0018_workers")
     assert rows_of(engine) == before

@@ -218,7 +218,7 @@ def new_job(
         names = route_of(request.provider, settings, providers)
     except NoDefault as error:
         raise _invalid(error) from None
-    asked = replace(request.parameters, template_definition=template)
+    asked = request.parameters if template is None else replace(request.parameters, template_definition=template)
     _check_addresses(asked)
     seed = random.randrange(RANDOM_SEEDS)  # the same wherever it is made
     candidates: list[dict[str, Any]] = []
@@ -229,7 +229,7 @@ def new_job(
     for name in names:
         try:
             model = asked.model or (tier.models.get(name) if tier is not None else None)
-            wish = replace(asked, model=model)
+            wish = asked if model == asked.model else replace(asked, model=model)
             candidates.append(_as_taken_by(name, wish, request.timeout_seconds, seed, providers, settings))
         except UnknownProvider as error:
             unknown.append(error)

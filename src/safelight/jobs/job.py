@@ -1,8 +1,9 @@
 """A job: its row, its statuses and the few facts that follow from a row alone."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
+from operator import itemgetter
 from typing import Any, Literal
 
 from sqlalchemy import (
@@ -156,7 +157,7 @@ class Job:
     @classmethod
     def of(cls, row: Sequence[Any]) -> "Job":
         """From a row of all columns of the table."""
-        return cls(**dict(zip(COLUMNS, row, strict=True)))
+        return cls(*_by_name(row))
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +259,8 @@ jobs = Table(
     Column("line_at", Instant),  # its place in its line (`line.py`); NULL: it is not due yet
 )
 
-COLUMNS = tuple(jobs.c.keys())
+# Of a row of all columns the values of the fields of a `Job`: those without a column come last.
+_by_name = itemgetter(*(jobs.c.keys().index(field.name) for field in fields(Job) if field.name in jobs.c))
 
 # States of a row in the words of the indexes' conditions, so that those can serve. Without the type Boolean, or SQLite
 # would be asked to compare them with 1.

@@ -296,7 +296,7 @@ def run_times(tx: Tx, provider: str) -> list[RunTime]:
         newest.setdefault(key, job_id)
     asked: dict[str, Parameters] = {}
     for some in _bites(list(newest.values())):
-        asked |= dict(tx.execute(select(jobs.c.id, _BRIEF).where(jobs.c.id.in_(some))).tuples())
+        asked |= {row[0]: row[1] for row in tx.execute(select(jobs.c.id, _BRIEF).where(jobs.c.id.in_(some)))}
     return [
         RunTime(
             **{name: getattr(asked[newest[key]], name) for name in _TOLD},

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from operator import attrgetter
-from typing import Annotated, Any, cast, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from pydantic import AfterValidator, Field, StringConstraints
 
@@ -125,9 +125,9 @@ class Parameters:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Parameters":
-        values: dict[str, Any] = {
-            name: tuple(cast(list[Any], value)) if isinstance(value, list) else value for name, value in given.items()
-        }
+        values = dict(given)
+        for name in _TUPLES & values.keys():
+            values[name] = tuple(values[name])
         if loras := values.get("lora_models"):
             values["lora_models"] = tuple(Lora(**lora) for lora in loras)
         return cls(**values)
@@ -137,6 +137,7 @@ _NOTHING = (None, (), {})
 _ALWAYS = ("kind", "prompt", "batch_size", "template_definition")
 _FIELDS = tuple(each.name for each in fields(Parameters))
 ASKED = tuple(name for name in _FIELDS if name not in ("kind", "template_definition"))
+_TUPLES = {each.name for each in fields(Parameters) if each.default == ()}
 _all_of, _asked_of = attrgetter(*_FIELDS), attrgetter(*ASKED)
 
 

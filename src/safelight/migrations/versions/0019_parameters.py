@@ -9,8 +9,8 @@ from alembic import op
 
 from safelight.db import Json, RowId
 
-revision = "0018_parameters"
-down_revision = "0017_newest"
+revision = "0019_parameters"
+down_revision = "0018_workers"
 branch_labels = None
 depends_on = None
 
