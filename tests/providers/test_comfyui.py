@@ -202,7 +202,7 @@ async def test_every_parameter_stands_in_the_workflow(stand_in: ComfyStandIn, pr
         "batch_size": 2,
         "seed": 5,
         "sampler_params": {"steps": 3, "cfg": 4.5, "sampler": "dpmpp_2m", "scheduler": "karras", "denoise": 0.9},
-        "options": {"vae": "fine.safetensors"},
+        "provider_options": {"vae": "fine.safetensors"},
     }
     asked = order(job_id="job-7", **fields)
     await collect(comfy.generate(asked))

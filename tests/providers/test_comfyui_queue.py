@@ -195,6 +195,6 @@ async def test_everything_that_is_wrong_is_told_at_once(provider: Make) -> None:
 def test_everything_that_is_wrong_with_parameters_is_told_at_once() -> None:
     comfy = ComfyUI(["http://127.0.0.1:9"])
     with pytest.raises(InvalidParameters) as refused:
-        comfy.check(asks(inputs={"a": 1}, options={"b": 2, "vae": 3}))
+        comfy.check(asks(inputs={"a": 1}, provider_options={"b": 2, "vae": 3}))
     fields = [each["field"] for each in refused.value.details["problems"]]
     assert fields == ["inputs", "provider_options.b", "provider_options.vae"]

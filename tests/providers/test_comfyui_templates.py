@@ -88,7 +88,7 @@ def test_a_workflow_that_cannot_run(graph: dict[str, Any], field: str, said: str
         ({"sampler_params": {"cfg": 101}}, "sampler_params.cfg", "from 0 to 100"),
         ({"sampler_params": {"denoise": 1.5}}, "sampler_params.denoise", "from 0 to 1"),
         ({"sampler_params": {"sampler": 5}}, "sampler_params.sampler", "a name, like euler"),
-        ({"options": {"mock": {}}}, "provider_options.mock", "ComfyUI takes vae"),
+        ({"provider_options": {"mock": {}}}, "provider_options.mock", "ComfyUI takes vae"),
         ({"template": "txt2img", "workflow": workflow()}, "workflow", "exclude each other"),
         ({"inputs": {"x": 1}}, "inputs", "belong to a template"),
         ({"workflow": workflow(), "width": 64}, "width", "no effect beside a workflow"),

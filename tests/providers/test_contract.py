@@ -43,7 +43,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_the_mock_passes() -> None:
-    given = asked(width=64, height=64, options={"duration_seconds": 0.1})
+    given = asked(width=64, height=64, provider_options={"duration_seconds": 0.1})
     await check_provider(MockProvider, parameters=given, others=[replace(given, width=96), replace(given, height=128)])
 
 

@@ -110,7 +110,7 @@ async def test_a_server_without_streams_answers_in_one_piece(provider: OpenAIIma
     ("changes", "given"),
     [
         ({"streams": False}, {}),
-        ({}, {"options": {"partial_images": 0}}),
+        ({}, {"provider_options": {"partial_images": 0}}),
         ({}, {"batch_size": 3}),
         ({}, {"model": "dall-e-3"}),
     ],
@@ -128,7 +128,7 @@ async def test_a_stream_is_asked_for_only_where_it_helps(
 async def test_input_images_make_it_an_edit(provider: OpenAIImages, service: OpenAIStandIn) -> None:
     first = InputImage(picture(64, 64), "image/png")
     second = InputImage(picture(64, 32, format="JPEG"), "image/jpeg")
-    parameters = asked(input_images=("a", "b"), options={"background": "opaque", "quality": "low"})
+    parameters = asked(input_images=("a", "b"), provider_options={"background": "opaque", "quality": "low"})
     updates = await collect(provider.generate(order(parameters, (first, second))))
     assert names(updates) == ["Submitting", "Progress", "Preview", "Preview", "Output"]
     await collect(provider.generate(order(asked(input_images=("a",)), (first,))))
@@ -344,45 +344,49 @@ async def test_health_and_models(make: Make) -> None:
         ({"lora_models": (Lora("x"),)}, "lora_models", "leave it out"),
         ({"sampler_params": {"steps": 20}}, "sampler_params", "leave it out"),
         ({"workflow": {"1": {}}}, "workflow", "leave it out"),
-        ({"options": {"quality": "hd"}}, "provider_options.quality", "auto, low, medium, high"),
-        ({"options": {"partial_images": 4}}, "provider_options.partial_images", "0 to 3"),
-        ({"options": {"style": "vivid"}}, "provider_options.style", "it takes background"),
-        ({"options": {"prompt": "x"}}, "provider_options.prompt", "a field of its own"),
-        ({"options": {"quality": "max"}}, "provider_options.quality", "auto, low, medium, high; not 'max'"),
+        ({"provider_options": {"quality": "hd"}}, "provider_options.quality", "auto, low, medium, high"),
+        ({"provider_options": {"partial_images": 4}}, "provider_options.partial_images", "0 to 3"),
+        ({"provider_options": {"style": "vivid"}}, "provider_options.style", "it takes background"),
+        ({"provider_options": {"prompt": "x"}}, "provider_options.prompt", "a field of its own"),
+        ({"provider_options": {"quality": "max"}}, "provider_options.quality", "auto, low, medium, high; not 'max'"),
         (
-            {"model": "gpt-image-2.5-flare", "options": {"complexity": "low"}},
+            {"model": "gpt-image-2.5-flare", "provider_options": {"complexity": "low"}},
             "provider_options.complexity",
             "no option",
         ),
-        ({"options": {"output_format": "gif"}}, "provider_options.output_format", "png, jpeg, webp"),
-        ({"options": {"input_fidelity": "high"}}, "provider_options.input_fidelity", "no option"),
+        ({"provider_options": {"output_format": "gif"}}, "provider_options.output_format", "png, jpeg, webp"),
+        ({"provider_options": {"input_fidelity": "high"}}, "provider_options.input_fidelity", "no option"),
         (
-            {"options": {"output_compression": 80}},
+            {"provider_options": {"output_compression": 80}},
             "provider_options.output_compression",
             "an output_format of jpeg or webp, not with png",
         ),
         (
-            {"options": {"background": "transparent", "output_format": "jpeg"}},
+            {"provider_options": {"background": "transparent", "output_format": "jpeg"}},
             "provider_options.background",
             "png or webp",
         ),
         (
-            {"model": "gpt-image-2.6-flare", "options": {"frame_count": 1, "output_format": "gif"}},
+            {"model": "gpt-image-2.6-flare", "provider_options": {"frame_count": 1, "output_format": "gif"}},
             "provider_options.frame_count",
             "2 to 16",
         ),
         (
-            {"input_images": ("a",), "options": {"moderation": "low"}},
+            {"input_images": ("a",), "provider_options": {"moderation": "low"}},
             "provider_options.moderation",
             "does not go with input_images",
         ),
         (
-            {"model": "gpt-image-1.5", "options": {"input_fidelity": "low"}},
+            {"model": "gpt-image-1.5", "provider_options": {"input_fidelity": "low"}},
             "provider_options.input_fidelity",
             "with pictures to start from only",
         ),
-        ({"options": {"safety_identifier": "x" * 129}}, "provider_options.safety_identifier", "1 to 128 characters"),
-        ({"options": {"partial_images": True}}, "provider_options.partial_images", "0 to 3"),
+        (
+            {"provider_options": {"safety_identifier": "x" * 129}},
+            "provider_options.safety_identifier",
+            "1 to 128 characters",
+        ),
+        ({"provider_options": {"partial_images": True}}, "provider_options.partial_images", "0 to 3"),
     ],
 )
 async def test_what_a_model_does_not_take_is_refused_by_field(wrong: dict[str, Any], field: str, words: str) -> None:
@@ -398,7 +402,9 @@ async def test_the_newest_models_take_their_own_parameters(make: Make, service: 
     options: dict[str, Any] = {"quality": "xhigh", "output_format": "gif", "frame_count": 9, "frame_duration_ms": 80}
     if "2.6" in family:
         options["complexity"] = "low"
-    updates = await collect(make().generate(order(asked(model=family, width=1024, height=640, options=options))))
+    updates = await collect(
+        make().generate(order(asked(model=family, width=1024, height=640, provider_options=options)))
+    )
     assert names(updates) == ["Submitting", "Progress", "Output"]
     expected = {"model": family, "prompt": "a harbour", "n": 1, "size": "1024x640"} | options
     assert service.ledger == [expected]  # a GIF is not streamed
@@ -407,8 +413,8 @@ async def test_the_newest_models_take_their_own_parameters(make: Make, service: 
 @pytest.mark.parametrize(
     "given",
     [
-        {"model": "gpt-image-3", "width": 8192, "height": 64, "options": {"quality": "ultra"}},
-        {"model": "gpt-image-2.7-flare", "options": {"anything": [1, {"deep": True}]}},
+        {"model": "gpt-image-3", "width": 8192, "height": 64, "provider_options": {"quality": "ultra"}},
+        {"model": "gpt-image-2.7-flare", "provider_options": {"anything": [1, {"deep": True}]}},
         {"model": "gpt-image-3", "prompt": "x" * 40_000},
     ],
 )
@@ -455,7 +461,7 @@ async def test_the_table_warns_where_the_list_cannot_be_had(monkeypatch: pytest.
 async def test_elsewhere_any_model_is_passed_on(make: Make, service: OpenAIStandIn) -> None:
     provider = make(model="flux.1-dev", key=KEY)
     assert provider.capabilities.models == ()
-    given = provider.check(asked(model="sd-3.5", width=640, height=480, options={"steps": 20}))
+    given = provider.check(asked(model="sd-3.5", width=640, height=480, provider_options={"steps": 20}))
     assert provider.check(given) == given
     assert sizes(await collect(provider.generate(order(given)))) == [(640, 480)]
     assert (service.ledger[0]["model"], service.ledger[0]["steps"]) == ("sd-3.5", 20)

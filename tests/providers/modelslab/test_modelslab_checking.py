@@ -56,10 +56,18 @@ def service() -> Iterator[ModelsLabStandIn]:
             "sampler_params.scheduler",
             "EulerDiscreteScheduler",
         ),
-        ({"options": {"key": "x"}}, "provider_options.key", "no option 'key'"),
-        ({"model": "sdxl", "options": {"webhook": "x"}}, "provider_options.webhook", "it takes algorithm_type"),
-        ({"model": "imagen-4", "options": {"aspect_ratio": "2:1"}}, "provider_options.aspect_ratio", "1:1, 3:4"),
-        ({"model": "imagen-4", "options": {"aspect_ratio": "16:9"}}, "width", "256x256"),
+        ({"provider_options": {"key": "x"}}, "provider_options.key", "no option 'key'"),
+        (
+            {"model": "sdxl", "provider_options": {"webhook": "x"}},
+            "provider_options.webhook",
+            "it takes algorithm_type",
+        ),
+        (
+            {"model": "imagen-4", "provider_options": {"aspect_ratio": "2:1"}},
+            "provider_options.aspect_ratio",
+            "1:1, 3:4",
+        ),
+        ({"model": "imagen-4", "provider_options": {"aspect_ratio": "16:9"}}, "width", "256x256"),
     ],
 )
 async def test_what_a_model_does_not_take_is_refused_by_field(wrong: dict[str, Any], field: str, words: str) -> None:
@@ -76,7 +84,7 @@ async def test_what_a_model_does_not_take_is_refused_by_field(wrong: dict[str, A
         ({"model": "imagen-4", "width": 1344, "height": 768}, {"aspect_ratio": "16:9"}),
         ({"model": "imagen-4", "width": None, "height": None}, {"aspect_ratio": "1:1"}),
         (
-            {"model": "imagen-4", "width": None, "height": None, "options": {"aspect_ratio": "9:16"}},
+            {"model": "imagen-4", "width": None, "height": None, "provider_options": {"aspect_ratio": "9:16"}},
             {"aspect_ratio": "9:16"},
         ),
         ({"model": "imagen-4.0-ultra", "batch_size": 3}, {"aspect_ratio": "1:1", "samples": 3}),
@@ -90,7 +98,7 @@ async def test_what_a_model_does_not_take_is_refused_by_field(wrong: dict[str, A
                 "negative_prompt": "people",
                 "lora_models": (Lora("a", 0.8), Lora("b")),
                 "sampler_params": {"steps": 20, "cfg": 7.5, "scheduler": "DDIMScheduler"},
-                "options": {"clip_skip": 2},
+                "provider_options": {"clip_skip": 2},
             },
             {
                 "width": 256,
