@@ -150,11 +150,10 @@ def asked_fields(*, is_shown: bool = False) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class InputImage:
-    """A picture to start from, checked to be one. `field` is where the request names it, for what is wrong with it."""
+    """A picture to start from, checked to be one."""
 
     data: bytes
     content_type: str
-    field: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ class InputImages:
             await self._pictures.run(decode, picture, pixels=picture.pixels)
         except (BadPicture, BadOutput, FetchRefused, HostUnknown) as error:
             raise InvalidParameters(f"The input picture {number} cannot be used: {error}", field=field) from error
-        return InputImage(data, picture.content_type, field)
+        return InputImage(data, picture.content_type)
 
     async def _fetched(self, url: str) -> bytes:
         try:

@@ -126,7 +126,8 @@ class ModelsLab(Provider):
         model = self._models[parameters.model or ""]
         if generation.images:
             yield Progress(None, "uploading", "Sending the pictures")
-            links = [await self._uploaded(image) for image in generation.images]
+            named = zip(parameters.pictures, generation.images, strict=True)
+            links = [await self._uploaded(field, image) for field, image in named]
             first = await asyncio.to_thread(read_head, generation.images[0].data)
             order |= fields_of(model, parameters, links, (first.width, first.height))
         else:
@@ -190,11 +191,11 @@ class ModelsLab(Provider):
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         return httpx.AsyncClient(verify=shared_tls(), timeout=SUBMIT_TIMEOUT, limits=limits)
 
-    async def _uploaded(self, image: InputImage) -> str:
+    async def _uploaded(self, field: str, image: InputImage) -> str:
         """The link to a picture that ModelsLab keeps for a day. It costs nothing, so it may be tried again."""
         if len(image.data) > MAX_UPLOAD_BYTES:
             message = f"ModelsLab takes pictures of at most {MAX_UPLOAD_BYTES // 1_000_000} MB to start from."
-            raise InvalidParameters(message, field=image.field)
+            raise InvalidParameters(message, field=field)
         data = f"data:{image.content_type};base64,{base64.b64encode(image.data).decode()}"
         try:
             response = await self._asking.post(

@@ -3,14 +3,14 @@
 from typing import Any
 
 from sqlalchemy import Engine, MetaData, Table, select
-from test_schema_history import NOW, SOME_ID, empty_url, engine
+from test_schema_history import NOW, SOME_ID, engine
 
 from safelight.jobs import columns_of
 from safelight.jobs.job import jobs
 from safelight.migrations import migrate
 from safelight.providers.parameters import Lora, Parameters
 
-__all__ = ["empty_url", "engine"]
+__all__ = ["engine"]
 
 GRAPH = {"3": {"class_type": "KSampler", "inputs": {"seed": 2**53 + 1, "cfg": 6.5, "none": None, "model": ["4", 0]}}}
 RICH: dict[str, Any] = {
@@ -65,8 +65,8 @@ def rows_of(engine: Engine) -> list[dict[str, Any]]:
         return [dict(each) for each in connection.execute(select(table).order_by(table.c.id)).mappings()]
 
 
-def test_what_was_asked_becomes_one_value_and_columns_again(empty_url: str, engine: Engine) -> None:
-    migrate(empty_url, "0018_workers")
+def test_what_was_asked_becomes_one_value_and_columns_again(database_url: str, engine: Engine) -> None:
+    migrate(database_url, "0018_workers")
     with engine.begin() as connection:
         table = Table("jobs", MetaData(), autoload_with=connection)
         for number, values in enumerate(ROWS):
@@ -77,7 +77,7 @@ def test_what_was_asked_becomes_one_value_and_columns_again(empty_url: str, engi
             connection.execute(table.insert().values(given))
     before = rows_of(engine)
 
-    migrate(empty_url, "0019_parameters")
+    migrate(database_url, "0019_parameters")
     query = select(jobs.c.parameters, jobs.c.route, jobs.c.prompt).order_by(jobs.c.id)
     with engine.connect() as connection:
         waiting, running, completed, imported, buried = connection.execute(query).all()
@@ -92,5 +92,5 @@ def test_what_was_asked_becomes_one_value_and_columns_again(empty_url: str, engi
     assert imported.parameters == Parameters("media.import", "", inputs={"scene_id": "s"})
     assert (buried.parameters, waiting.prompt) == (Parameters("", ""), RICH["prompt"])
 
-    migrate(empty_url, "0018_workers")
+    migrate(database_url, "0018_workers")
     assert rows_of(engine) == before
