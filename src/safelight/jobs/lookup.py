@@ -10,9 +10,7 @@ from statistics import median
 from sqlalchemy import (
     ColumnElement,
     Select,
-    Text,
     bindparam,
-    cast,
     false,
     func,
     literal,
