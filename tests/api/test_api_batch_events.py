@@ -145,7 +145,7 @@ def test_whoever_comes_late_is_told_every_end(service: Service) -> None:
     assert kinds(events) == {half["job_ids"][0]: ["job.completed"], half["job_ids"][1]: WHOLE}
 
 
-@pytest.mark.parametrize("last_id", ["1x2~0", "9x3~0", "1.1.1.1~0", "end"])
+@pytest.mark.parametrize("last_id", ["1x2~0", "9x3~0", "1.1.1.1~0", "1x1000.1~1", "end"])
 def test_an_id_from_elsewhere_hides_nothing(service: Service, last_id: str) -> None:
     batch = service.hold_batch(order(), order(), order())
     with service.batch_events(batch["id"], last_id=last_id) as stream:
@@ -153,7 +153,7 @@ def test_an_id_from_elsewhere_hides_nothing(service: Service, last_id: str) -> N
     assert (events[0].id, kinds(events)) == ("1x3~0", dict.fromkeys(batch["job_ids"], WHOLE))
 
 
-@pytest.mark.parametrize("last_id", ["x", "-1", "1x~1", "1..2~1", "1x99999~1", "1x1000.1~1", "1", "1." * 9000 + "1~1"])
+@pytest.mark.parametrize("last_id", ["x", "-1", "1x~1", "1..2~1", "1x99999~1", "1", "1." * 9000 + "1~1"])
 def test_garbage_is_no_event_id(service: Service, last_id: str) -> None:
     url = f"{BATCHES}/{service.submit_batch(order())['id']}/events"
     for answer in (
