@@ -206,7 +206,7 @@ async def open_safelight(settings: Settings) -> AsyncGenerator[Safelight]:
     retention_days_of = _retention_days(settings)
     jobs = Jobs(
         announcements,
-        [stories.Stories(), *([] if _keeps_everything(settings) else [KeepFor(retention_days_of)])],
+        [stories.StoryFollower(), *([] if _keeps_everything(settings) else [KeepFor(retention_days_of)])],
         breaker=BreakerPolicy(settings.breaker_failures, settings.breaker_seconds),
         pause_seconds=settings.retry_seconds,
         provider_wait_seconds=settings.provider_wait_seconds,

@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from safelight.errors import SafelightError
-from safelight.valkey import Script, Valkey
+from safelight.valkey import LuaScript, Valkey
 
 PATIENCE_SECONDS = 0.25  # beyond this the answer of Redis is not waited for
 MAX_LOCAL = 10_000
 
 # KEYS: the bucket. ARGV: quota, window in seconds, how many are wanted. Returns how many were taken, and 1000 times how
 # many are left.
-TAKE = Script(
+TAKE = LuaScript(
     """
 local quota, window, wanted = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local clock = redis.call('TIME')
@@ -48,7 +48,7 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RateDecision:
     """Whether it was allowed, and how the bucket stands after it."""
 
     policy: Policy
@@ -87,7 +87,7 @@ class Limiter:
         self._ns = namespace
         self._local: OrderedDict[tuple[Policy, str], tuple[float, float]] = OrderedDict()  # tokens, at (monotonic)
 
-    async def take(self, policy: Policy, holder: str, count: int = 1) -> Verdict:
+    async def take(self, policy: Policy, holder: str, count: int = 1) -> RateDecision:
         """Take so many tokens of the holder's bucket, or as many as are there. Never fails, and hardly ever waits."""
         key = f"{self._ns}:limit:{policy.name}:{holder}"
         try:
@@ -96,9 +96,9 @@ class Limiter:
                 taken, thousandths = await self._valkey.eval(TAKE, [key], arguments)
         except (TimeoutError, SafelightError):
             return self._take_here(policy, holder, count)
-        return Verdict(policy, taken == count, thousandths / 1000)
+        return RateDecision(policy, taken == count, thousandths / 1000)
 
-    def _take_here(self, policy: Policy, holder: str, count: int) -> Verdict:
+    def _take_here(self, policy: Policy, holder: str, count: int) -> RateDecision:
         now = time.monotonic()
         tokens, at = self._local.get((policy, holder), (float(policy.quota), now))
         tokens = min(policy.quota, tokens + (now - at) * policy.quota / policy.window_seconds)
@@ -108,4 +108,4 @@ class Limiter:
         self._local.move_to_end((policy, holder))
         if len(self._local) > MAX_LOCAL:
             self._local.popitem(last=False)
-        return Verdict(policy, taken == count, tokens)
+        return RateDecision(policy, taken == count, tokens)

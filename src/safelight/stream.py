@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import structlog
 
 from safelight.errors import SafelightError, Unavailable
-from safelight.valkey import Script, Valkey
+from safelight.valkey import LuaScript, Valkey
 from safelight.watch import NEWS_OF_BATCHES, BatchWatch, Message, Watch
 
 LATEST_SECONDS = 3600
@@ -26,7 +26,7 @@ REREAD_SECONDS = 2.0
 # KEYS: latest of the job, its channel, Celery's result key. ARGV: version, seq, terminal, public channel, message,
 # json, celery result, seconds to keep the latest, and the result, job id, channel of its batch (or nothing).
 # Returns 1 if published; 0 if an equal, newer or terminal event has been published before.
-PUBLISH = Script(
+PUBLISH = LuaScript(
     """
 local latest = redis.call('HMGET', KEYS[1], 'version', 'seq', 'terminal')
 local version, seq = tonumber(ARGV[1]), tonumber(ARGV[2])

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from media import media, piped_media, turned_video
-from safelight.artifacts import BadMedia, FfmpegMissing, Media, find_ffmpeg, inspect_media
+from safelight.artifacts import BadMedia, FfmpegMissing, MediaInfo, find_ffmpeg, inspect_media
 from safelight.artifacts import media as inspection
 from safelight.artifacts.media import is_media
 
 pytestmark = pytest.mark.anyio
 
 
-async def inspected(tmp_path: Path, data: bytes) -> Media:
+async def inspected(tmp_path: Path, data: bytes) -> MediaInfo:
     path = tmp_path / "a file;with 'odd' characters"
     path.write_bytes(data)
     return await inspect_media(path)

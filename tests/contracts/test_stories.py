@@ -41,7 +41,7 @@ class Shelf:
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
-        desk.jobs = Jobs(desk.tape, [KeepFor(lambda tx, owner: 30), stories.Stories()])
+        desk.jobs = Jobs(desk.tape, [KeepFor(lambda tx, owner: 30), stories.StoryFollower()])
         self.project = self.chapter = ""
 
     async def open(self) -> "Shelf":

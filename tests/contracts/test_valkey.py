@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from patience import PATIENCE_SECONDS
-from safelight.valkey import Script, Valkey, ValkeyAway, ValkeyError
+from safelight.valkey import LuaScript, Valkey, ValkeyAway, ValkeyError
 from safelight.valkey import client as valkey_module
 from servers import ValkeyServer
 from tls import certificate, fronted, server_context
@@ -18,7 +18,7 @@ from tls import certificate, fronted, server_context
 pytestmark = pytest.mark.anyio
 
 MakeServer = Callable[..., ValkeyServer]
-ADD = Script("return redis.call('INCRBY', KEYS[1], ARGV[1])")
+ADD = LuaScript("return redis.call('INCRBY', KEYS[1], ARGV[1])")
 
 
 @contextlib.asynccontextmanager
@@ -343,7 +343,7 @@ async def test_scripts_run_by_digest_and_survive_a_flush(valkey: ValkeyServer) -
 
 
 async def test_a_script_with_a_mistake_is_reported(valkey: ValkeyServer) -> None:
-    broken, failing = Script("return ("), Script("return redis.call('INCR', KEYS[1], 'too many')")
+    broken, failing = LuaScript("return ("), LuaScript("return redis.call('INCR', KEYS[1], 'too many')")
     async with connected(valkey.url) as client:
         for script in (broken, failing, broken, failing):
             with pytest.raises(ValkeyError):

@@ -2,34 +2,37 @@
 
 import pytest
 
-from safelight.valkey import Address, Valkey, ValkeyUrlInvalid
+from safelight.valkey import Valkey, ValkeyAddress, ValkeyUrlInvalid
 
 
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("redis://", Address()),
-        ("redis://cache", Address(host="cache", database=0)),
-        ("valkey://cache:7000/4", Address(host="cache", port=7000, database=4)),
-        ("redis://:p%40ss@[::1]:7000", Address(host="::1", port=7000, password="p@ss")),
-        ("redis://ann:pw@cache/1", Address(host="cache", database=1, username="ann", password="pw")),
-        ("redis://cache/1?db=2&username=ann&password=pw", Address("cache", database=2, username="ann", password="pw")),
-        ("unix:///run/v.sock?db=3", Address(path="/run/v.sock", database=3)),
-        ("unix://ann:pw@/run/v.sock", Address(path="/run/v.sock", username="ann", password="pw")),
-        ("redis+socket:///run/v.sock?virtual_host=3", Address(path="/run/v.sock", database=3)),
+        ("redis://", ValkeyAddress()),
+        ("redis://cache", ValkeyAddress(host="cache", database=0)),
+        ("valkey://cache:7000/4", ValkeyAddress(host="cache", port=7000, database=4)),
+        ("redis://:p%40ss@[::1]:7000", ValkeyAddress(host="::1", port=7000, password="p@ss")),
+        ("redis://ann:pw@cache/1", ValkeyAddress(host="cache", database=1, username="ann", password="pw")),
+        (
+            "redis://cache/1?db=2&username=ann&password=pw",
+            ValkeyAddress("cache", database=2, username="ann", password="pw"),
+        ),
+        ("unix:///run/v.sock?db=3", ValkeyAddress(path="/run/v.sock", database=3)),
+        ("unix://ann:pw@/run/v.sock", ValkeyAddress(path="/run/v.sock", username="ann", password="pw")),
+        ("redis+socket:///run/v.sock?virtual_host=3", ValkeyAddress(path="/run/v.sock", database=3)),
         (
             "redis+socket:///run/v.sock?virtual_host=/3&password=pw",
-            Address(path="/run/v.sock", database=3, password="pw"),
+            ValkeyAddress(path="/run/v.sock", database=3, password="pw"),
         ),
     ],
 )
-def test_urls_that_are_understood(url: str, expected: Address) -> None:
-    assert Address.parse(url) == expected
+def test_urls_that_are_understood(url: str, expected: ValkeyAddress) -> None:
+    assert ValkeyAddress.parse(url) == expected
 
 
 def test_the_database_of_the_url_comes_first() -> None:
-    assert Address.parse("redis://cache", database=7).database == 7
-    assert Address.parse("redis://cache/0", database=7).database == 0
+    assert ValkeyAddress.parse("redis://cache", database=7).database == 7
+    assert ValkeyAddress.parse("redis://cache/0", database=7).database == 0
 
 
 @pytest.mark.parametrize(

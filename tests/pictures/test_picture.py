@@ -8,13 +8,13 @@ import pytest
 from PIL import Image, ImageCms
 
 from made_pictures import MODES, RED_AT, encoded, halves, opened, turned
-from safelight.pictures import BadPicture, Look, libvips, look_at, read_head
+from safelight.pictures import BadPicture, Miniatures, libvips, look_at, read_head
 from safelight.pictures.thumbnail import size_within
 
 GREY = {"1", "L", "LA", "I;16"}
 
 
-def look(data: bytes) -> Look:
+def look(data: bytes) -> Miniatures:
     return look_at(read_head(data))
 
 

@@ -14,8 +14,8 @@ from media import dash, media
 from safelight.providers.base import ProviderError
 from safelight.providers.media_import.encoding import Decoder
 from safelight.providers.media_import.error import SourceTooSlow
-from safelight.providers.media_import.pace import Pace
 from safelight.providers.media_import.process import running
+from safelight.providers.media_import.rate_floor import RateFloor
 from safelight.providers.media_import.title import title_of
 from stand_ins.media_host import MediaHost
 
@@ -120,14 +120,14 @@ async def test_the_media_of_a_page_that_drips(make: Make, host: MediaHost) -> No
 
 
 async def test_only_waiting_counts() -> None:
-    pace = Pace(1000, 60)
+    floor = RateFloor(1000, 60)
     for _ in range(10):
-        pace.add(59, 59_000)
-        pace.add(1, 1_000)
-    pace.add(59, 58_000)
+        floor.add(59, 59_000)
+        floor.add(1, 1_000)
+    floor.add(59, 58_000)
     with pytest.raises(SourceTooSlow):
-        pace.add(1, 1)
-    Pace(0, 1).add(1000, 0)
+        floor.add(1, 1)
+    RateFloor(0, 1).add(1000, 0)
 
 
 # --- what says no -----------------------------------------------------------------------------------------------------

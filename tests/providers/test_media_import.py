@@ -21,14 +21,14 @@ from safelight.providers.base import (
 )
 from safelight.providers.media_import import Description
 from safelight.providers.media_import.error import TooLarge
-from safelight.providers.media_import.pace import Pace
 from safelight.providers.media_import.process import running
 from safelight.providers.media_import.proxy import Proxy
+from safelight.providers.media_import.rate_floor import RateFloor
 from safelight.testing import check_provider
 from stand_ins.media_host import MediaHost
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_left")]
-PACE = Pace(0, 60)
+RATE_FLOOR = RateFloor(0, 60)
 
 
 # --- what works -------------------------------------------------------------------------------------------------------
@@ -315,7 +315,7 @@ async def asked_through(proxy: Proxy, request: bytes, *, secret: str | None = No
 
 async def test_the_proxy_is_for_its_own_import(host: MediaHost) -> None:
     request = f"GET {host.url}/words.html HTTP/1.1\r\nHost: films\r\n\r\n".encode()
-    async with Proxy([LOOPBACK], 10_000, PACE) as proxy:
+    async with Proxy([LOOPBACK], 10_000, RATE_FLOOR) as proxy:
         assert b"Only words." in await asked_through(proxy, request)
         assert (await asked_through(proxy, request, secret="another")).startswith(b"HTTP/1.1 407")
     assert len(host.asked) == 1
@@ -334,7 +334,7 @@ async def test_the_proxy_is_for_its_own_import(host: MediaHost) -> None:
     ],
 )
 async def test_the_proxy_refuses(request_line: str) -> None:
-    async with Proxy([LOOPBACK], 10_000, PACE) as proxy:
+    async with Proxy([LOOPBACK], 10_000, RATE_FLOOR) as proxy:
         answer = await asked_through(proxy, f"{request_line}\r\n\r\n".encode())
         assert answer.startswith(b"HTTP/1.1 403")
         assert isinstance(proxy.refused, FetchRefused)
@@ -344,13 +344,13 @@ async def test_the_proxy_tunnels_to_the_address_it_looked_at(host: MediaHost, mo
     named(monkeypatch, ["127.0.0.1"], ["127.0.0.2"])
     inner = b"GET /words.html HTTP/1.1\r\nHost: films\r\nConnection: close\r\n\r\n"
     connect = f"CONNECT films.example:{host.port} HTTP/1.1\r\n\r\n".encode() + inner
-    async with Proxy([LOOPBACK], 10_000, PACE) as proxy:
+    async with Proxy([LOOPBACK], 10_000, RATE_FLOOR) as proxy:
         assert b"Only words." in await asked_through(proxy, connect)
         assert (await asked_through(proxy, connect)).startswith(b"HTTP/1.1 403")
 
 
 async def test_the_proxy_counts_what_comes(host: MediaHost) -> None:
-    async with Proxy([LOOPBACK], 1000, PACE) as proxy:
+    async with Proxy([LOOPBACK], 1000, RATE_FLOOR) as proxy:
         with contextlib.suppress(ConnectionResetError):
             await asked_through(proxy, f"GET {host.url}/lighthouse.mp4 HTTP/1.1\r\n\r\n".encode())
         assert isinstance(proxy.refused, TooLarge)

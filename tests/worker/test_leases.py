@@ -12,7 +12,7 @@ from safelight.db import Tx, db_now, new_id
 from safelight.jobs import is_held
 from safelight.jobs.job import jobs, workers
 from safelight.providers.base import Generation, Update
-from safelight.worker.attempt import Attempt
+from safelight.worker.attempt import RunningAttempt
 from safelight.worker.heartbeat import Heartbeat
 
 pytestmark = pytest.mark.anyio
@@ -112,7 +112,7 @@ def heart_of(workshop: Workshop) -> Heartbeat:
     )
 
 
-async def running(workshop: Workshop) -> Attempt:
+async def running(workshop: Workshop) -> RunningAttempt:
     """An attempt that this process has claimed, as the runner keeps it while it runs."""
     job_id = await workshop.submit()
     await workshop.world.database.write(hire, workshop.lease.worker_id)

@@ -9,7 +9,7 @@ PREFIX = "/api/v1/media"
 PROBE_SECONDS = 20.0  # the server's own limit
 
 
-class Call(Protocol):
+class MediaCall(Protocol):
     """How the client makes a call."""
 
     def __call__(
@@ -26,7 +26,7 @@ class Call(Protocol):
 class Media:
     """The imports of a `Client`, as its `media`."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: MediaCall) -> None:
         self._call = call
 
     def store(self, url: str, *, idempotency_key: str | None = None, **fields: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ API = "/api/v1"
 Json = dict[str, Any]
 
 
-class Call(Protocol):
+class StoryCall(Protocol):
     """How the client makes a call. What is not `repeatable` is tried once: a lost answer may hide that it was done."""
 
     def __call__(
@@ -30,7 +30,7 @@ class Call(Protocol):
 class Stories:
     """The stories of a `Client`, as its `stories`. Each call returns what the API answers."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: StoryCall) -> None:
         self._call = call
         self.projects = Projects(call, "projects")
         self.chapters = Chapters(call, "chapters")
@@ -41,7 +41,7 @@ class Stories:
 class Things:
     """What one noun has in common with the others."""
 
-    def __init__(self, call: Call, noun: str) -> None:
+    def __init__(self, call: StoryCall, noun: str) -> None:
         self._call = call
         self._noun = noun
 

@@ -147,7 +147,7 @@ class _Connection(HttpToolsProtocol):
         return _Refusal(431, "head_too_large", detail)
 
 
-class Server(uvicorn.Server):
+class HttpServer(uvicorn.Server):
     """uvicorn's server, which looks its connections over once a second."""
 
     async def on_tick(self, counter: int) -> bool:

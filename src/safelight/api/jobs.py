@@ -310,7 +310,7 @@ class PreviewGone(SafelightError):
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
+class SubmittedJob:
     """A job that was accepted, or found by its idempotency key; what it made; what the answer's headers tell."""
 
     job: Job
@@ -326,7 +326,7 @@ async def accept(
     *,
     submit: Submitter | None = None,
     wait: int | None = None,
-) -> Accepted | Response:
+) -> SubmittedJob | Response:
     """Check a new job with its provider's servers and submit it; a response if its owner submits too quickly.
 
     `submit` does so in a transaction of the caller's. Raises what stands in the way.
@@ -361,7 +361,7 @@ async def accept(
         headers["Idempotency-Replayed"] = "true"
     if wait is not None:
         headers["Preference-Applied"] = f"wait={wait}"
-    return Accepted(job, artifacts, headers)
+    return SubmittedJob(job, artifacts, headers)
 
 
 def has_room(new: NewJob, world: Safelight) -> bool:

@@ -11,7 +11,7 @@ from safelight.api.problems import problem
 from safelight.bootstrap import Safelight
 from safelight.config import Tier
 from safelight.errors import SafelightError
-from safelight.limits import Policy, Verdict
+from safelight.limits import Policy, RateDecision
 
 
 class TooQuick(SafelightError):
@@ -26,7 +26,7 @@ def tier_of(asker: Identity, world: Safelight) -> Tier | None:
     return None if asker.tier is None else world.settings.tiers[asker.tier]
 
 
-async def take_tokens(world: Safelight, asker: Identity, count: int = 1) -> Verdict | None:
+async def take_tokens(world: Safelight, asker: Identity, count: int = 1) -> RateDecision | None:
     """Let so many jobs be submitted now, all or none; more than a minute's worth count as a minute's worth.
 
     None: there is no limit.
@@ -43,20 +43,20 @@ async def take_tokens(world: Safelight, asker: Identity, count: int = 1) -> Verd
     return await world.limiter.take(policy, asker.owner_id, wanted)
 
 
-def too_quick(request: Request, verdict: Verdict, count: int = 1) -> Response:
+def too_quick(request: Request, decision: RateDecision, count: int = 1) -> Response:
     """The answer to who submits more than a tier may."""
-    wait = verdict.seconds_until(count)
+    wait = decision.seconds_until(count)
     what = "the next one" if count == 1 else f"these {count}"
-    detail = f"You may submit {verdict.policy.quota} jobs a minute; {what} in {wait} s."
-    headers = {**verdict.headers, "Retry-After": str(wait)}
+    detail = f"You may submit {decision.policy.quota} jobs a minute; {what} in {wait} s."
+    headers = {**decision.headers, "Retry-After": str(wait)}
     return problem(request.state.request_id, 429, "rate_limited", detail, headers=headers)
 
 
 async def _write(world: World, asker: Asker) -> None:
-    verdict = await take_tokens(world, asker)
-    if verdict is not None and not verdict.is_allowed:
-        wait = verdict.seconds_until(1)
-        detail = f"You may submit, upload and change {verdict.policy.quota} things a minute; the next one in {wait} s."
+    decision = await take_tokens(world, asker)
+    if decision is not None and not decision.is_allowed:
+        wait = decision.seconds_until(1)
+        detail = f"You may submit, upload and change {decision.policy.quota} things a minute; the next one in {wait} s."
         raise TooQuick(detail, retry_after=wait)
 
 

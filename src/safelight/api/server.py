@@ -8,7 +8,7 @@ import uvicorn
 
 from safelight import log
 from safelight.api.app import create_app
-from safelight.api.connection import Bounds, Server, bounded
+from safelight.api.connection import Bounds, HttpServer, bounded
 from safelight.config import Settings
 
 STARTUP_FAILURE = 3  # as uvicorn's own command ends
@@ -26,7 +26,7 @@ def serve(settings: Settings) -> None:
         sys.exit(STARTUP_FAILURE)
 
 
-def server_of(settings: Settings, **options: Any) -> Server:
+def server_of(settings: Settings, **options: Any) -> HttpServer:
     """The server of one process, not yet started; `options` are uvicorn's."""
     bounds = Bounds(
         connections=settings.max_connections,
@@ -51,4 +51,4 @@ def server_of(settings: Settings, **options: Any) -> Server:
         backlog=4096,
         **options,
     )
-    return Server(config)
+    return HttpServer(config)

@@ -24,7 +24,7 @@ from safelight.artifacts.artifact import (
     unused_uploads,
 )
 from safelight.artifacts.link import ApiPath, BadLink, Link, Links, StoredFile, load_signing_key
-from safelight.artifacts.media import BadMedia, FfmpegMissing, Media, find_ffmpeg, inspect_media
+from safelight.artifacts.media import BadMedia, FfmpegMissing, MediaInfo, find_ffmpeg, inspect_media
 from safelight.artifacts.service import ArtifactStore
 
 __all__ = [
@@ -36,7 +36,7 @@ __all__ = [
     "FfmpegMissing",
     "Link",
     "Links",
-    "Media",
+    "MediaInfo",
     "StoredFile",
     "Thumbnail",
     "artifacts",

@@ -73,7 +73,7 @@ class FfmpegMissing(Unavailable):
 
 
 @dataclass(frozen=True, slots=True)
-class Media:
+class MediaInfo:
     """A video as it is shown (upright, pixels square), or a sound, which has no size and no `poster`.
 
     `details` are `container`, and as far as there is one `video_codec`, `frame_rate` (of pictures a second),
@@ -140,7 +140,7 @@ def is_media(head: bytes) -> bool:
         return False
 
 
-async def inspect_media(path: Path, memory_bytes: int = MEMORY_BYTES, max_pixels: int = MAX_PIXELS) -> Media:
+async def inspect_media(path: Path, memory_bytes: int = MEMORY_BYTES, max_pixels: int = MAX_PIXELS) -> MediaInfo:
     """Read a video or a sound to its end, and take a picture out of it that says something.
 
     ffmpeg may take `memory_bytes`. Raises `BadMedia`, which says why it is of no use, and `FfmpegMissing`.
@@ -170,7 +170,7 @@ async def inspect_media(path: Path, memory_bytes: int = MEMORY_BYTES, max_pixels
     if audio is not None:
         details["audio_codec"] = audio.facts["codec_id"]
         details["sample_rate"] = int(audio.facts["sample_rate"])
-    return Media(kind, content_type, extension, round(seconds, 3), details, poster)
+    return MediaInfo(kind, content_type, extension, round(seconds, 3), details, poster)
 
 
 # --- its streams ------------------------------------------------------------------------------------------------------

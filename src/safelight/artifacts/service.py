@@ -19,8 +19,8 @@ from safelight.db import new_id
 from safelight.pictures import (
     BadPicture,
     Credentials,
-    Look,
     Mark,
+    Miniatures,
     Picture,
     PictureWorkers,
     clean,
@@ -45,7 +45,7 @@ MAX_PICTURE_BYTES = 512 * 1024 * 1024
 READ_BYTES = 1024 * 1024
 MAX_WAITING_UPLOADS = 16
 MEDIA_AT_ONCE = 4  # that ffmpeg looks at, in a process
-Attempt = tuple[str, int]  # job id, attempt
+AttemptKey = tuple[str, int]  # job id, attempt
 
 
 def utc_now() -> datetime:
@@ -62,7 +62,7 @@ class _Prepared:
     extension: str
     width: int | None
     height: int | None
-    look: Look
+    miniatures: Miniatures
     credentials: Credentials
     sha256: str = ""
     kind: str = "image"
@@ -159,10 +159,10 @@ class ArtifactStore:
         async with self._media:
             media = await inspect_media(path, self._media_memory_bytes, self._pictures.max_pixels)
         width = height = None
-        look = Look()
+        miniatures = Miniatures()
         if media.poster is not None:
             width, height = media.poster.width, media.poster.height
-            look = await self._pictures.run(look_at_frame, media.poster, pixels=width * height)
+            miniatures = await self._pictures.run(look_at_frame, media.poster, pixels=width * height)
         credentials = await self._pictures.run(credentials_of, path)
         return _Prepared(
             path,
@@ -170,7 +170,7 @@ class ArtifactStore:
             media.extension,
             width,
             height,
-            look.marked(mark and Mark(origin=mark.origin)),
+            miniatures.marked(mark and Mark(origin=mark.origin)),
             credentials,
             kind=media.kind,
             duration_seconds=media.duration_seconds,
@@ -197,7 +197,7 @@ class ArtifactStore:
         else:
             size_bytes, sha256 = await self._put_file(key, ready.data, ready.content_type)
         small: list[Thumbnail] = []
-        for width, made in ready.look.thumbnails.items():
+        for width, made in ready.miniatures.thumbnails.items():
             if small and (made.width, made.height) == (small[-1]["pixel_width"], small[-1]["pixel_height"]):
                 small.append({**small[-1], "width": width})  # the picture is so small that both are the same
                 continue
@@ -226,14 +226,14 @@ class ArtifactStore:
             sha256=sha256,
             width=ready.width,
             height=ready.height,
-            thumbhash=ready.look.thumbhash,
+            thumbhash=ready.miniatures.thumbhash,
             seed=seed,
             thumbnails=small,
             created_at=self._now(),
             duration_seconds=ready.duration_seconds,
             details={**details, **ready.details} or None,
             content_credentials=ready.credentials,
-            thumbnail_error=ready.look.problem,
+            thumbnail_error=ready.miniatures.problem,
         )
 
     async def _put_file(self, key: str, path: Path, content_type: str) -> tuple[int, str]:
@@ -256,7 +256,7 @@ class ArtifactStore:
         return size_bytes, digest.hexdigest()
 
     async def collect_orphans(
-        self, recorded: Callable[[list[str]], Awaitable[set[Attempt]]], *, older_than: timedelta = ORPHAN_AGE
+        self, recorded: Callable[[list[str]], Awaitable[set[AttemptKey]]], *, older_than: timedelta = ORPHAN_AGE
     ) -> int:
         """Delete the files that losing attempts left, once they are older than any attempt lives; return how many.
 
@@ -269,11 +269,11 @@ class ArtifactStore:
         return deleted + await self._storage.sweep(older_than.total_seconds())
 
     async def orphans(
-        self, recorded: Callable[[list[str]], Awaitable[set[Attempt]]], *, older_than: timedelta = ORPHAN_AGE
+        self, recorded: Callable[[list[str]], Awaitable[set[AttemptKey]]], *, older_than: timedelta = ORPHAN_AGE
     ) -> AsyncIterator[dict[str, int]]:
         """The files that `collect_orphans` would delete, in batches: key and size in bytes."""
         before = self._now() - older_than
-        old: dict[Attempt, dict[str, int]] = {}
+        old: dict[AttemptKey, dict[str, int]] = {}
         async for key, size, changed_at in self._storage.list(ROOT):
             attempt = _attempt_of(key)
             if attempt is None or changed_at >= before:
@@ -329,7 +329,7 @@ class ArtifactStore:
 
 
 async def _unrecorded(
-    old: Mapping[Attempt, Mapping[str, int]], recorded: Callable[[list[str]], Awaitable[set[Attempt]]]
+    old: Mapping[AttemptKey, Mapping[str, int]], recorded: Callable[[list[str]], Awaitable[set[AttemptKey]]]
 ) -> dict[str, int]:
     kept = await recorded(sorted({job_id for job_id, _ in old}))
     return {key: size for attempt, files in old.items() if attempt not in kept for key, size in files.items()}
@@ -342,14 +342,14 @@ def _read_result(data: bytes | Path, max_pixels: int) -> Picture:
 
 
 def _prepare(picture: Picture, mark: Mark | None) -> _Prepared:
-    look, data = look_at(picture), picture.source
+    miniatures, data = look_at(picture), picture.source
     credentials = credentials_of(data)
     if mark is not None:
         if credentials == "none":
             data = marked(data if isinstance(data, bytes) else data.read_bytes(), mark)
             mark = Mark(origin=mark.origin)  # the recipe of a signed picture is told by its thumbnails
-        look = look.marked(mark)
-    return _prepared(picture, data, look, credentials)
+        miniatures = miniatures.marked(mark)
+    return _prepared(picture, data, miniatures, credentials)
 
 
 def _prepare_upload(given: Picture) -> _Prepared:
@@ -362,7 +362,7 @@ def _prepare_upload(given: Picture) -> _Prepared:
 def _prepared(
     picture: Picture,
     data: bytes | Path,
-    look: Look,
+    miniatures: Miniatures,
     credentials: Credentials,
     details: Mapping[str, Any] | None = None,
 ) -> _Prepared:
@@ -372,7 +372,7 @@ def _prepared(
         picture.extension,
         picture.width,
         picture.height,
-        look,
+        miniatures,
         credentials,
         hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else "",
         details=details or {},
@@ -386,7 +386,7 @@ def _head_of(data: bytes | Path) -> bytes:
         raise BadMedia(f"The provider's file cannot be read: {error.strerror}.") from error
 
 
-def _attempt_of(key: str) -> Attempt | None:
+def _attempt_of(key: str) -> AttemptKey | None:
     """`jobs/{job_id}/{attempt}/...` as (job id, attempt)."""
     parts = key.split("/")
     return (parts[1], int(parts[2])) if len(parts) == 4 and parts[2].isdecimal() else None

@@ -38,7 +38,7 @@ def copy(source: str, target: str, resume: bool, force: bool) -> None:
     """
     from safelight.migrations import transfer
 
-    progress = _Progress()
+    progress = _TableProgress()
     with refusing():
         try:
             totals = transfer.copy(source, target, resume=resume, force=force, progress=progress.table)
@@ -83,7 +83,7 @@ async def _clean(settings: "Settings", dry_run: bool, older_than: float | None) 
         click.echo(f"{'Would go' if dry_run else 'To go'}: {_told(outlook)}.", err=True)
         if dry_run:
             return
-        progress = _Progress()
+        progress = _TableProgress()
         done = None
         async for done in retention.cleanup(older_than):
             progress.show(f"jobs: {done.jobs}/{max(done.jobs, outlook.jobs)}")
@@ -113,7 +113,7 @@ def _size(size_bytes: int) -> str:
     return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
 
 
-class _Progress:
+class _TableProgress:
     """One line on stderr that is written over on a terminal; elsewhere a line for each thing that is done."""
 
     def __init__(self) -> None:

@@ -186,7 +186,7 @@ def generate(
         }
         return stack.client.submit(prompt=prompt, **given, **fields)
 
-    Session(output, timeout, data_dir, url, api_key, as_json).run(submit)
+    JobSession(output, timeout, data_dir, url, api_key, as_json).run(submit)
 
 
 def uploaded(stack: StackAccess, image: Path | str) -> str:
@@ -224,10 +224,12 @@ def watch(
       safelight watch 0199f1c2-7d2e-7a55-b5d4-6f1f7f0c2b11 -o lighthouse.png
     """
     check_target(output)
-    Session(output, timeout, data_dir, url, api_key, as_json).run(lambda stack: stack.client.get(job_id), starts=False)
+    JobSession(output, timeout, data_dir, url, api_key, as_json).run(
+        lambda stack: stack.client.get(job_id), starts=False
+    )
 
 
-class Session:
+class JobSession:
     """One command's way with one job: find or start a Safelight, watch, save, and leave in a way that is said."""
 
     def __init__(

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from safelight.cli.generate import Session, watching
+from safelight.cli.generate import JobSession, watching
 from safelight.cli.picture import check_target
 from safelight.cli.stack import StackAccess
 
@@ -40,4 +40,4 @@ def import_(
     def store(stack: StackAccess) -> dict[str, Any]:
         return stack.client.media.store(source, max_height=max_height, audio_only=audio_only or None)
 
-    Session(output, timeout, data_dir, url, api_key, as_json).run(store)
+    JobSession(output, timeout, data_dir, url, api_key, as_json).run(store)

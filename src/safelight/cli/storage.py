@@ -110,19 +110,19 @@ def migrate(source: str, target: str, verify: bool, data_dir: Path | None) -> No
     if origin.place == goal.place:
         raise click.UsageError("FROM and TO are the same place.")
     click.echo(f"From {origin.place}\nto   {goal.place}", err=True)
-    tally = Tally()
+    counts = FileCounts()
     try:
-        asyncio.run(_migrate(settings, origin, goal, verify, tally))
+        asyncio.run(_migrate(settings, origin, goal, verify, counts))
     except KeyboardInterrupt:
-        click.echo(f"Interrupted. {tally}\nRun the same command again: it goes on where it stopped.", err=True)
+        click.echo(f"Interrupted. {counts}\nRun the same command again: it goes on where it stopped.", err=True)
         raise click.exceptions.Exit(Exit.CANCELLED) from None
     except SafelightError as error:
-        raise Failure(f"{error.detail}\n{tally}\nRun the same command again: it goes on where it stopped.") from None
-    click.echo(str(tally), err=True)
-    if tally.files == 0:
+        raise Failure(f"{error.detail}\n{counts}\nRun the same command again: it goes on where it stopped.") from None
+    click.echo(str(counts), err=True)
+    if counts.files == 0:
         click.echo(f"There is nothing at {origin.place}. Is it the right place?", err=True)
         return
-    if tally.failed:
+    if counts.failed:
         raise Failure("Some files could not be copied. They are named above; all others are there.")
     click.echo(
         "Everything is there. Files keep their keys, so nothing in the database has to change.\n"
@@ -134,7 +134,7 @@ def migrate(source: str, target: str, verify: bool, data_dir: Path | None) -> No
     )
 
 
-class Tally:
+class FileCounts:
     """What became of the files so far."""
 
     def __init__(self) -> None:
@@ -167,7 +167,9 @@ class Tally:
         return "Files: " + ", ".join(parts) + "."
 
 
-async def _migrate(settings: "Settings", source: "Storage", target: "Storage", verify: bool, tally: Tally) -> None:
+async def _migrate(
+    settings: "Settings", source: "Storage", target: "Storage", verify: bool, counts: FileCounts
+) -> None:
     from safelight.db import Database
     from safelight.storage.transfer import total, transfer
 
@@ -175,12 +177,12 @@ async def _migrate(settings: "Settings", source: "Storage", target: "Storage", v
     files, _ = await total(source)
     database = Database(settings.database_url, readers=1)
     try:
-        with _Progress(files) as progress:
+        with _FileProgress(files) as progress:
             records = _Records(database, progress)
             async for moved in transfer(source, target, records=records, verify=verify):
-                tally.add(moved)
-                progress.show(tally)
-                if moved.outcome == "failed" and tally.failed <= SHOWN_PROBLEMS:
+                counts.add(moved)
+                progress.show(counts)
+                if moved.outcome == "failed" and counts.failed <= SHOWN_PROBLEMS:
                     progress.say(f"failed: {moved.reason}")
     finally:
         database.close()
@@ -189,7 +191,7 @@ async def _migrate(settings: "Settings", source: "Storage", target: "Storage", v
 class _Records:
     """What the database knows of files. Without a database, files are copied all the same."""
 
-    def __init__(self, database: Any, progress: "_Progress") -> None:
+    def __init__(self, database: Any, progress: "_FileProgress") -> None:
         self._database = database
         self._progress = progress
         self._is_told = False
@@ -216,7 +218,7 @@ def _is_id(text: str) -> bool:
         return False
 
 
-class _Progress:
+class _FileProgress:
     """A bar on a terminal, a line now and then elsewhere; on stderr."""
 
     def __init__(self, files: int) -> None:
@@ -225,7 +227,7 @@ class _Progress:
         self._row: Any = None
         self._told_at = time.monotonic()
 
-    def __enter__(self) -> "_Progress":
+    def __enter__(self) -> "_FileProgress":
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -240,13 +242,13 @@ class _Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def show(self, tally: Tally) -> None:
+    def show(self, counts: FileCounts) -> None:
         """What was done so far."""
         if self._bar is not None:
-            self._bar.update(self._row, completed=tally.files, description=f"{tally.size_bytes / 1e6:.1f} MB copied")
+            self._bar.update(self._row, completed=counts.files, description=f"{counts.size_bytes / 1e6:.1f} MB copied")
         elif time.monotonic() - self._told_at > LINE_SECONDS:
             self._told_at = time.monotonic()
-            click.echo(f"{tally.files} of {self._files} files, {tally.size_bytes / 1e6:.1f} MB copied", err=True)
+            click.echo(f"{counts.files} of {self._files} files, {counts.size_bytes / 1e6:.1f} MB copied", err=True)
 
     def say(self, text: str) -> None:
         """A line above the bar."""

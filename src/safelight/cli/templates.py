@@ -14,7 +14,7 @@ from safelight_client import ApiError, Client, Unreachable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from safelight.providers.comfyui import Problem, Template
+    from safelight.providers.comfyui import Fault, Template
 
 AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -177,15 +177,15 @@ def _header(text: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _ask(server: str, template: "Template", headers: "Mapping[str, str]") -> "list[Problem]":
+def _ask(server: str, template: "Template", headers: "Mapping[str, str]") -> "list[Fault]":
     import asyncio
 
     from safelight.providers.comfyui import problems_on
-    from safelight.providers.comfyui.server import Unreachable
+    from safelight.providers.comfyui.server import ServerUnreachable
 
     try:
         return asyncio.run(problems_on(server, template, headers))
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    except Unreachable as error:
+    except ServerUnreachable as error:
         raise Failure(f"{server}: {error.reason}.", Exit.UNAVAILABLE) from None

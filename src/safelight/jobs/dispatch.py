@@ -41,7 +41,7 @@ from safelight.jobs.line import MAX_RELEASED, SCHEDULED, Turns, count_waiting, r
 from safelight.jobs.presence import has_lost
 from safelight.jobs.service import Jobs
 from safelight.jobs.situation import LEASE_NAME, QueueLoad, Situation, publish, read_loads, read_situation
-from safelight.limits import Limiter, Verdict
+from safelight.limits import Limiter, RateDecision
 
 LEASE_SECONDS = 4.0
 IDLE_SECONDS = 0.5
@@ -56,7 +56,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Snapshot:
     """What a process sees. `needs`: there is something to do for a leader; `is_urgent`: for jobs nobody holds."""
 
     leader: str | None
@@ -196,22 +196,22 @@ class Dispatcher:
     async def _tick(self) -> float:
         """One turn: a look, and a round if we lead and something is to be done. Returns how long to rest."""
         self._look_due = time.monotonic() + IDLE_SECONDS
-        look = await self._database.read(self._look)
-        self._notice_time(look.at)
-        self._take_in(look.situation, look.states, is_leader=look.leader == self._holder)
+        snapshot = await self._database.read(self._look)
+        self._notice_time(snapshot.at)
+        self._take_in(snapshot.situation, snapshot.states, is_leader=snapshot.leader == self._holder)
         now = time.monotonic()
-        leading = look.leader == self._holder
-        if look.leader is not None and not leading:
+        leading = snapshot.leader == self._holder
+        if snapshot.leader is not None and not leading:
             self._lease_ends = 0.0
             return IDLE_SECONDS
-        if leading and not look.needs and now < self._lease_ends - LEASE_SECONDS / 2:
-            return self._pause(look)
+        if leading and not snapshot.needs and now < self._lease_ends - LEASE_SECONDS / 2:
+            return self._pause(snapshot)
         if not leading:
             # A candidate does not see what kept the holder from writing, and the workers too: they come first.
             self._healthy_since = max(self._healthy_since, now + self._settling_seconds)
-        if look.is_urgent:
+        if snapshot.is_urgent:
             await self._recover(may_recover=now >= self._healthy_since)
-        return await self._release(look.next_due_seconds)
+        return await self._release(snapshot.next_due_seconds)
 
     def _notice_time(self, at: datetime) -> None:
         """If the database, the machine or we stood still, so perhaps did the heartbeats: let them come first."""
@@ -267,12 +267,12 @@ class Dispatcher:
             queue: load.room if load.waiting == load.blocked else 0 for queue, load in situation.queues.items()
         }
 
-    def _pause(self, look: Look) -> float:
-        if any(load.waiting > load.blocked and load.slots for load in look.situation.queues.values()):
+    def _pause(self, snapshot: Snapshot) -> float:
+        if any(load.waiting > load.blocked and load.slots for load in snapshot.situation.queues.values()):
             return BUSY_SECONDS  # all slots are taken: look often, so that none stays free
-        return _until_due(look.next_due_seconds)
+        return _until_due(snapshot.next_due_seconds)
 
-    async def _take_tokens(self, counts: Mapping[str, int]) -> dict[str, Verdict]:
+    async def _take_tokens(self, counts: Mapping[str, int]) -> dict[str, RateDecision]:
         """So many from each provider's bucket; none to see how many there are."""
         if not counts or self._limiter is None:
             return {}
@@ -292,12 +292,12 @@ class Dispatcher:
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 
-    def _look(self, tx: Tx) -> Look:
+    def _look(self, tx: Tx) -> Snapshot:
         """Whether there is anything to do, cheaply; most rounds there is not. Who does not lead reads what is told."""
         leader, published, now = read_situation(tx)
         states = read_states(tx)
         if leader is not None and leader != self._holder:
-            return Look(leader, published or Situation(), states, now)
+            return Snapshot(leader, published or Situation(), states, now)
         survey = self._survey(tx, states)
         [(next_run,)] = tx.run(_NEXT_RUN, {})
         is_urgent = bool(tx.run(_IS_OVERDUE, {})[0][0]) or has_lost(tx) or self._service.has_unreachable(tx)
@@ -313,7 +313,7 @@ class Dispatcher:
         ahead = [seconds for state in states if (seconds := state.opens_in_seconds) is not None]
         if next_run is not None:
             ahead.append((next_run - now).total_seconds())
-        return Look(leader, survey.situation, states, now, needs, is_urgent, min(ahead, default=None))
+        return Snapshot(leader, survey.situation, states, now, needs, is_urgent, min(ahead, default=None))
 
     def _survey(
         self, tx: Tx, states: Sequence[ProviderState], allowances: Mapping[str, int] | None = None

@@ -16,7 +16,7 @@ NEWEST = "head"
 EMPTY = "base"  # before the first revision: no tables
 
 
-__all__ = ["EMPTY", "NEWEST", "REVISIONS", "MigrationFailed", "Step", "check", "current", "migrate", "resolve"]
+__all__ = ["EMPTY", "NEWEST", "REVISIONS", "Migrated", "MigrationFailed", "check", "current", "migrate", "resolve"]
 
 
 class MigrationFailed(SafelightError):
@@ -27,14 +27,14 @@ class MigrationFailed(SafelightError):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Migrated:
     """Where a database stood and where it stands now; None is a database without tables."""
 
     before: str | None
     after: str | None
 
 
-def migrate(database_url: str, revision: str = NEWEST) -> Step:
+def migrate(database_url: str, revision: str = NEWEST) -> Migrated:
     """Bring the database at `database_url` to `revision`, up or down, in one transaction.
 
     SQLite's file and folder are made if missing. Raises `MigrationFailed`, `FolderUnusable`, `DatabaseUnsuitable` or
@@ -55,7 +55,7 @@ def migrate(database_url: str, revision: str = NEWEST) -> Step:
     except (SQLAlchemyError, OSError) as error:
         reason = f"The database could not be migrated, and is as it was: {_reason(error)}."
         raise MigrationFailed(reason) from error
-    return Step(before, current(database_url))
+    return Migrated(before, current(database_url))
 
 
 def current(database_url: str) -> str | None:

@@ -13,7 +13,7 @@ from safelight.pictures.picture import (
     read_head,
     type_of,
 )
-from safelight.pictures.thumbnail import Look, Miniature, look_at, look_at_frame
+from safelight.pictures.thumbnail import Miniature, Miniatures, look_at, look_at_frame
 from safelight.pictures.upload import UPLOAD_TYPES, BadUpload, clean, read_upload
 from safelight.pictures.vips import LibvipsMissing, libvips
 from safelight.pictures.workers import PicturesBusy, PictureWorkers
@@ -27,9 +27,9 @@ __all__ = [
     "Credentials",
     "Frame",
     "LibvipsMissing",
-    "Look",
     "Mark",
     "Miniature",
+    "Miniatures",
     "Origin",
     "Picture",
     "PictureWorkers",

@@ -28,14 +28,14 @@ class Miniature:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Miniatures:
     """How a picture looks in small: thumbnails by nominal width, and the ThumbHash; or the `problem` with them."""
 
     thumbnails: dict[int, Miniature] = field(default_factory=dict[int, Miniature])
     thumbhash: str | None = None
     problem: str | None = None
 
-    def marked(self, mark: Mark | None) -> "Look":
+    def marked(self, mark: Mark | None) -> "Miniatures":
         """The same, its thumbnails saying this of themselves."""
         if mark is None:
             return self
@@ -43,7 +43,7 @@ class Look:
         return replace(self, thumbnails={width: done[one.data] for width, one in self.thumbnails.items()})
 
 
-def look_at(picture: Picture) -> Look:
+def look_at(picture: Picture) -> Miniatures:
     """Decode a picture completely, and make its thumbnails on the way.
 
     Raises `BadPicture` if it cannot be decoded. One that can, and of which no thumbnail can be made, has a problem.
@@ -56,16 +56,16 @@ def look_at(picture: Picture) -> Look:
         except libvips().Error as error:
             log.info("thumbnail.failed", error=str(error).strip())
             decode(picture)  # the picture is to blame, or else its profile, or we
-    return Look(problem=NONE_MADE)
+    return Miniatures(problem=NONE_MADE)
 
 
-def look_at_frame(frame: Frame) -> Look:
+def look_at_frame(frame: Frame) -> Miniatures:
     """The same of a frame of a video."""
     try:
         return _look(frame.open(), frame.width, frame.height, (*THUMBNAIL_WIDTHS, POSTER_WIDTH))
     except libvips().Error as error:
         log.info("thumbnail.failed", error=str(error).strip())
-        return Look(problem=NONE_MADE)
+        return Miniatures(problem=NONE_MADE)
 
 
 def size_within(width: int, height: int, widest: int) -> tuple[int, int]:
@@ -83,7 +83,7 @@ def _shrink(picture: Picture) -> int:
     return next((shrink for shrink in (8, 4, 2) if shrink <= spare), 1)
 
 
-def _look(image: Any, width: int, height: int, widths: Sequence[int]) -> Look:
+def _look(image: Any, width: int, height: int, widths: Sequence[int]) -> Miniatures:
     """Each from the one before, which is cheaper and as good."""
     made: dict[int, Miniature] = {}
     source, options = image, {"output_profile": "srgb"} if needs_srgb(image) else {}
@@ -98,4 +98,4 @@ def _look(image: Any, width: int, height: int, widths: Sequence[int]) -> Look:
             (one for one in made.values() if (one.width, one.height) == size),
             None,
         ) or Miniature(source.webpsave_buffer(**WEBP_OPTIONS), *size)
-    return Look(dict(sorted(made.items())), thumbhash(source))
+    return Miniatures(dict(sorted(made.items())), thumbhash(source))

@@ -32,7 +32,7 @@ NAME = re.compile(r"(?=.{1,253}\.?$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?", r
 # `2130706433`, `0x7f.1`, `0177.0.0.1`, `127.1`, `127.0.0.1.`: no name ends in a number, and resolvers disagree.
 ODD_NUMBER = re.compile(r"(.*\.)?(\d+|0x[0-9a-f]*)\.?", re.IGNORECASE)
 
-Address = IPv4Address | IPv6Address
+IPAddress = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 
@@ -182,7 +182,7 @@ def _unknown(host: str) -> HostUnknown:
     return HostUnknown(f"There is no host named {host}.")
 
 
-def _special(address: Address) -> SpecialNetwork:
+def _special(address: IPAddress) -> SpecialNetwork:
     """The smallest network of the table that it is in; one of them holds all."""
     return next(
         special

@@ -19,7 +19,7 @@ from safelight.stories.character import (
     list_characters,
     set_reference,
 )
-from safelight.stories.picture import Picture
+from safelight.stories.picture import ShownPicture
 from safelight.stories.project import (
     Project,
     ProjectNotFound,
@@ -43,7 +43,7 @@ from safelight.stories.scene import (
 from safelight.stories.service import (
     PICTURE,
     NothingToDraw,
-    Stories,
+    StoryFollower,
     choose_portrait,
     choose_scene_image,
     delete_chapter,
@@ -77,7 +77,6 @@ __all__ = [
     "DrawnScene",
     "NewScene",
     "NothingToDraw",
-    "Picture",
     "Project",
     "ProjectFull",
     "ProjectNotFound",
@@ -85,7 +84,8 @@ __all__ = [
     "SceneEmpty",
     "SceneNotFound",
     "SceneNumberTaken",
-    "Stories",
+    "ShownPicture",
+    "StoryFollower",
     "change_chapter",
     "change_character",
     "change_project",

@@ -11,7 +11,7 @@ from safelight.artifacts import Artifact, forget_inputs, give_inputs, living
 from safelight.db import Instant, RowId, Tx, db_now, metadata
 from safelight.errors import FieldError, SafelightError
 from safelight.stories.chapter import ProjectFull
-from safelight.stories.picture import Picture, Pictures, columns
+from safelight.stories.picture import Pictures, ShownPicture, columns
 from safelight.stories.project import ProjectNotFound, get_project, hold_project
 
 MAX_CHARACTERS = 1000
@@ -58,7 +58,7 @@ class Character:
     project_id: str
     name: str
     description: str
-    image: Picture
+    image: ShownPicture
     reference: Artifact | None
     created_at: datetime
     updated_at: datetime

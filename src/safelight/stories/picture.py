@@ -20,7 +20,7 @@ OPEN: tuple[Status, ...] = ("pending", "processing")
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class ShownPicture:
     """`status` and `job_id` are the newest job's, `error` why it failed; `artifact` is what is shown now.
 
     Without a status nothing was asked for, or what was made is deleted.
@@ -62,7 +62,7 @@ class Pictures:
     def artifact(self, artifact_id: str | None) -> Artifact | None:
         return self._artifacts.get(artifact_id or "")
 
-    def of(self, row: RowMapping, name: str) -> Picture:
+    def of(self, row: RowMapping, name: str) -> ShownPicture:
         artifact = self.artifact(row[f"{name}_artifact_id"])
         job_id: str | None = row[f"{name}_job_id"]
         status: Status | None = row[f"{name}_status"]
@@ -70,4 +70,4 @@ class Pictures:
             status = self._statuses.get(job_id) or status
         if status == "completed" and artifact is None:
             status = None
-        return Picture(status, job_id, artifact, row[f"{name}_error"])
+        return ShownPicture(status, job_id, artifact, row[f"{name}_error"])

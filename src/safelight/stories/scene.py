@@ -26,7 +26,7 @@ from safelight.errors import FieldError, SafelightError
 from safelight.jobs import renumber_scenes
 from safelight.stories.chapter import Chapter, ChapterNotFound, get_chapter, hold_chapter
 from safelight.stories.character import characters
-from safelight.stories.picture import Picture, Pictures, columns
+from safelight.stories.picture import Pictures, ShownPicture, columns
 
 MAX_SCENES = 1000  # what one batch takes
 
@@ -104,8 +104,8 @@ class Scene:
     scene_number: int
     description: str
     character_ids: Sequence[str]
-    image: Picture
-    media: Picture
+    image: ShownPicture
+    media: ShownPicture
     created_at: datetime
     updated_at: datetime
 

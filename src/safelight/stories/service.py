@@ -119,7 +119,7 @@ def _subject_of(job: Job | NewJob) -> tuple[_Rows, dict[str, Any]] | None:
 # --- what follows jobs ------------------------------------------------------------------------------------------------
 
 
-class Stories(Follower):
+class StoryFollower(Follower):
     """The rows of scenes and characters that jobs are about."""
 
     def concerns(self, job: Job) -> bool:

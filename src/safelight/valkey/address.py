@@ -18,7 +18,7 @@ class ValkeyUrlInvalid(Invalid):
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class ValkeyAddress:
     """Where the server is and how to enter; a socket `path` comes before host and port."""
 
     host: str = "localhost"
@@ -31,7 +31,7 @@ class Address:
     tls_options: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)  # as in the URL
 
     @staticmethod
-    def parse(url: str, *, database: int = 0) -> "Address":
+    def parse(url: str, *, database: int = 0) -> "ValkeyAddress":
         """Read `redis[s]://`, `valkey[s]://`, `unix://` and Celery's `redis+socket://`; errors never quote the URL."""
         scheme = url.partition("://")[0].lower()
         if "sentinel" in scheme or "cluster" in scheme:
@@ -60,7 +60,7 @@ class Address:
         if number and not (number.isascii() and number.isdigit()):
             raise ValkeyUrlInvalid("The database in the Redis URL must be a number.")
         password = unquote(parts.password) if parts.password is not None else options.get("password")
-        return Address(
+        return ValkeyAddress(
             host=host or "localhost",
             port=port or 6379,
             path=unquote(parts.path) if socket else None,

@@ -24,7 +24,7 @@ import hiredis
 import structlog
 
 from safelight.errors import SafelightError, Unavailable
-from safelight.valkey.address import Address
+from safelight.valkey.address import ValkeyAddress
 
 Argument = bytes | str | int | float
 
@@ -58,7 +58,7 @@ class ValkeyError(SafelightError):
         return self.detail.partition(" ")[0]
 
 
-class Script:
+class LuaScript:
     """A Lua script that runs by its digest; the source travels once per connection."""
 
     __slots__ = ("sha", "source")
@@ -77,19 +77,19 @@ class _Confirmation:
         self.missing = missing
 
 
-class _Call:
+class _ScriptCall:
     """A script's place in the line of replies: sends the source once if the server has forgotten the script."""
 
     __slots__ = ("future", "link", "rest", "script")
 
     def __init__(
-        self, link: "_Link", script: Script, rest: tuple[Argument, ...], future: asyncio.Future[Any] | None
+        self, link: "_Link", script: LuaScript, rest: tuple[Argument, ...], future: asyncio.Future[Any] | None
     ) -> None:
         self.link, self.script, self.rest, self.future = link, script, rest, future
 
 
 # Who waits for a reply: nobody (a post), a caller, a script that may have to be sent again, or a subscription.
-_Waiter = asyncio.Future[Any] | _Call | _Confirmation | None
+_Waiter = asyncio.Future[Any] | _ScriptCall | _Confirmation | None
 
 
 class _Link(asyncio.Protocol):
@@ -135,7 +135,7 @@ class _Link(asyncio.Protocol):
             self._transport.write(outbox[0] if len(outbox) == 1 else b"".join(outbox))
 
     def _settle(self, waiter: _Waiter, reply: object) -> None:
-        if isinstance(waiter, _Call):
+        if isinstance(waiter, _ScriptCall):
             if isinstance(reply, ValkeyError) and reply.name == "NOSCRIPT":
                 self.submit(_pack(("EVAL", waiter.script.source, *waiter.rest)), waiter.future)
                 return
@@ -214,7 +214,7 @@ class Valkey:
         on_push: Callable[[list[Any]], None] | None = None,
         on_connect: Callable[[], None] | None = None,
     ) -> None:
-        self.address = Address.parse(url, database=database)
+        self.address = ValkeyAddress.parse(url, database=database)
         self.last_error: str | None = None  # why the last connection or attempt failed; never holds the password
         self.reconnects = 0
         self.dropped = 0  # posts refused because the server was away or behind
@@ -277,14 +277,14 @@ class Valkey:
         link.submit(_pack(args), None)
         return True
 
-    def eval(self, script: Script, keys: Sequence[Argument], args: Sequence[Argument]) -> asyncio.Future[Any]:
+    def eval(self, script: LuaScript, keys: Sequence[Argument], args: Sequence[Argument]) -> asyncio.Future[Any]:
         """Run a script. It keeps its place among the commands, except right after somebody emptied the script cache."""
         link = self._ready()
         future = link.loop.create_future()
         self._call(link, script, (len(keys), *keys, *args), future)
         return future
 
-    def post_script(self, script: Script, keys: Sequence[Argument], args: Sequence[Argument]) -> bool:
+    def post_script(self, script: LuaScript, keys: Sequence[Argument], args: Sequence[Argument]) -> bool:
         """Run a script whose reply nobody reads; False when it was refused."""
         link = self._link
         if link is None or link.jammed or len(link.pending) >= self._max_pending:
@@ -339,10 +339,10 @@ class Valkey:
         return link
 
     def _call(
-        self, link: _Link, script: Script, rest: tuple[Argument, ...], future: asyncio.Future[Any] | None
+        self, link: _Link, script: LuaScript, rest: tuple[Argument, ...], future: asyncio.Future[Any] | None
     ) -> None:
         if script.sha in link.scripts:
-            link.submit(_pack(("EVALSHA", script.sha, *rest)), _Call(link, script, rest, future))
+            link.submit(_pack(("EVALSHA", script.sha, *rest)), _ScriptCall(link, script, rest, future))
         else:
             link.scripts.add(script.sha)
             link.submit(_pack(("EVAL", script.source, *rest)), future)

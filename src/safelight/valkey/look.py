@@ -10,7 +10,7 @@ from typing import Any
 import hiredis
 
 from safelight.errors import Invalid
-from safelight.valkey.address import Address, ValkeyUrlInvalid
+from safelight.valkey.address import ValkeyAddress, ValkeyUrlInvalid
 from safelight.valkey.client import ValkeyAway
 
 LOOK_SECONDS = 3.0
@@ -29,7 +29,7 @@ async def require_redis(url: str, *, database: int) -> None:
     """Ask the server who it is. Raises `RedisUnsuitable` or `ValkeyUrlInvalid` with what to write instead, and
     `ValkeyAway`, with why, if nobody answers within a few seconds: whoever connects later may find it there."""
     try:
-        address = Address.parse(url, database=database)
+        address = ValkeyAddress.parse(url, database=database)
     except ValkeyUrlInvalid as error:
         raise ValkeyUrlInvalid(f"{VARIABLE}: {error.detail}") from None
     try:
@@ -58,7 +58,7 @@ async def require_redis(url: str, *, database: int) -> None:
         )
 
 
-async def _greet(address: Address) -> Mapping[bytes, Any]:
+async def _greet(address: ValkeyAddress) -> Mapping[bytes, Any]:
     """What the server says of itself, after the password and the database were accepted."""
     reader, writer = await _connect(address)
     try:
@@ -72,14 +72,14 @@ async def _greet(address: Address) -> Mapping[bytes, Any]:
         writer.close()
 
 
-async def _connect(address: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _connect(address: ValkeyAddress) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     if address.path is not None:
         return await asyncio.open_unix_connection(address.path)
     return await asyncio.open_connection(address.host, address.port, ssl=address.tls)
 
 
 async def _ask(
-    address: Address, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *command: str | int
+    address: ValkeyAddress, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *command: str | int
 ) -> object:
     writer.write(hiredis.pack_command(command))  # pyright: ignore[reportArgumentType]  # the stub knows tuples of one
     parser = hiredis.Reader(notEnoughData=NOTHING)
@@ -95,7 +95,7 @@ async def _ask(
     return reply
 
 
-def _parsed(address: Address, parser: hiredis.Reader) -> object:
+def _parsed(address: ValkeyAddress, parser: hiredis.Reader) -> object:
     try:
         return parser.gets()
     except hiredis.ProtocolError:
@@ -105,7 +105,7 @@ def _parsed(address: Address, parser: hiredis.Reader) -> object:
         ) from None
 
 
-def _refuse(address: Address, said: str) -> None:
+def _refuse(address: ValkeyAddress, said: str) -> None:
     """What an error reply means, without the password that old servers quote."""
     name = said.partition(" ")[0]
     if said.startswith(PASSING):
@@ -127,7 +127,7 @@ def _refuse(address: Address, said: str) -> None:
     raise RedisUnsuitable(f"Redis at {address} refuses us: {told}.")
 
 
-async def _speaks_otherwise(address: Address) -> bool:
+async def _speaks_otherwise(address: ValkeyAddress) -> bool:
     """Whether a server that made nothing of us speaks TLS where the URL says that it does not, or the other way."""
     if address.path is not None:
         return False

@@ -10,7 +10,7 @@ from safelight.worker.lease import Lease
 Interruption = Literal["cancel", "lost", "drain"]
 
 
-class Attempt:
+class RunningAttempt:
     """What a process knows of one attempt it is running."""
 
     def __init__(self, job: Job, lease: Lease) -> None:

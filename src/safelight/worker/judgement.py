@@ -18,7 +18,7 @@ from safelight.providers.base import (
     RateLimited,
     ResultMissing,
 )
-from safelight.worker.attempt import Attempt
+from safelight.worker.attempt import RunningAttempt
 
 FOLLOWABLE = (ProviderUnavailable, ProviderTimedOut, ResultMissing)  # say nothing of a job that was accepted before
 MOVABLE = (ProviderUnavailable, ProviderTimedOut, JobLost)  # another provider of the route may do better
@@ -31,7 +31,7 @@ class Judge:
     def __init__(self, retry_seconds: float) -> None:
         self._retry_seconds = retry_seconds
 
-    def of(self, attempt: Attempt, error: ProviderError) -> Settlement:
+    def of(self, attempt: RunningAttempt, error: ProviderError) -> Settlement:
         """What the error means for the job; `attempt.verdict` is then what it tells of its provider."""
         job = attempt.job
         described = job_error(error.code, error.message, job, error.retryable, error.details)
@@ -67,7 +67,7 @@ class Judge:
 
     def again(
         self,
-        attempt: Attempt,
+        attempt: RunningAttempt,
         error: Mapping[str, Any],
         retry_after: float | None = None,
         *,

@@ -50,7 +50,7 @@ from safelight.providers.base import (
 )
 from safelight.providers.registry import Registry
 from safelight.stream import Stream
-from safelight.worker.attempt import Attempt
+from safelight.worker.attempt import RunningAttempt
 from safelight.worker.inputs import InputImages
 from safelight.worker.judgement import Judge
 from safelight.worker.lease import Lease
@@ -98,7 +98,7 @@ class Runner:
         self._lease = lease
         self._worker_name = worker_name
         self._judge = Judge(retry_seconds)
-        self.attempts: dict[str, Attempt] = {}
+        self.attempts: dict[str, RunningAttempt] = {}
         self.abandoned = 0  # bodies that swallowed their cancellation and may still run
         self.is_draining = False
         self._claiming = 0
@@ -129,7 +129,7 @@ class Runner:
                         del self.attempts[job.id]
                     self._tell_if_empty()
 
-    async def _claim(self, job_id: str, queue: str) -> Attempt | None:
+    async def _claim(self, job_id: str, queue: str) -> RunningAttempt | None:
         """Take the job, and keep it alive from then on; None: the hint was outdated."""
         claim = Claim(job_id, queue, self._lease.worker_id, self._worker_name)
         self._claiming += 1  # a drain waits for it: what it takes has to be run or handed back
@@ -139,7 +139,7 @@ class Runner:
             job = await self._database.write_one(self._jobs.claim, claim, is_forgettable=True)
             if job is None:
                 return None
-            attempt = self.attempts[job.id] = Attempt(job, self._lease)
+            attempt = self.attempts[job.id] = RunningAttempt(job, self._lease)
             return attempt
         finally:
             self._claiming -= 1
@@ -166,7 +166,7 @@ class Runner:
 
     # --- one attempt --------------------------------------------------------------------------------------------------
 
-    async def _execute(self, attempt: Attempt) -> None:
+    async def _execute(self, attempt: RunningAttempt) -> None:
         job, asked = attempt.job, attempt.job.parameters
         log.info(
             "job.started",
@@ -212,7 +212,7 @@ class Runner:
         if attempt.flush is not None:
             attempt.flush.cancel()
 
-    async def _generate(self, attempt: Attempt) -> Settlement:
+    async def _generate(self, attempt: RunningAttempt) -> Settlement:
         """Walk the provider's updates to the outcome."""
         job = attempt.job
         made: list[Artifact] = []
@@ -241,7 +241,7 @@ class Runner:
             problem = f"The provider failed in an unexpected way ({type(error).__name__})."
             return self._judge.again(attempt, job_error("provider_error", problem, job, True), keeps_provider_job=True)
 
-    async def _updates(self, attempt: Attempt) -> AsyncGenerator[Update]:
+    async def _updates(self, attempt: RunningAttempt) -> AsyncGenerator[Update]:
         job = attempt.job
         provider = self._providers.resolve(job.provider)[1]
         if job.provider_job_id is None and job.submitting_at is not None:
@@ -253,7 +253,7 @@ class Runner:
             return provider.resume(generation, job.provider_job_id)
         return provider.generate(generation)
 
-    async def _take(self, attempt: Attempt, update: Update, made: list[Artifact]) -> None:
+    async def _take(self, attempt: RunningAttempt, update: Update, made: list[Artifact]) -> None:
         """Turn one update into state."""
         job = attempt.job
         if attempt.is_unanswered and not isinstance(update, Reserved):
@@ -295,7 +295,7 @@ class Runner:
             case _:
                 assert_never(update)
 
-    async def _store(self, attempt: Attempt, output: Output, made: list[Artifact]) -> None:
+    async def _store(self, attempt: RunningAttempt, output: Output, made: list[Artifact]) -> None:
         job, seed = attempt.job, output.seed
         await self._hold(attempt)
         attempt.stage, attempt.message = "storing", "Storing the result"
@@ -318,7 +318,7 @@ class Runner:
         )
         self._publish(attempt, "job.output")
 
-    async def _record_remote_id(self, attempt: Attempt, remote_id: str, accepted_by: str | None) -> bool:
+    async def _record_remote_id(self, attempt: RunningAttempt, remote_id: str, accepted_by: str | None) -> bool:
         """Write the provider's id down, through any outage of the database: forgetting it would mean to pay twice."""
         while True:
             try:
@@ -329,7 +329,7 @@ class Runner:
                 log.warning("remote_id.waiting", provider_job_id=remote_id, reason=error.detail)
                 await asyncio.sleep(OUTAGE_SECONDS)
 
-    async def _record_run(self, attempt: Attempt) -> None:
+    async def _record_run(self, attempt: RunningAttempt) -> None:
         """Estimates are learnt from the provider's own time: without its queue, and not from the end of a run alone."""
         is_adopted = attempt.job.provider_job_id is not None
         if not is_adopted and not attempt.waited_seconds:
@@ -338,7 +338,7 @@ class Runner:
         with contextlib.suppress(Unavailable):
             await self._database.write(self._jobs.record_run, attempt.job.id, attempt.job.attempt, seconds)
 
-    async def _hold(self, attempt: Attempt) -> None:
+    async def _hold(self, attempt: RunningAttempt) -> None:
         """Before an effect outside: if the lease ran out here (a frozen process, a database away), ask the row."""
         while not attempt.is_ours:
             if attempt.interrupted.done():
@@ -350,7 +350,7 @@ class Runner:
             except Unavailable:
                 await asyncio.sleep(OUTAGE_SECONDS)
 
-    async def _settle(self, attempt: Attempt, settlement: Settlement, verdict: Verdict | None = None) -> None:
+    async def _settle(self, attempt: RunningAttempt, settlement: Settlement, verdict: Verdict | None = None) -> None:
         """Write the end down, through any outage of the database, unless the row is no longer ours."""
         pauses = iter(SETTLE_AGAIN_SECONDS)
         pause = 0.0
@@ -392,7 +392,7 @@ class Runner:
             self.abandoned += 1
             log.error("attempt.abandoned", reason="its code swallowed the cancellation", abandoned=self.abandoned)
 
-    async def _cancel_at_provider(self, attempt: Attempt) -> None:
+    async def _cancel_at_provider(self, attempt: RunningAttempt) -> None:
         if attempt.remote_id is None:
             return
         try:
@@ -404,7 +404,7 @@ class Runner:
 
     # --- judging ------------------------------------------------------------------------------------------------------
 
-    def _result_of(self, attempt: Attempt, body: asyncio.Task[Settlement]) -> Settlement:
+    def _result_of(self, attempt: RunningAttempt, body: asyncio.Task[Settlement]) -> Settlement:
         if body.cancelled():
             problem = job_error("provider_error", "The provider cancelled its own work.", attempt.job, True)
             return self._judge.again(attempt, problem, keeps_provider_job=True)
@@ -412,7 +412,7 @@ class Runner:
 
     # --- telling ------------------------------------------------------------------------------------------------------
 
-    def _tell_progress(self, attempt: Attempt) -> None:
+    def _tell_progress(self, attempt: RunningAttempt) -> None:
         """At most one every `PROGRESS_SECONDS`; the last one is always sent."""
         if attempt.flush is not None:
             return
@@ -422,7 +422,7 @@ class Runner:
         else:
             attempt.flush = asyncio.get_running_loop().call_later(due, self._publish, attempt, "job.progress")
 
-    def _tell_preview(self, attempt: Attempt, data: bytes, content_type: str) -> None:
+    def _tell_preview(self, attempt: RunningAttempt, data: bytes, content_type: str) -> None:
         now = time.monotonic()
         if now - attempt.preview_sent_at < PREVIEW_SECONDS:
             return
@@ -433,7 +433,7 @@ class Runner:
 
     def _publish(
         self,
-        attempt: Attempt,
+        attempt: RunningAttempt,
         kind: Literal["job.progress", "job.preview", "job.output"],
         preview_url: str | None = None,
     ) -> None:

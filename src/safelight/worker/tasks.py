@@ -18,7 +18,7 @@ from kombu.transport import TRANSPORT_ALIASES
 from safelight import log
 from safelight.config import Settings
 from safelight.queue import DEFAULT, IMPORT_QUEUES, IO_QUEUES, LOCAL_QUEUES, TASK_NAME
-from safelight.valkey import Address
+from safelight.valkey import ValkeyAddress
 from safelight.worker.engine import Engine
 from safelight.worker.transport import PatientConnection
 
@@ -72,7 +72,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
     url = settings.redis_url.get_secret_value()
     if not url:
         raise ImproperlyConfigured("SAFELIGHT_REDIS_URL is not set: it names the queue of the workers to look at.")
-    address = Address.parse(url, database=settings.redis_database)
+    address = ValkeyAddress.parse(url, database=settings.redis_database)
     return {
         "broker_url": celery_url(address),
         "broker_use_ssl": celery_tls(address),
@@ -107,7 +107,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
 app.add_defaults(lambda: _configuration(_Process.settings or Settings.model_validate({})))
 
 
-def celery_url(address: Address) -> str:
+def celery_url(address: ValkeyAddress) -> str:
     """The Redis URL as kombu spells it, for our transport."""
     login = f"{quote(address.username, safe='')}:{quote(address.password, safe='')}@" if address.password else ""
     if address.path is not None:
@@ -117,7 +117,7 @@ def celery_url(address: Address) -> str:
     return f"{scheme}://{login}{address}/{address.database}"
 
 
-def celery_tls(address: Address) -> dict[str, Any] | None:
+def celery_tls(address: ValkeyAddress) -> dict[str, Any] | None:
     """What redis-py's TLS connection is told: the certificate options of the URL."""
     if address.tls is None:
         return None

@@ -26,7 +26,7 @@ def _a_uuid(value: str) -> str:
 Words = Annotated[str, StringConstraints(min_length=1, max_length=300), *HasWords]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200), *HasWords]
 Style = Annotated[str, StringConstraints(max_length=1000)]
-Script = Annotated[str, StringConstraints(max_length=100_000)]
+ScriptText = Annotated[str, StringConstraints(max_length=100_000)]
 Description = Annotated[str, StringConstraints(max_length=2000)]
 Id = Annotated[str, AfterValidator(_a_uuid), Field(json_schema_extra={"format": "uuid"})]
 Ids = Annotated[list[Id], Field(json_schema_extra={"uniqueItems": True})]
@@ -44,7 +44,7 @@ class ChapterRequest(Body):
     """A chapter to be made, at the end of its project."""
 
     title: Words = Field(examples=["The storm"])
-    script: Script | None = None
+    script: ScriptText | None = None
 
 
 class CastRequest(Body):
@@ -108,7 +108,7 @@ class ChapterChanges(_Changes):
     """What shall differ. With a `position` the chapter moves there, and the others make room."""
 
     title: Words | None = Field(None, examples=["The storm"])
-    script: Script | None = Field(None, description="null removes it")
+    script: ScriptText | None = Field(None, description="null removes it")
     position: Annotated[Int, Field(ge=1, le=1_000_000)] | None = Field(
         None, description="From 1; beyond the last: last"
     )

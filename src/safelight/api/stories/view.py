@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from safelight.api.job_view import PREFIX, ArtifactView, ErrorView, EtaView
 from safelight.artifacts import ApiPath, Artifact
 from safelight.jobs import Job, Status, describe_artifact, message_of
-from safelight.stories import Chapter, Character, Picture, Project, Scene
+from safelight.stories import Chapter, Character, Project, Scene, ShownPicture
 
 API = "/api/v1"
 
@@ -243,7 +243,7 @@ def character_view(character: Character) -> dict[str, Any]:
     }
 
 
-def _picture(name: str, picture: Picture) -> dict[str, Any]:
+def _picture(name: str, picture: ShownPicture) -> dict[str, Any]:
     shown = None if picture.artifact is None else describe_artifact(picture.artifact)
     return {
         f"{name}_status": picture.status,

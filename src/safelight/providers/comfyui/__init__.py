@@ -1,6 +1,6 @@
 """ComfyUI: one or many servers of one's own, by parameters, by template, or with the caller's own workflow."""
 
-from safelight.providers.comfyui.graph import Problem
+from safelight.providers.comfyui.graph import Fault
 from safelight.providers.comfyui.pool import problems_on
 from safelight.providers.comfyui.provider import ComfyUI
 from safelight.providers.comfyui.server import Pace
@@ -15,9 +15,9 @@ from safelight.providers.comfyui.template import (
 
 __all__ = [
     "ComfyUI",
+    "Fault",
     "InvalidTemplate",
     "Pace",
-    "Problem",
     "Template",
     "TemplateInput",
     "builtin_templates",

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, cast
 
-from safelight.providers.comfyui.graph import Plan, Problem, exact, first_of, is_link, needed_by
+from safelight.providers.comfyui.graph import Fault, Plan, exact, first_of, is_link, needed_by
 from safelight.suggestion import MAX_NAMES, did_you_mean, near_names
 
 MODEL_INPUTS = {
@@ -81,26 +81,26 @@ class Catalogue:
         spec = node.inputs.get(name) if node else None
         return [str(choice) for choice in (spec.choices or ())] if spec else []
 
-    def problems(self, plan: Plan) -> list[Problem]:
+    def problems(self, plan: Plan) -> list[Fault]:
         """Why this server cannot run the plan; nothing if it can."""
         return first_of(self._problems(plan))
 
-    def _problems(self, plan: Plan) -> Iterator[Problem]:
+    def _problems(self, plan: Plan) -> Iterator[Fault]:
         graph = plan.graph
         unknown = {node_id for node_id, node in graph.items() if node["class_type"] not in self.nodes}
         for node_id in graph:
             if node_id in unknown:
-                yield Problem(plan.field_of(node_id), self._no_node(node_id, graph[node_id]["class_type"]))
+                yield Fault(plan.field_of(node_id), self._no_node(node_id, graph[node_id]["class_type"]))
         types = {node_id: node["class_type"] for node_id, node in graph.items() if node_id not in unknown}
         ends = [node_id for node_id, class_type in types.items() if self.nodes[class_type].is_output]
         if not unknown:  # or one of these may be what saves
             if not ends:
-                yield Problem(plan.root, "No node of the workflow saves anything; add one, like SaveImage.")
+                yield Fault(plan.root, "No node of the workflow saves anything; add one, like SaveImage.")
                 return
             kinds = sorted({types[node_id] for node_id in ends})
             if not any(self._makes_files(kind) for kind in kinds):
                 named = f"{', '.join(kinds[:SHOWN_CHOICES])} saves"
-                yield Problem(plan.root, f"{named} no picture, video or sound; add a node like SaveImage.")
+                yield Fault(plan.root, f"{named} no picture, video or sound; add a node like SaveImage.")
                 return
         needed = needed_by(graph, [*ends, *unknown])
         for node_id in types:
@@ -119,7 +119,7 @@ class Catalogue:
         meant = did_you_mean(class_type, self.nodes, most=3) or " Is its custom node installed?"
         return f"The ComfyUI server has no node type {class_type[:100]!r} (node {node_id}).{meant}"
 
-    def _check(self, plan: Plan, node_id: str) -> Iterator[Problem]:
+    def _check(self, plan: Plan, node_id: str) -> Iterator[Fault]:
         node = plan.graph[node_id]
         class_type, given = node["class_type"], node["inputs"]
         kind = self.nodes[class_type]
@@ -127,20 +127,20 @@ class Catalogue:
             where = plan.field_of(node_id, name)
             if name not in given:
                 if spec.is_required:
-                    yield Problem(where, f"The node {node_id} ({class_type}) needs its input {name}.")
+                    yield Fault(where, f"The node {node_id} ({class_type}) needs its input {name}.")
             elif kind.is_custom:
                 continue
             elif is_link(given[name]):
                 message = self._check_link(plan, given[name], spec)
                 if message:
-                    yield Problem(where, f"The input {name} of the node {node_id} ({class_type}) {message}")
+                    yield Fault(where, f"The input {name} of the node {node_id} ({class_type}) {message}")
             elif (node_id, name) == plan.any_checkpoint:
                 if not spec.choices:
-                    yield Problem(where, "The ComfyUI server has no checkpoint; put one into models/checkpoints.")
+                    yield Fault(where, "The ComfyUI server has no checkpoint; put one into models/checkpoints.")
             elif (node_id, name) not in plan.pictures:
                 message = _check_value(name, given[name], spec, f"{class_type} (node {node_id})")
                 if message:
-                    yield Problem(where, message)
+                    yield Fault(where, message)
 
     def _check_link(self, plan: Plan, link: list[Any], spec: Input) -> str | None:
         source = self.nodes.get(plan.graph[link[0]]["class_type"])

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from safelight.providers.base import JobDropped, JobLost, Progress, ProviderCrashed, Update
 from safelight.providers.comfyui.listener import Listener
 from safelight.providers.comfyui.outcome import Run
-from safelight.providers.comfyui.server import Unreachable
+from safelight.providers.comfyui.server import ServerUnreachable
 from safelight.providers.comfyui.standing import Ended, Queued, Running
 
 
@@ -27,7 +27,7 @@ async def is_there(run: Run) -> bool:
             absent += 1
             if absent == 2:
                 return False
-        except Unreachable as error:
+        except ServerUnreachable as error:
             given_up.wait(error)
         await asyncio.sleep(run.server.pace.look)
 
@@ -59,7 +59,7 @@ async def follow(run: Run, listener: Listener, *, looks_at_once: bool) -> AsyncG
             continue
         try:
             standing = await run.server.look(run.prompt_id)
-        except Unreachable as error:
+        except ServerUnreachable as error:
             given_up.wait(error)
             next_look = now + pace.look
             continue
@@ -124,7 +124,7 @@ class _Patience:
         """It answered."""
         self._since = None
 
-    def wait(self, error: Unreachable) -> None:
+    def wait(self, error: ServerUnreachable) -> None:
         """Bear with one more failure, or give the server up and raise what that means for the run."""
         now = time.monotonic()
         server = self._run.server

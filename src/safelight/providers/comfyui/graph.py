@@ -52,7 +52,7 @@ Graph = dict[str, Node]
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class Fault:
     """What is wrong, and where: `field` is dotted below the request's body, or below the template's."""
 
     field: str
@@ -64,12 +64,12 @@ def exact(number: float) -> str:
     return str(number).removesuffix(".0")
 
 
-def first_of(problems: Iterable[Problem]) -> list[Problem]:
+def first_of(problems: Iterable[Fault]) -> list[Fault]:
     """As many as are told. Finding a problem costs time, so give an iterator where somebody may send thousands."""
     return list(islice(problems, MAX_PROBLEMS))
 
 
-def refuse(found: Iterable[Problem]) -> None:
+def refuse(found: Iterable[Fault]) -> None:
     """Raise `InvalidParameters` for the first of the problems, with the others in its details, if there are any."""
     problems = first_of(found)
     if problems:
@@ -102,7 +102,7 @@ class Plan:
     def filled(self, pictures: Sequence[str], checkpoint: str | None, prefix: str) -> Graph:
         """The graph as it is sent. Every node that saves files under a prefix gets ours, so that they can be found."""
         if len(pictures) < len(self.pictures):
-            refuse([Problem("input_images", f"{len(self.pictures)} pictures are needed.")])
+            refuse([Fault("input_images", f"{len(self.pictures)} pictures are needed.")])
         graph = copy.deepcopy(self.graph)
         for (node_id, name), file in zip(self.pictures, pictures, strict=True):
             graph[node_id]["inputs"][name] = file
@@ -172,13 +172,13 @@ def checkpoints_of(graph: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in named if isinstance(name, str) and name))
 
 
-def check_graph(graph: Any, root: str = "workflow") -> list[Problem]:
+def check_graph(graph: Any, root: str = "workflow") -> list[Fault]:
     """What is wrong with the shape of a graph: not API format, links that lead nowhere, circles."""
     if not isinstance(graph, Mapping):
-        return [Problem(root, f"{root} must be an object that maps node ids to nodes.")]
+        return [Fault(root, f"{root} must be an object that maps node ids to nodes.")]
     given = cast(Mapping[str, Any], graph)
     if _is_saved_format(given):
-        return [Problem(root, HOW_TO_EXPORT)]
+        return [Fault(root, HOW_TO_EXPORT)]
     for way in WRAPPERS:
         inner: Any = given
         for key in way:
@@ -187,16 +187,16 @@ def check_graph(graph: Any, root: str = "workflow") -> list[Problem]:
             continue
         within = cast(Mapping[str, Any], inner)
         if _is_saved_format(within):
-            return [Problem(root, HOW_TO_EXPORT)]
+            return [Fault(root, HOW_TO_EXPORT)]
         if any(isinstance(node, Mapping) and "class_type" in node for node in within.values()):
             path = ".".join(way)
             message = f"This is a whole request; {root} is the object in it under `{path}`."
-            return [Problem(root, message)]
+            return [Fault(root, message)]
     if not 1 <= len(given) <= MAX_NODES:
-        return [Problem(root, f"{root} must have 1 to {MAX_NODES} nodes, not {len(given)}.")]
+        return [Fault(root, f"{root} must have 1 to {MAX_NODES} nodes, not {len(given)}.")]
     long = next((node_id for node_id in given if len(node_id) > MAX_NAME), None)
     if long is not None:
-        return [Problem(root, f"The id of a node has at most {MAX_NAME} characters, not {len(long)}.")]
+        return [Fault(root, f"The id of a node has at most {MAX_NAME} characters, not {len(long)}.")]
     problems = first_of(
         problem for node_id, node in given.items() for problem in _check_node(node, f"{root}.{node_id}")
     )
@@ -204,7 +204,7 @@ def check_graph(graph: Any, root: str = "workflow") -> list[Problem]:
         return problems
     nodes = cast(Graph, given)
     problems = first_of(
-        Problem(
+        Fault(
             f"{root}.{node_id}.inputs.{name}",
             f"Links to the node {source[:MAX_NAME]!r}, which is not in the workflow.",
         )
@@ -218,7 +218,7 @@ def check_graph(graph: Any, root: str = "workflow") -> list[Problem]:
         way = " -> ".join(f"{node_id} ({nodes[node_id]['class_type']})" for node_id in shown)
         way += " -> ..." if len(shown) < len(circle) else ""
         way += f" -> {circle[0]} ({nodes[circle[0]]['class_type']})"
-        problems.append(Problem(f"{root}.{circle[0]}", f"The workflow runs in a circle: {way}."))
+        problems.append(Fault(f"{root}.{circle[0]}", f"The workflow runs in a circle: {way}."))
     return problems
 
 
@@ -226,20 +226,20 @@ def _is_saved_format(given: Mapping[str, Any]) -> bool:
     return isinstance(given.get("nodes"), list) and "links" in given
 
 
-def _check_node(node: Any, where: str) -> Iterator[Problem]:
+def _check_node(node: Any, where: str) -> Iterator[Fault]:
     if not isinstance(node, Mapping):
-        yield Problem(where, 'A node must be an object like {"class_type": "KSampler", "inputs": {...}}.')
+        yield Fault(where, 'A node must be an object like {"class_type": "KSampler", "inputs": {...}}.')
         return
     given = cast(Mapping[str, Any], node)
     class_type, inputs = given.get("class_type"), given.get("inputs")
     if not isinstance(class_type, str):
-        yield Problem(f"{where}.class_type", "A node must name its class_type, like KSampler. " + HOW_TO_EXPORT)
+        yield Fault(f"{where}.class_type", "A node must name its class_type, like KSampler. " + HOW_TO_EXPORT)
     elif len(class_type) > MAX_NAME:
-        yield Problem(f"{where}.class_type", f"A class_type has at most {MAX_NAME} characters, not {len(class_type)}.")
+        yield Fault(f"{where}.class_type", f"A class_type has at most {MAX_NAME} characters, not {len(class_type)}.")
     if not isinstance(inputs, Mapping):
-        yield Problem(f"{where}.inputs", "A node must have inputs: an object, which may be empty.")
+        yield Fault(f"{where}.inputs", "A node must have inputs: an object, which may be empty.")
     elif any(len(name) > MAX_NAME for name in cast(Mapping[str, Any], inputs)):
-        yield Problem(f"{where}.inputs", f"The name of an input has at most {MAX_NAME} characters.")
+        yield Fault(f"{where}.inputs", f"The name of an input has at most {MAX_NAME} characters.")
 
 
 def _circle(graph: Graph) -> list[str]:
@@ -271,7 +271,7 @@ def plan_workflow(parameters: Parameters) -> Plan:
     """The caller's graph as it is; pictures go to its LoadImage nodes in the order of their ids."""
     problems = check_graph(parameters.workflow)
     problems += [
-        Problem(name, f"{name} has no effect beside a workflow; set it in the workflow itself.")
+        Fault(name, f"{name} has no effect beside a workflow; set it in the workflow itself.")
         for name, is_given in (
             ("negative_prompt", parameters.negative_prompt),
             ("checkpoint_model", parameters.checkpoint_model),
@@ -289,7 +289,7 @@ def plan_workflow(parameters: Parameters) -> Plan:
     loaders = sorted((key for key, node in graph.items() if node["class_type"] == "LoadImage"), key=_in_order)
     if len(parameters.input_images) > len(loaders):
         message = f"The workflow has {len(loaders)} LoadImage nodes for {len(parameters.input_images)} pictures."
-        refuse([Problem("input_images", message)])
+        refuse([Fault("input_images", message)])
     pictures = tuple((node_id, "image") for node_id in loaders[: len(parameters.input_images)])
     return Plan(graph, "workflow", pictures=pictures)
 
@@ -301,44 +301,44 @@ def _in_order(node_id: str) -> tuple[int, str]:
 # --- a graph of parameters --------------------------------------------------------------------------------------------
 
 
-def check_parameters(parameters: Parameters) -> list[Problem]:
+def check_parameters(parameters: Parameters) -> list[Fault]:
     """What is wrong with parameters of which a graph shall be made; `None` means that the default is meant."""
-    problems: list[Problem] = []
+    problems: list[Fault] = []
     for name, side in (("width", parameters.width), ("height", parameters.height)):
         if side is not None and (not MIN_SIDE <= side <= MAX_SIDE or side % SIDE_STEP):
             near = min(MAX_SIDE, max(MIN_SIDE, round(side / SIDE_STEP) * SIDE_STEP))
             message = f"The {name} must be a multiple of {SIDE_STEP} from {MIN_SIDE} to {MAX_SIDE}; {near} is near."
-            problems.append(Problem(name, message))
+            problems.append(Fault(name, message))
     if not 1 <= parameters.batch_size <= MAX_BATCH:
         message = f"The batch size must be 1 to {MAX_BATCH}, not {parameters.batch_size}."
-        problems.append(Problem("batch_size", message))
+        problems.append(Fault("batch_size", message))
     if parameters.seed is not None and not 0 <= parameters.seed <= MAX_SEED:
-        problems.append(Problem("seed", f"The seed must be 0 to {MAX_SEED}."))
+        problems.append(Fault("seed", f"The seed must be 0 to {MAX_SEED}."))
     if parameters.checkpoint_model and parameters.model and parameters.checkpoint_model != parameters.model:
-        problems.append(Problem("model", "model and checkpoint_model differ; give one of them."))
+        problems.append(Fault("model", "model and checkpoint_model differ; give one of them."))
     if len(parameters.input_images) > 1:
-        problems.append(Problem("input_images", "One picture can be given here; a template may take more."))
+        problems.append(Fault("input_images", "One picture can be given here; a template may take more."))
     return problems + [
         problem for name, value in parameters.sampler_params.items() for problem in _sampler(name, value)
     ]
 
 
-def _sampler(name: str, value: Any) -> Iterator[Problem]:
+def _sampler(name: str, value: Any) -> Iterator[Fault]:
     where = f"sampler_params.{name}"
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if name not in SAMPLER_PARAMS:
-        yield Problem(where, f"sampler_params has no {name!r}; it has {', '.join(SAMPLER_PARAMS)}.")
+        yield Fault(where, f"sampler_params has no {name!r}; it has {', '.join(SAMPLER_PARAMS)}.")
     elif value is None:
         return
     elif name in ("sampler", "scheduler"):
         if not isinstance(value, str) or not value:
-            yield Problem(where, f"The {name} must be a name, like {'euler' if name == 'sampler' else 'normal'}.")
+            yield Fault(where, f"The {name} must be a name, like {'euler' if name == 'sampler' else 'normal'}.")
     elif name in ("steps", "seed"):
         most = 10000 if name == "steps" else MAX_SEED
         if not is_number or not isinstance(value, int) or not (name == "steps") <= value <= most:
-            yield Problem(where, f"The {name} must be a whole number from {int(name == 'steps')} to {most}.")
+            yield Fault(where, f"The {name} must be a whole number from {int(name == 'steps')} to {most}.")
     elif not is_number or not 0 <= value <= (100 if name == "cfg" else 1):
-        yield Problem(where, f"{name} must be a number from 0 to {100 if name == 'cfg' else 1}.")
+        yield Fault(where, f"{name} must be a number from 0 to {100 if name == 'cfg' else 1}.")
 
 
 def plan_parameters(parameters: Parameters, seed: int) -> Plan:

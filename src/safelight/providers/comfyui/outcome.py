@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safelight.providers.base import BadOutput, Output, ProviderError, ProviderUnavailable
 from safelight.providers.comfyui.graph import Plan, checkpoints_of, title_of
-from safelight.providers.comfyui.server import FileGone, Server, Unreachable
+from safelight.providers.comfyui.server import FileGone, Server, ServerUnreachable
 from safelight.providers.comfyui.standing import Ended, File
 from safelight.providers.fetch import HEAD_BYTES, content_type_of
 
@@ -132,7 +132,7 @@ async def _download(server: Server, file: File, to: Path) -> bytes | Path | None
             data = await server.download(file, to)
         except FileGone:
             return None
-        except Unreachable as error:
+        except ServerUnreachable as error:
             problem = error.reason
             continue
         if isinstance(data, Path) or is_whole(data):

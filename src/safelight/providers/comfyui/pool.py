@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from safelight.providers.base import ProviderUnavailable, ProviderUnreachable
 from safelight.providers.comfyui.catalogue import Catalogue
-from safelight.providers.comfyui.graph import Plan, Problem, refuse
-from safelight.providers.comfyui.server import Pace, Server, Unreachable
+from safelight.providers.comfyui.graph import Fault, Plan, refuse
+from safelight.providers.comfyui.server import Pace, Server, ServerUnreachable
 from safelight.providers.comfyui.template import Template
 
 PLACES = 2  # one that runs, and one that is there when it ends
@@ -108,7 +108,9 @@ class Pool:
         """The servers that answer. Those given up a moment ago are asked only if there is no other."""
         candidates = [server for server in self.servers if not server.is_down] or self.servers
         found = await asyncio.gather(*(server.probe() for server in candidates), return_exceptions=True)
-        return [server for server, error in zip(candidates, found, strict=True) if not isinstance(error, Unreachable)]
+        return [
+            server for server, error in zip(candidates, found, strict=True) if not isinstance(error, ServerUnreachable)
+        ]
 
     async def able(self, plan: Plan, avoid: frozenset[Server]) -> Sequence[Server]:
         """The servers that answer and have every node and model of the plan."""
@@ -136,8 +138,8 @@ class Pool:
         return f"No answer from {'; '.join(down)}." if down else "No ComfyUI server answers."
 
 
-async def problems_on(url: str, template: Template, headers: Mapping[str, str]) -> list[Problem]:
-    """Why a server cannot run a template, dotted below the template. Raises `Unreachable`, `ValueError`."""
+async def problems_on(url: str, template: Template, headers: Mapping[str, str]) -> list[Fault]:
+    """Why a server cannot run a template, dotted below the template. Raises `ServerUnreachable`, `ValueError`."""
     server = Server(url, headers, Pace())
     try:
         return (await server.catalogue()).problems(template.bare_plan())
@@ -154,7 +156,7 @@ def refuse_everywhere(servers: Sequence[Server], plan: Plan) -> None:
     refuse(fewest if len(known) < 2 else [replace(p, message=f"No server has everything. {p.message}") for p in fewest])
 
 
-async def problems_of(server: Server, plan: Plan) -> list[Problem] | None:
+async def problems_of(server: Server, plan: Plan) -> list[Fault] | None:
     """Why a server cannot run a plan, by a catalogue young enough to say so; None if it does not tell."""
     try:
         catalogue: Catalogue = await server.catalogue()
@@ -162,7 +164,7 @@ async def problems_of(server: Server, plan: Plan) -> list[Problem] | None:
         if problems:  # perhaps somebody has just added what is missing
             fresh = await server.catalogue(max_age=FRESH_SECONDS)
             problems = await asyncio.to_thread(fresh.problems, plan)
-    except Unreachable as error:
+    except ServerUnreachable as error:
         server.mark_down(error.reason)
         return None
     return problems

@@ -54,9 +54,9 @@ from safelight.providers.comfyui.follower import follow, is_there
 from safelight.providers.comfyui.graph import (
     CAPABILITIES,
     TAKES,
+    Fault,
     Graph,
     Plan,
-    Problem,
     check_parameters,
     plan_parameters,
     plan_workflow,
@@ -72,7 +72,7 @@ from safelight.providers.comfyui.outcome import (
 )
 from safelight.providers.comfyui.pool import Place, Pool, problems_of, refuse_everywhere
 from safelight.providers.comfyui.progress import Meter
-from safelight.providers.comfyui.server import Pace, Server, Unreachable
+from safelight.providers.comfyui.server import Pace, Server, ServerUnreachable
 from safelight.providers.comfyui.standing import Queued, Running
 from safelight.providers.comfyui.template import InvalidTemplate, Template, builtin_templates, check_template
 from safelight.suggestion import did_you_mean, listed
@@ -125,15 +125,15 @@ class ComfyUI(Provider):
 
     def check(self, parameters: Parameters) -> Parameters:
         """Check the shape of it, without any server. The default checkpoint is filled in."""
-        problems = [Problem(name, f"ComfyUI takes no {name}.") for name in parameters.others(TAKES)]
+        problems = [Fault(name, f"ComfyUI takes no {name}.") for name in parameters.others(TAKES)]
         if parameters.template is not None and parameters.workflow is not None:
-            problems.append(Problem("workflow", "template and workflow exclude each other; give one of them."))
+            problems.append(Fault("workflow", "template and workflow exclude each other; give one of them."))
         if parameters.inputs and parameters.template is None and parameters.workflow is None:
-            problems.append(Problem("inputs", "inputs belong to a template; name it in the field template."))
+            problems.append(Fault("inputs", "inputs belong to a template; name it in the field template."))
         for name, value in parameters.provider_options.items():
             if name not in OPTIONS or not isinstance(value, str):
                 message = f"ComfyUI takes {', '.join(OPTIONS)} (names) as provider_options, not {name[:60]!r}."
-                problems.append(Problem(f"provider_options.{name[:60]}", message))
+                problems.append(Fault(f"provider_options.{name[:60]}", message))
         refuse(problems)
         if parameters.workflow is not None:
             plan_workflow(parameters)
@@ -249,7 +249,7 @@ class ComfyUI(Provider):
             for prompt_id in ids:
                 try:
                     standing = await server.look(prompt_id)
-                except Unreachable:
+                except ServerUnreachable:
                     break
                 if isinstance(standing, Queued | Running) or (standing is not None and standing.files):
                     return Run(server, prompt_id, plan)
@@ -276,7 +276,7 @@ class ComfyUI(Provider):
                             yield meter.read(Progress(0, "uploading", "Sending the pictures"))
                         graph = await self._prepare(run, generation)
                         yield Reserved(run.remote_id)
-                    except Unreachable as error:
+                    except ServerUnreachable as error:
                         self._move(run.server, error, avoid)
                         run = None
                         continue
@@ -323,7 +323,7 @@ class ComfyUI(Provider):
                 place.release()
                 self._followed.pop(followed, None)
 
-    def _move(self, server: Server, error: Unreachable, avoid: set[Server]) -> None:
+    def _move(self, server: Server, error: ServerUnreachable, avoid: set[Server]) -> None:
         """Nothing is on this server yet: give it up, and go elsewhere if there is an elsewhere."""
         server.mark_down(error.reason)
         if server in avoid or len(self._servers) == 1:
@@ -349,7 +349,7 @@ class ComfyUI(Provider):
             try:
                 await run.server.submit(run.plan, graph, run.prompt_id, f"safelight-{run.prompt_id}", extra)
                 return True
-            except Unreachable as error:
+            except ServerUnreachable as error:
                 if not error.was_sent:
                     self._move(run.server, error, avoid)
                     return False
@@ -361,7 +361,7 @@ class ComfyUI(Provider):
     async def _free(self, server: Server, *, unload_models: bool) -> None:
         try:
             await server.free(unload_models=unload_models)
-        except Unreachable:
+        except ServerUnreachable:
             return
         await asyncio.sleep(self._pace.settle)  # it acts between jobs; one sent at once would still meet the cache
 
@@ -377,7 +377,7 @@ class ComfyUI(Provider):
             self._followed[remote_id].is_cancelled = True
         try:
             await server.cancel(prompt_id)
-        except Unreachable as error:
+        except ServerUnreachable as error:
             raise ProviderUnavailable(f"{name}: {error.reason}.") from None
 
     async def health(self) -> str | None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from safelight.providers.comfyui.graph import Plan, Problem, refuse, title_of
+from safelight.providers.comfyui.graph import Fault, Plan, refuse, title_of
 
 
 def reject(plan: Plan, told: Any, node_errors: Any) -> NoReturn:
@@ -21,12 +21,12 @@ def reject(plan: Plan, told: Any, node_errors: Any) -> NoReturn:
             said = f"The ComfyUI server has no node type {extra.get('class_type')!r} (node {extra.get('node_id')})."
         node_id = str(extra.get("node_id") or "")
         where = plan.field_of(node_id) if node_id else plan.root
-        problems = [Problem(where, said or "The ComfyUI server refuses the workflow.")]
+        problems = [Fault(where, said or "The ComfyUI server refuses the workflow.")]
     refuse(problems)
     raise AssertionError
 
 
-def _problem(plan: Plan, node_id: str, found: Mapping[str, Any]) -> Problem:
+def _problem(plan: Plan, node_id: str, found: Mapping[str, Any]) -> Fault:
     extra: Mapping[str, Any] = found.get("extra_info") or {}
     name = extra.get("input_name")
     said = str(found.get("details") or "")
@@ -37,4 +37,4 @@ def _problem(plan: Plan, node_id: str, found: Mapping[str, Any]) -> Problem:
         message += f": {said}"
     elif name:
         message += f": {name}"
-    return Problem(plan.field_of(node_id, str(name) if name else None), f"{message[:1000]}.")
+    return Fault(plan.field_of(node_id, str(name) if name else None), f"{message[:1000]}.")

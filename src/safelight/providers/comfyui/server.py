@@ -1,6 +1,6 @@
 """One ComfyUI server over HTTP: its version, queue, jobs, files and node types.
 
-Everything it may answer is turned into values or into two errors here: `Unreachable` (nobody there, or nobody who
+Everything it may answer is turned into values or into two errors here: `ServerUnreachable` (nobody there, or nobody who
 answers like ComfyUI) and `InvalidParameters` (it will not take the workflow). Versions from 0.3.64 on are spoken to:
 `/api/jobs` where it exists (0.6), else `/queue` before `/history`, in this order, because jobs only move that way.
 """
@@ -57,7 +57,7 @@ class Pace:
     retry: float = 0.5  # before a download is tried again, doubled each time
 
 
-class Unreachable(Exception):
+class ServerUnreachable(Exception):
     """The server cannot be used now. `was_sent`: the request may have arrived all the same."""
 
     def __init__(self, reason: str, *, was_sent: bool = True) -> None:
@@ -149,7 +149,7 @@ class Server:
         self._memory = _Memory(down_until=until, down_reason=reason, old_catalogue=self.known)
 
     async def probe(self) -> None:
-        """Make sure that it is there, and count its queue. Raises `Unreachable`, and remembers that."""
+        """Make sure that it is there, and count its queue. Raises `ServerUnreachable`, and remembers that."""
         if time.monotonic() - self._memory.counted_at < LOAD_SECONDS:
             return
         if self._probing is None or self._probing.done():
@@ -164,11 +164,11 @@ class Server:
                     await self._learn_version()
                 inside = self.inside
                 count = (await self._get("/prompt"))["exec_info"]["queue_remaining"]
-        except (Unreachable, TimeoutError, KeyError, TypeError) as error:
+        except (ServerUnreachable, TimeoutError, KeyError, TypeError) as error:
             self.mark_down(
-                error.reason if isinstance(error, Unreachable) else "it does not answer like ComfyUI in time"
+                error.reason if isinstance(error, ServerUnreachable) else "it does not answer like ComfyUI in time"
             )
-            raise Unreachable(self._memory.down_reason) from None
+            raise ServerUnreachable(self._memory.down_reason) from None
         self._memory.waiting = max(0, int(count) - inside)
         self._memory.counted_at = time.monotonic()
         self._memory.down_until = 0.0
@@ -199,7 +199,7 @@ class Server:
     async def catalogue(self, max_age: float | None = None) -> Catalogue:
         """Its node types, at most so many seconds old; without a bound old ones serve while new ones are fetched.
 
-        Raises `Unreachable`.
+        Raises `ServerUnreachable`.
         """
         known, age = self._memory.catalogue, time.monotonic() - self._memory.catalogue_at
         if known is not None and age < (self.pace.catalogue if max_age is None else max_age):
@@ -214,7 +214,7 @@ class Server:
     async def _read_catalogue(self) -> Catalogue:
         response = await self._ask("GET", "/object_info", seconds=self.pace.submit)
         if response.status_code != 200:
-            raise Unreachable(f"it answers /object_info with HTTP {response.status_code}")
+            raise ServerUnreachable(f"it answers /object_info with HTTP {response.status_code}")
         digest = hashlib.sha256(response.content).digest()
         catalogue = self._memory.catalogue
         if catalogue is None or digest != self._memory.catalogue_digest:  # near a megabyte, so not on the loop
@@ -239,14 +239,14 @@ class Server:
         if response.status_code == 400 or "error" in answer:
             reject(plan, answer.get("error"), node_errors)
         if response.status_code != 200:
-            raise Unreachable(f"it answers POST /prompt with HTTP {response.status_code}")
+            raise ServerUnreachable(f"it answers POST /prompt with HTTP {response.status_code}")
         if node_errors:  # the rest of the graph would run all the same
-            with suppress(Unreachable):
+            with suppress(ServerUnreachable):
                 await self.cancel(prompt_id)
             reject(plan, None, node_errors)
 
     async def look(self, prompt_id: str) -> Standing:
-        """How a job stands, and None if it is nowhere. Raises `Unreachable`."""
+        """How a job stands, and None if it is nowhere. Raises `ServerUnreachable`."""
         if await self._is_since(JOBS_SINCE):
             return await self._look_at_job(prompt_id)
         queue = await self._get("/queue")
@@ -267,7 +267,7 @@ class Server:
         if response.status_code == 404:
             return None
         if response.status_code != 200:
-            raise Unreachable(f"it answers /api/jobs with HTTP {response.status_code}")
+            raise ServerUnreachable(f"it answers /api/jobs with HTTP {response.status_code}")
         job = self._json(response)
         match job.get("status"):
             case "pending":
@@ -312,14 +312,14 @@ class Server:
             data={"subfolder": "safelight", "type": "input"},
         )
         if response.status_code != 200:
-            raise Unreachable(f"it answers an upload with HTTP {response.status_code}")
+            raise ServerUnreachable(f"it answers an upload with HTTP {response.status_code}")
         stored = self._json(response)
         return f"{stored['subfolder']}/{stored['name']}" if stored.get("subfolder") else str(stored["name"])
 
     async def download(self, file: File, to: Path) -> bytes | Path:
         """A whole file: its bytes, or `to`, which then holds them, if they are many.
 
-        Raises `FileGone`, `Unreachable`, `BadOutput` for an endless one.
+        Raises `FileGone`, `ServerUnreachable`, `BadOutput` for an endless one.
         """
         query = {"filename": file.filename, "subfolder": file.subfolder, "type": file.type}
         timeout = httpx.Timeout(self.pace.transfer, connect=self.pace.probe)
@@ -329,7 +329,7 @@ class Server:
                 if response.status_code == 404:
                     raise FileGone
                 if response.status_code != 200:
-                    raise Unreachable(f"it answers /view with HTTP {response.status_code}")
+                    raise ServerUnreachable(f"it answers /view with HTTP {response.status_code}")
                 async for part in response.aiter_raw():
                     data += part
                     if written + len(data) > MAX_RESULT_BYTES:
@@ -339,7 +339,7 @@ class Server:
                         written += len(data)
                         data.clear()
         except httpx.RequestError as error:  # also when it ends before its Content-Length
-            raise Unreachable(_describe(error)) from None
+            raise ServerUnreachable(_describe(error)) from None
         if not written:
             return bytes(data)
         await asyncio.to_thread(_write, to, written, bytes(data))
@@ -350,7 +350,7 @@ class Server:
     async def _get(self, path: str) -> dict[str, Any]:
         response = await self._ask("GET", path)
         if response.status_code != 200:
-            raise Unreachable(f"it answers {path} with HTTP {response.status_code}")
+            raise ServerUnreachable(f"it answers {path} with HTTP {response.status_code}")
         return self._json(response)
 
     async def _ask(
@@ -361,14 +361,14 @@ class Server:
         try:
             response = await self._http.request(method, path, timeout=timeout, **content)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise Unreachable(_describe(error), was_sent=False) from None
+            raise ServerUnreachable(_describe(error), was_sent=False) from None
         except httpx.RequestError as error:
-            raise Unreachable(_describe(error)) from None
+            raise ServerUnreachable(_describe(error)) from None
         if response.status_code in (401, 403):
-            raise Unreachable(f"it refuses us (HTTP {response.status_code}); is SAFELIGHT_COMFYUI_HEADERS right?")
+            raise ServerUnreachable(f"it refuses us (HTTP {response.status_code}); is SAFELIGHT_COMFYUI_HEADERS right?")
         is_plain = response.status_code == 500 and response.headers.get("content-type", "").startswith("text/plain")
         if response.status_code >= 500 and not (bad_input and is_plain):
-            raise Unreachable(f"it answers {path.split('?')[0]} with HTTP {response.status_code}")
+            raise ServerUnreachable(f"it answers {path.split('?')[0]} with HTTP {response.status_code}")
         return response
 
     def _json(self, response: httpx.Response) -> dict[str, Any]:
@@ -377,7 +377,7 @@ class Server:
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            raise Unreachable("it does not answer like ComfyUI")
+            raise ServerUnreachable("it does not answer like ComfyUI")
         return cast(dict[str, Any], answer)
 
 

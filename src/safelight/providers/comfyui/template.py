@@ -21,8 +21,8 @@ from safelight.providers.comfyui.graph import (
     MAX_NAME,
     MAX_PROBLEMS,
     SAMPLER_PARAMS,
+    Fault,
     Plan,
-    Problem,
     check_graph,
     exact,
     first_of,
@@ -62,7 +62,7 @@ InputType = Literal["string", "integer", "number", "boolean", "image", "choice"]
 class InvalidTemplate(ValueError):
     """A template that cannot be used. `problems` name each wrong part, dotted below the template."""
 
-    def __init__(self, problems: list[Problem]) -> None:
+    def __init__(self, problems: list[Fault]) -> None:
         self.problems = problems
         super().__init__("; ".join(f"{problem.field or 'template'}: {problem.message}" for problem in problems))
 
@@ -128,7 +128,7 @@ class Template(BaseModel):
         """The names of the inputs that take pictures, in order."""
         return [name for name, spec in self.inputs.items() if spec.type == "image"]
 
-    def check(self, parameters: Parameters, default_checkpoint: str | None = None) -> Iterator[Problem]:
+    def check(self, parameters: Parameters, default_checkpoint: str | None = None) -> Iterator[Fault]:
         """What is wrong with the values given for it, one after the other."""
         yield from self._strangers(parameters)
         yield from self._values(self._given(parameters, default_checkpoint), parameters)
@@ -177,16 +177,16 @@ class Template(BaseModel):
         taken = {name: value for name, value in values.items() if value is not None and name in self.inputs}
         return taken | {name: value for name, value in parameters.inputs.items() if name in self.inputs}
 
-    def _strangers(self, parameters: Parameters) -> Iterator[Problem]:
+    def _strangers(self, parameters: Parameters) -> Iterator[Fault]:
         """Values for which it has no input."""
         named = f"The template {self.name} has no input"
         offered = f"it has {listed(self.inputs) or 'none'}"
         for name in parameters.inputs:
             if name not in self.inputs:
                 meant = did_you_mean(name, self.inputs)
-                yield Problem(f"inputs.{name[:60]}", f"{named} {name[:60]!r}; {offered}.{meant}")
+                yield Fault(f"inputs.{name[:60]}", f"{named} {name[:60]!r}; {offered}.{meant}")
             elif self.inputs[name].type == "image":
-                yield Problem(f"inputs.{name}", "Pictures are given in input_images, in the order of the inputs.")
+                yield Fault(f"inputs.{name}", "Pictures are given in input_images, in the order of the inputs.")
         wishes: dict[str, Any] = {
             "negative_prompt": parameters.negative_prompt,
             "checkpoint_model": parameters.checkpoint_model,
@@ -199,14 +199,14 @@ class Template(BaseModel):
         for where, value in wishes.items():
             name = where.rpartition(".")[2]
             if value is not None and name not in self.inputs:
-                yield Problem(where, f"{named} {name}; {offered}.")
+                yield Fault(where, f"{named} {name}; {offered}.")
         if len(parameters.input_images) > len(self.pictures):
-            yield Problem("input_images", f"The template {self.name} takes {len(self.pictures)} pictures at most.")
+            yield Fault("input_images", f"The template {self.name} takes {len(self.pictures)} pictures at most.")
 
-    def _values(self, given: Mapping[str, Any], parameters: Parameters) -> Iterator[Problem]:
+    def _values(self, given: Mapping[str, Any], parameters: Parameters) -> Iterator[Fault]:
         wanted = sum(self.inputs[name].required for name in self.pictures)
         if len(parameters.input_images) < wanted:
-            yield Problem("input_images", f"The template {self.name} needs {wanted} pictures.")
+            yield Fault("input_images", f"The template {self.name} needs {wanted} pictures.")
         for name, spec in self.inputs.items():
             if spec.type == "image":
                 continue
@@ -214,10 +214,10 @@ class Template(BaseModel):
             if name in given:
                 reason = spec.check(given[name])
                 if reason:
-                    yield Problem(where, f"{name} {reason}")
+                    yield Fault(where, f"{name} {reason}")
             elif spec.required and name != "seed":
                 meaning = f" ({spec.description})" if spec.description else ""
-                yield Problem(where, f"The template {self.name} needs {name}{meaning}.")
+                yield Fault(where, f"The template {self.name} needs {name}{meaning}.")
 
 
 def _field_of(name: str, parameters: Parameters) -> str:
@@ -248,43 +248,43 @@ def check_template(data: Any) -> Template:
     return template
 
 
-def _malformed(error: ErrorDetails) -> Problem:
+def _malformed(error: ErrorDetails) -> Fault:
     *path, name = error["loc"] or ("",)
     message = f"{error['msg'].removeprefix('Value error, ')}."
     if error["type"] == "extra_forbidden":
         fields = TemplateInput.model_fields if path else Template.model_fields
         message = f"There is no such field.{did_you_mean(name, fields)}"
-    return Problem(".".join(map(str, error["loc"])), message)
+    return Fault(".".join(map(str, error["loc"])), message)
 
 
-def _check_input(template: Template, name: str, twins: dict[tuple[str, str], str]) -> Iterator[Problem]:
+def _check_input(template: Template, name: str, twins: dict[tuple[str, str], str]) -> Iterator[Fault]:
     """`twins` are the inputs seen so far, by what they set."""
     spec, where = template.inputs[name], f"inputs.{name}"
     node: Any = template.workflow.get(spec.node)
     if node is None:
         known = listed(f"{key} ({title_of(template.workflow, key)})" for key in template.workflow)
-        yield Problem(f"{where}.node", f"The workflow has no node {spec.node!r}; it has {known}.")
+        yield Fault(f"{where}.node", f"The workflow has no node {spec.node!r}; it has {known}.")
     elif spec.input not in node["inputs"]:
         near = listed(key for key, value in node["inputs"].items() if not is_link(value)) or "no values"
-        yield Problem(f"{where}.input", f"The node {spec.node} has no input {spec.input!r}; it has {near}.")
+        yield Fault(f"{where}.input", f"The node {spec.node} has no input {spec.input!r}; it has {near}.")
     elif is_link(node["inputs"][spec.input]):
-        yield Problem(f"{where}.input", "It is linked to another node; only a value can be set.")
+        yield Fault(f"{where}.input", "It is linked to another node; only a value can be set.")
     if (spec.minimum is not None or spec.maximum is not None) and spec.type not in ("integer", "number"):
-        yield Problem(where, f"minimum and maximum are for numbers; the type is {spec.type}.")
+        yield Fault(where, f"minimum and maximum are for numbers; the type is {spec.type}.")
     if spec.minimum is not None and spec.maximum is not None and spec.minimum > spec.maximum:
-        yield Problem(f"{where}.minimum", f"It is above the maximum {exact(spec.maximum)}.")
+        yield Fault(f"{where}.minimum", f"It is above the maximum {exact(spec.maximum)}.")
     if spec.choices is not None and spec.type != "choice":
-        yield Problem(f"{where}.choices", f"choices are for the type choice; the type is {spec.type}.")
+        yield Fault(f"{where}.choices", f"choices are for the type choice; the type is {spec.type}.")
     if spec.default is not None:
         if spec.type == "image":
-            yield Problem(f"{where}.default", "A picture has no default.")
+            yield Fault(f"{where}.default", "A picture has no default.")
         elif reason := spec.check(spec.default):
-            yield Problem(f"{where}.default", f"The default {reason}")
+            yield Fault(f"{where}.default", f"The default {reason}")
         elif spec.required:
-            yield Problem(f"{where}.required", "An input with a default is not required; drop one of the two.")
+            yield Fault(f"{where}.required", "An input with a default is not required; drop one of the two.")
     twin = twins.setdefault((spec.node, spec.input), name)
     if twin != name:
-        yield Problem(where, f"It sets the same input of the same node as {twin}.")
+        yield Fault(where, f"It sets the same input of the same node as {twin}.")
 
 
 def builtin_templates() -> dict[str, Template]:

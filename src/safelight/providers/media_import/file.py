@@ -15,8 +15,8 @@ from safelight.providers.base import BadOutput, ProviderError, ProviderUnavailab
 from safelight.providers.fetch import HEAD_BYTES, KNOWN_TYPES, content_type_of, opened, retry_after
 from safelight.providers.media_import.encoding import Decoder
 from safelight.providers.media_import.error import NoSuchHost, NotMedia, SourceRefuses, SourceUnavailable, TooLarge
-from safelight.providers.media_import.pace import Pace
 from safelight.providers.media_import.page import Transfer
+from safelight.providers.media_import.rate_floor import RateFloor
 from safelight.providers.media_import.title import title_of
 
 WRITE_BYTES = 1024 * 1024
@@ -28,7 +28,7 @@ LISTS = (b"#EXTM3U", b"<?xml", b"<MPD")  # of pieces, which go by the name of me
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Resource:
     """What a plain request was answered with. `content_type` is what its bytes say; None if they are no media."""
 
     url: httpx.URL
@@ -56,28 +56,28 @@ class Files:
         self._bytes_per_second = bytes_per_second
         self._slow_seconds = slow_seconds
 
-    async def look(self, url: str, pace: Pace) -> Answer:
+    async def look(self, url: str, floor: RateFloor) -> Resource:
         """What is there, by its first bytes. Raises a `ProviderError`."""
         try:
             async with (
-                self._opened(url, pace) as (response, found_at, decoder),
-                aclosing(_chunks(response, decoder, pace)) as chunks,
+                self._opened(url, floor) as (response, found_at, decoder),
+                aclosing(_chunks(response, decoder, floor)) as chunks,
             ):
                 return self._judge(response, found_at, await _head(chunks), decoder)
         except (httpx.HTTPError, ProviderUnavailable) as error:
             raise _down(url, error) from None
 
-    async def fetch(self, url: str, target: Path) -> AsyncGenerator[Answer | Transfer]:
+    async def fetch(self, url: str, target: Path) -> AsyncGenerator[Resource | Transfer]:
         """Download: first what it is; if that is media, how far it is, until `target` is whole.
 
         A transfer that breaks off goes on where it broke, if the server can do that. Raises a `ProviderError`.
         """
-        pace = Pace(self._bytes_per_second, self._slow_seconds)
+        floor = RateFloor(self._bytes_per_second, self._slow_seconds)
         with target.open("wb", buffering=0) as file:
             try:
                 async with (
-                    self._opened(url, pace) as (response, found_at, decoder),
-                    aclosing(_chunks(response, decoder, pace)) as chunks,
+                    self._opened(url, floor) as (response, found_at, decoder),
+                    aclosing(_chunks(response, decoder, floor)) as chunks,
                 ):
                     head = await _head(chunks)
                     answer = self._judge(response, found_at, head, decoder)
@@ -102,8 +102,8 @@ class Files:
                 asked = {"Range": f"bytes={sink.done}-", "If-Range": version}
                 try:
                     async with (
-                        self._opened(url, pace, asked) as (response, _, decoder),
-                        aclosing(_chunks(response, decoder, pace)) as chunks,
+                        self._opened(url, floor, asked) as (response, _, decoder),
+                        aclosing(_chunks(response, decoder, floor)) as chunks,
                     ):
                         if decoder.is_needed or not _goes_on(response, sink.done):
                             raise SourceUnavailable(f"{shown(found_at)} broke off after {sink.done:,} bytes.")
@@ -117,20 +117,20 @@ class Files:
 
     @asynccontextmanager
     async def _opened(
-        self, url: str, pace: Pace, headers: dict[str, str] | None = None
+        self, url: str, floor: RateFloor, headers: dict[str, str] | None = None
     ) -> AsyncGenerator[tuple[httpx.Response, httpx.URL, Decoder]]:
         async with AsyncExitStack() as stack:
             try:
-                async with asyncio.timeout(pace.seconds):  # each line of its head may come slowly, too
+                async with asyncio.timeout(floor.seconds):  # each line of its head may come slowly, too
                     response, found_at = await stack.enter_async_context(
                         opened(url, headers=headers or {}, networks=self._networks, timeout=self._timeout)
                     )
             except TimeoutError:
-                raise pace.too_slow(f"it has not answered within {pace.seconds:g} s") from None
+                raise floor.too_slow(f"it has not answered within {floor.seconds:g} s") from None
             is_whole = response.status_code in (200, 206)
             yield response, found_at, Decoder(response.headers.get("content-encoding", "") if is_whole else "")
 
-    def _judge(self, response: httpx.Response, found_at: httpx.URL, head: bytes, decoder: Decoder) -> Answer:
+    def _judge(self, response: httpx.Response, found_at: httpx.URL, head: bytes, decoder: Decoder) -> Resource:
         status, place = response.status_code, shown(found_at)
         details = {"http_status": status}
         if status in (404, 410):
@@ -144,7 +144,7 @@ class Files:
                 details=details,
             )
         if status != 200:
-            return Answer(found_at, None, None)  # yt-dlp may know how to ask
+            return Resource(found_at, None, None)  # yt-dlp may know how to ask
         length = "" if decoder.is_needed else response.headers.get("content-length", "")
         total = int(length) if length.isdecimal() else None
         claimed = response.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -156,22 +156,22 @@ class Files:
             if claimed.startswith("image/"):
                 pictures = ", ".join(sorted(name for name in KNOWN_TYPES if name.startswith("image/")))
                 raise NotMedia(f"{place} is {claimed[:80]}, which is not taken. Pictures may be {pictures}.") from None
-            return Answer(found_at, None, total)  # yt-dlp and ffmpeg may make media of a type that we do not know
+            return Resource(found_at, None, total)  # yt-dlp and ffmpeg may make media of a type that we do not know
         if total is not None and total > self._max_bytes:
             raise _too_large(place, self._max_bytes, f" has {total:,} bytes")
         title = title_of(found_at, response.headers.get("content-disposition", ""))
-        return Answer(found_at, content_type, total, title)
+        return Resource(found_at, content_type, total, title)
 
 
 class _Sink:
     """A file on its way to disk. Writing is done in a thread, in pieces worth one."""
 
-    def __init__(self, file: BinaryIO, max_bytes: int, answer: Answer) -> None:
+    def __init__(self, file: BinaryIO, max_bytes: int, resource: Resource) -> None:
         self.done = 0
         self.is_whole = False
         self._file = file
         self._max_bytes = max_bytes
-        self._answer = answer
+        self._resource = resource
         self._buffer = bytearray()
         self._began = self._told_at = time.monotonic()
 
@@ -179,13 +179,13 @@ class _Sink:
     def transfer(self) -> Transfer:
         """How far it is."""
         seconds = max(0.001, time.monotonic() - self._began)
-        return Transfer(self.done, self.done if self.is_whole else self._answer.total_bytes, self.done / seconds)
+        return Transfer(self.done, self.done if self.is_whole else self._resource.total_bytes, self.done / seconds)
 
     async def take(self, data: bytes) -> None:
         """More of it. Raises `TooLarge`."""
         self.done += len(data)
         if self.done > self._max_bytes:
-            raise _too_large(shown(self._answer.url), self._max_bytes, " goes on after that")
+            raise _too_large(shown(self._resource.url), self._max_bytes, " goes on after that")
         self._buffer += data
         if len(self._buffer) >= WRITE_BYTES:
             await self._flush()
@@ -208,12 +208,12 @@ class _Sink:
         await asyncio.to_thread(self._file.write, data)
 
 
-async def _chunks(response: httpx.Response, decoder: Decoder, pace: Pace) -> AsyncGenerator[bytes]:
+async def _chunks(response: httpx.Response, decoder: Decoder, floor: RateFloor) -> AsyncGenerator[bytes]:
     """As they come, decoded: a chunk of our own size that was not yet full would be lost with the connection."""
     async with aclosing(cast(AsyncGenerator[bytes], response.aiter_raw())) as chunks:
         began = time.monotonic()
         async for chunk in chunks:
-            pace.add(time.monotonic() - began, len(chunk))
+            floor.add(time.monotonic() - began, len(chunk))
             for piece in decoder.feed(chunk):
                 yield piece
             began = time.monotonic()

@@ -36,10 +36,10 @@ from safelight.providers.media_import.error import (
     TooLong,
 )
 from safelight.providers.media_import.ffmpeg import Ffmpeg, sketch, sound_of
-from safelight.providers.media_import.file import Answer, Files
-from safelight.providers.media_import.pace import Pace
+from safelight.providers.media_import.file import Files, Resource
 from safelight.providers.media_import.page import Found, Transfer, Wish, YtDlp
 from safelight.providers.media_import.proxy import Proxy
+from safelight.providers.media_import.rate_floor import RateFloor
 from safelight.providers.media_import.workspace import Workspace
 from safelight.providers.program import MEMORY_BYTES
 
@@ -168,11 +168,11 @@ class MediaImport(Provider):
     async def probe(self, url: str) -> Description:
         """What is there, within `probe_seconds`, without fetching it. Raises a `ProviderError`."""
         checked_url(url, self._networks)
-        pace = Pace(self._min_bytes_per_second, min(self._slow_seconds, self._probe_seconds / 2))
+        floor = RateFloor(self._min_bytes_per_second, min(self._slow_seconds, self._probe_seconds / 2))
         try:
             async with asyncio.timeout(self._probe_seconds):
-                async with self._workspace.folder() as folder, Proxy(self._networks, PROBE_BYTES, pace) as proxy:
-                    return await self._described(url, folder, proxy, pace)
+                async with self._workspace.folder() as folder, Proxy(self._networks, PROBE_BYTES, floor) as proxy:
+                    return await self._described(url, folder, proxy, floor)
         except TimeoutError:
             raise SourceUnavailable(f"The source did not say within {self._probe_seconds:g} s what it has.") from None
 
@@ -190,8 +190,8 @@ class MediaImport(Provider):
         file = folder / "file"
         async with aclosing(self._files.fetch(url, file)) as steps:
             async for step in steps:
-                if isinstance(step, Answer):
-                    source.take_answer(step)
+                if isinstance(step, Resource):
+                    source.take_resource(step)
                     log.info("import.answered", at=shown(step.url), size_bytes=step.total_bytes, type=step.content_type)
                     self._workspace.require_room(step.total_bytes or 0 if step.content_type else 0)
                 else:
@@ -221,7 +221,7 @@ class MediaImport(Provider):
 
     def _proxy(self) -> Proxy:
         max_bytes = int(self._max_bytes * OVERHEAD) + OVERHEAD_BYTES
-        return Proxy(self._networks, max_bytes, Pace(self._min_bytes_per_second, self._slow_seconds))
+        return Proxy(self._networks, max_bytes, RateFloor(self._min_bytes_per_second, self._slow_seconds))
 
     def _judge(self, found: Found) -> None:
         if found.is_live:
@@ -257,20 +257,20 @@ class MediaImport(Provider):
             content_type = await asyncio.to_thread(_type_of, file)
         return Output(file, content_type, details=details)
 
-    async def _described(self, url: str, folder: Path, proxy: Proxy, pace: Pace) -> Description:
-        answer = await self._files.look(url, pace)
-        if answer.content_type is None:
+    async def _described(self, url: str, folder: Path, proxy: Proxy, floor: RateFloor) -> Description:
+        resource = await self._files.look(url, floor)
+        if resource.content_type is None:
             found = await self._pages.look(url, folder, proxy)
             self._judge(found)
             return Description(
                 found.title, found.extractor, None, found.duration_seconds, found.size_bytes, found.heights
             )
         seconds, heights = None, ()
-        if not answer.content_type.startswith("image/"):
-            seen = await sketch(self._ffmpeg, url, answer.content_type, folder, proxy)
+        if not resource.content_type.startswith("image/"):
+            seen = await sketch(self._ffmpeg, url, resource.content_type, folder, proxy)
             seconds, heights = seen.duration_seconds, (seen.height,) if seen.height else ()
             self._check_length(seconds)
-        return Description(answer.title, None, answer.content_type, seconds, answer.total_bytes, heights)
+        return Description(resource.title, None, resource.content_type, seconds, resource.total_bytes, heights)
 
 
 class _Source:
@@ -284,9 +284,9 @@ class _Source:
         self.file: Path | None = None
         self.looked_at_bytes = 0
 
-    def take_answer(self, answer: Answer) -> None:
-        self.content_type = answer.content_type
-        self.title = answer.title if answer.content_type else None
+    def take_resource(self, resource: Resource) -> None:
+        self.content_type = resource.content_type
+        self.title = resource.title if resource.content_type else None
 
     def take_found(self, found: Found) -> None:
         self.title, self.extractor = found.title, found.extractor

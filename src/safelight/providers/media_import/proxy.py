@@ -22,7 +22,7 @@ from safelight.providers.base import ProviderError
 from safelight.providers.fetch import retry_after
 from safelight.providers.media_import.encoding import FORMS, Decoder
 from safelight.providers.media_import.error import SourceTooSlow, TooLarge
-from safelight.providers.media_import.pace import Pace
+from safelight.providers.media_import.rate_floor import RateFloor
 
 HEAD_BYTES = 64 * 1024
 CHUNK_BYTES = 256 * 1024
@@ -35,11 +35,11 @@ class Proxy:
     """Serves one import, and ends with it. `refused` is the first thing that it had to refuse; `retry_after` the
     seconds that a busy source asked for, as far as that could be read."""
 
-    def __init__(self, networks: Collection[Network], max_bytes: int, pace: Pace) -> None:
+    def __init__(self, networks: Collection[Network], max_bytes: int, floor: RateFloor) -> None:
         self.refused: ProviderError | None = None
         self.retry_after: float | None = None
         self.received_bytes = 0
-        self._pace = pace
+        self._floor = floor
         self._networks = networks
         self._max_bytes = max_bytes
         self._secret = secrets.token_urlsafe(24)
@@ -150,7 +150,7 @@ class Proxy:
             async with asyncio.timeout(IDLE_SECONDS) as idle:
                 while chunk := await far_reader.read(CHUNK_BYTES):
                     try:
-                        self._pace.add(clock() - waiting_since, len(chunk))
+                        self._floor.add(clock() - waiting_since, len(chunk))
                         self.count(len(chunk))
                         if reading is not None:
                             reading.take(chunk)

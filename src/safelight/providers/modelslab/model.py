@@ -7,9 +7,8 @@ from datetime import date
 from importlib.resources import files
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from safelight.providers.base import Capabilities, Faults, Parameters
+from safelight.providers.model_table import TablePart
 from safelight.suggestion import near_names
 
 RATIO_TOLERANCE = 0.1  # a tenth
@@ -17,13 +16,7 @@ CHARACTERS_PER_TOKEN = 4  # of English, about
 MAX_SIDE = 2048  # of a size that is given to a model of ratios, which takes its proportions only
 
 
-class Data(BaseModel):
-    """A part of the file; what it does not know is a mistake in it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Model(Data):
+class ModelsLabModel(TablePart):
     """What a model takes. With neither `ratios` nor `sides` it chooses the size of its pictures itself.
 
     `images` are the fewest and the most pictures to start from. With `redraws` it starts from one's pixels and keeps
@@ -50,13 +43,13 @@ class Model(Data):
         return None if self.max_prompt_tokens is None else self.max_prompt_tokens * CHARACTERS_PER_TOKEN
 
 
-class Entry(Model):
+class ModelsLabFamily(ModelsLabModel):
     """Models of one kind."""
 
     names: tuple[str, ...]
 
 
-class Table(Data):
+class ModelsLabTable(TablePart):
     """The file: when and where it was read. `community` is what models take that it does not name.
 
     `redrawing_scheduler` is the one that community models must be told to start from a picture.
@@ -67,12 +60,12 @@ class Table(Data):
     side_step: int
     schedulers: tuple[str, ...]
     redrawing_scheduler: str
-    community: Model
-    models: tuple[Entry, ...]
+    community: ModelsLabModel
+    models: tuple[ModelsLabFamily, ...]
 
 
-TABLE = Table.model_validate_json(files("safelight.providers.modelslab").joinpath("models.json").read_bytes())
-MODELS: Mapping[str, Model] = {name: entry for entry in TABLE.models for name in entry.names}
+TABLE = ModelsLabTable.model_validate_json(files("safelight.providers.modelslab").joinpath("models.json").read_bytes())
+MODELS: Mapping[str, ModelsLabModel] = {name: entry for entry in TABLE.models for name in entry.names}
 COMMUNITY = TABLE.community
 SAMPLER_FIELDS = {
     "steps": "num_inference_steps",
@@ -104,7 +97,7 @@ OUR_FIELDS = {
 }
 
 
-def capabilities_of(default: str, models: Mapping[str, Model]) -> Capabilities:
+def capabilities_of(default: str, models: Mapping[str, ModelsLabModel]) -> Capabilities:
     """What these models can do together."""
     return Capabilities(
         kinds=frozenset({"image.generate"}),
@@ -119,7 +112,7 @@ def capabilities_of(default: str, models: Mapping[str, Model]) -> Capabilities:
     )
 
 
-def fitted(name: str, model: Model, parameters: Parameters) -> Parameters:
+def fitted(name: str, model: ModelsLabModel, parameters: Parameters) -> Parameters:
     """The parameters as this model takes them. Raises `InvalidParameters` for what it would pass over in silence."""
     faults = Faults()
     if model.max_prompt is not None and len(parameters.prompt) > model.max_prompt:
@@ -154,7 +147,7 @@ def fitted(name: str, model: Model, parameters: Parameters) -> Parameters:
 
 
 def fields_of(
-    model: Model, parameters: Parameters, images: Sequence[str] = (), shape: tuple[int, int] = (1, 1)
+    model: ModelsLabModel, parameters: Parameters, images: Sequence[str] = (), shape: tuple[int, int] = (1, 1)
 ) -> dict[str, Any]:
     """What is said of fitted parameters in the body of a submit.
 
@@ -187,7 +180,7 @@ def fields_of(
 # --- checking ---------------------------------------------------------------------------------------------------------
 
 
-def _check_images(name: str, model: Model, given: int, faults: Faults) -> None:
+def _check_images(name: str, model: ModelsLabModel, given: int, faults: Faults) -> None:
     least, most = model.images
     if not most and given:
         faults.add(f"{name} takes no pictures to start from; leave them out.", field="input_images")
@@ -196,7 +189,9 @@ def _check_images(name: str, model: Model, given: int, faults: Faults) -> None:
         faults.add(f"{name} takes {takes} to start from, not {given}.", field="input_images")
 
 
-def _check_sampler(name: str, model: Model, given: Mapping[str, Any], faults: Faults, *, redraws: bool) -> None:
+def _check_sampler(
+    name: str, model: ModelsLabModel, given: Mapping[str, Any], faults: Faults, *, redraws: bool
+) -> None:
     for field, value in given.items():
         path = f"sampler_params.{field}"
         if field == "denoise" and redraws:
@@ -216,7 +211,7 @@ def _check_sampler(name: str, model: Model, given: Mapping[str, Any], faults: Fa
             faults.add(f"{name} takes {field} from 1 to {greatest}, not {value}.", field=path)
 
 
-def _check_options(name: str, model: Model, given: Mapping[str, Any], faults: Faults) -> str | None:
+def _check_options(name: str, model: ModelsLabModel, given: Mapping[str, Any], faults: Faults) -> str | None:
     """The aspect ratio, if it is asked for by name."""
     known = model.options | ({"aspect_ratio"} if model.ratios else set())
     for field in given:
@@ -232,7 +227,7 @@ def _check_options(name: str, model: Model, given: Mapping[str, Any], faults: Fa
 
 
 def _size(
-    name: str, model: Model, parameters: Parameters, ratio: str | None, faults: Faults
+    name: str, model: ModelsLabModel, parameters: Parameters, ratio: str | None, faults: Faults
 ) -> tuple[int | None, int | None]:
     """Width and height as the model takes them; None where it chooses them itself."""
     width = parameters.width if parameters.width is not None else parameters.height

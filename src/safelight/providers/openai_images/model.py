@@ -10,20 +10,13 @@ from datetime import date
 from importlib.resources import files
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from safelight.providers.base import Capabilities, Faults, Parameters
+from safelight.providers.model_table import TablePart
 
 OURS = {"model", "prompt", "n", "size", "stream", "image", "image[]"}  # what no option may replace
 
 
-class Data(BaseModel):
-    """A part of the file; what it does not know is a mistake in it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Area(Data):
+class Area(TablePart):
     """The sizes of a model that makes many: sides in pixels, `max_ratio` between them, and pixels in all."""
 
     step: int = 1
@@ -33,7 +26,7 @@ class Area(Data):
     max_pixels: int | None = None
 
 
-class Option(Data):
+class Option(TablePart):
     """What an option may be. `formats`: only with one of these. `with_images`: only with input pictures, or without."""
 
     choices: tuple[str, ...] = ()
@@ -61,13 +54,13 @@ class Option(Data):
         return f"{self.minimum} or more" if self.maximum is None else f"{self.minimum} to {self.maximum}"
 
 
-class Format(Data):
+class Format(TablePart):
     """What may be asked for beside a format of the files."""
 
     streams: bool = True
 
 
-class Model(Data):
+class OpenAIModel(TablePart):
     """What a model takes. Either `sizes` or an `area`. `options` of None: any, on the server's judgement.
 
     `shutdown_date` is when OpenAI ends it; on that day it is still tried.
@@ -92,23 +85,23 @@ class Model(Data):
         return max(sides) if self.area is None else self.area.longest
 
 
-class Entry(Model):
+class OpenAIFamily(OpenAIModel):
     """Models of one kind."""
 
     names: tuple[str, ...]
 
 
-class Table(Data):
+class OpenAITable(TablePart):
     """The file: when it was read, and where."""
 
     read: date
     sources: tuple[str, ...]
-    models: tuple[Entry, ...]
+    models: tuple[OpenAIFamily, ...]
 
 
-TABLE = Table.model_validate_json(files("safelight.providers.openai_images").joinpath("models.json").read_bytes())
-MODELS: Mapping[str, Model] = {name: entry for entry in TABLE.models for name in entry.names}
-OTHER = Model(area=Area(longest=8192), max_batch=10, max_input_images=16)
+TABLE = OpenAITable.model_validate_json(files("safelight.providers.openai_images").joinpath("models.json").read_bytes())
+MODELS: Mapping[str, OpenAIModel] = {name: entry for entry in TABLE.models for name in entry.names}
+OTHER = OpenAIModel(area=Area(longest=8192), max_batch=10, max_input_images=16)
 
 
 TAKES = ("model", "width", "height", "seed", "provider_options", "input_images")
@@ -167,7 +160,7 @@ def can_stream(name: str, options: Mapping[str, Any]) -> bool:
     return model.streams and model.formats.get(str(options.get("output_format")), Format()).streams
 
 
-def _size(name: str, model: Model, parameters: Parameters, faults: Faults) -> tuple[int | None, int | None]:
+def _size(name: str, model: OpenAIModel, parameters: Parameters, faults: Faults) -> tuple[int | None, int | None]:
     """Width and height; None leaves the choice to the model."""
     width = parameters.width if parameters.width is not None else parameters.height
     height = parameters.height if parameters.height is not None else parameters.width
@@ -197,7 +190,7 @@ def _size(name: str, model: Model, parameters: Parameters, faults: Faults) -> tu
     return width, height
 
 
-def _check_options(name: str, model: Model, parameters: Parameters, faults: Faults) -> None:
+def _check_options(name: str, model: OpenAIModel, parameters: Parameters, faults: Faults) -> None:
     given = parameters.provider_options
     for option in given:
         if option in OURS:

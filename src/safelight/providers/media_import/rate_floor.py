@@ -3,7 +3,7 @@
 from safelight.providers.media_import.error import SourceTooSlow
 
 
-class Pace:
+class RateFloor:
     """Counts what came in the time that was spent waiting for it; time in which nobody waited is not the source's.
 
     A source that brings less than `bytes_per_second` on average over `seconds` is given up.
