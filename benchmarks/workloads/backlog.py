@@ -99,7 +99,7 @@ async def _measure(bench: Bench, url: str, case: Case) -> dict[str, list[float]]
     )
 
     def take_back(tx: Tx) -> None:
-        tx.execute(update(jobs).where(jobs.c.id.in_(released)).values(hinted_at=None, hint_count=0))
+        tx.execute(update(jobs).where(jobs.c.id.in_(released)).values(released_at=None, hint_count=0))
 
     times: dict[str, list[float]] = {"round": [], "submit beside it": []}
 

@@ -92,7 +92,7 @@ async def test_a_pause_holds_for_all_jobs_of_the_provider_and_no_other(office: C
     assert deferred.run_at == job.run_at  # its place in the line
     waiting, elsewhere = await office.submit(), await office.submit(provider="other")
     assert await office.claim(released.id) is None  # it was released before the pause came
-    assert (await office.job(released.id)).hinted_at is None
+    assert (await office.job(released.id)).released_at is None
     assert await office.round() == [elsewhere.id]
     state = await office.state()
     assert state.paused_until is not None and state.pause_reason == "Slow down."
@@ -155,7 +155,7 @@ async def test_hints_under_way_are_withdrawn_by_dispatch_too(office: Counter) ->
     await office.defer(await office.running(), 30.0)
     assert await office.round() == []
     row = await office.job(released.id)
-    assert (row.hinted_at, row.hint_count, row.blocked_reason) == (None, 0, "provider_paused")
+    assert (row.released_at, row.hint_count, row.blocked_reason) == (None, 0, "provider_paused")
 
 
 async def test_the_loop_wakes_when_a_pause_ends(office: Counter) -> None:

@@ -42,7 +42,7 @@ async def test_released_by_priority_then_age(office: Office) -> None:
     assert await office.round() == [urgent, second, first, low]
     for job_id in (low, first, urgent, second):
         job = await office.job(job_id)
-        assert (job.hint_count, job.hinted_at is not None, job.status, job.version) == (1, True, "pending", 1)
+        assert (job.hint_count, job.released_at is not None, job.status, job.version) == (1, True, "pending", 1)
     assert await office.round() == []  # none is released twice
 
 
@@ -57,7 +57,7 @@ async def test_hints_under_way_are_about_twice_the_free_slots(office: Office) ->
     assert await office.round() == []
     for job_id in ids[2:4]:
         assert await office.claim(job_id) is not None
-    assert (await office.loads())[QUEUE] == QueueLoad(workers=1, slots=2, running=4, hinted=1, waiting=7)
+    assert (await office.loads())[QUEUE] == QueueLoad(workers=1, slots=2, running=4, released=1, waiting=7)
     assert await office.round() == []
     assert await office.claim(ids[4]) is not None
     assert await office.round() == ids[5:6]  # one is always at the door
@@ -124,7 +124,7 @@ async def test_without_a_worker_a_job_says_so_until_one_appears(office: Office) 
     job = await office.submit()
     assert await office.round() == []
     blocked = await office.job(job.id)
-    assert (blocked.blocked_reason, blocked.status, blocked.version, blocked.hinted_at) == (
+    assert (blocked.blocked_reason, blocked.status, blocked.version, blocked.released_at) == (
         "no_worker",
         "pending",
         1,
@@ -258,9 +258,9 @@ async def test_lost_hints_are_sent_again_ever_more_rarely(office: Office) -> Non
     job = await office.submit()
     assert await office.round() == [job.id]
     for count, wait in enumerate((60.0, 120.0, 360.0, 720.0, 720.0, 720.0), start=2):
-        await office.change(job.id, hinted_at=db_now(-(wait - 50.0)))
+        await office.change(job.id, released_at=db_now(-(wait - 50.0)))
         assert await office.round() == [], wait
-        await office.change(job.id, hinted_at=db_now(-(wait + 0.1)))
+        await office.change(job.id, released_at=db_now(-(wait + 0.1)))
         assert await office.round() == [job.id], wait
         hinted = await office.job(job.id)
         assert (hinted.hint_count, hinted.version) == (count, 1)
@@ -272,13 +272,13 @@ async def test_a_submits_own_lost_hint_is_sent_again(office: Office) -> None:
     await office.worker(slots=10)
     job = await office.submit(hint=True)
     assert await office.round() == []
-    await office.change(job.id, hinted_at=db_now(-60.1))
+    await office.change(job.id, released_at=db_now(-60.1))
     assert await office.round() == [job.id]
 
 
 async def test_hints_to_queues_without_workers_are_not_repeated(office: Office) -> None:
     job = await office.submit(hint=True)
-    await office.change(job.id, hinted_at=db_now(-3600.0))
+    await office.change(job.id, released_at=db_now(-3600.0))
     assert await office.round() == []
     await office.worker(slots=1)
     assert await office.round() == [job.id]
@@ -288,13 +288,13 @@ async def test_nothing_is_released_while_the_broker_is_away(office: Office) -> N
     await office.lead()
     await office.worker(slots=10)
     stale = await office.submit(hint=True)
-    await office.change(stale.id, hinted_at=db_now(-3600.0))
+    await office.change(stale.id, released_at=db_now(-3600.0))
     job = await office.submit()
     lost = await office.running()
     await office.orphan(lost.id)
     office.broker_is_there = False
     assert await office.round() == []
-    assert (await office.job(job.id)).hinted_at is None
+    assert (await office.job(job.id)).released_at is None
     assert (await office.job(stale.id)).hint_count == 1
     assert (await office.job(lost.id)).status == "pending"  # that needs no broker
     office.broker_is_there = True

@@ -46,7 +46,7 @@ async def test_a_lost_job_comes_back_to_its_place(desk: Desk) -> None:
     assert await desk.write(desk.jobs.record_remote_id, lost.id, 1, "remote-1")
     job = await desk.lose(lost.id)
     assert (job.status, job.version, job.queue, job.crash_count) == ("pending", 3, QUEUE, 0)
-    assert (job.retry_count, job.run_at, job.hinted_at) == (0, lost.run_at, None)
+    assert (job.retry_count, job.run_at, job.released_at) == (0, lost.run_at, None)
     assert job.provider_job_id == "remote-1"  # it may still be there to be adopted
     assert job.error is not None and job.error["code"] == "worker_lost"
     assert [attempt.outcome for attempt in await desk.attempts(job.id)] == ["lost"]

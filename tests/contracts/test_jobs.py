@@ -78,7 +78,7 @@ async def test_a_submitted_job_waits_unreleased_with_all_it_was_given(desk: Desk
     job = await desk.job(new.id)
     assert told == job
     assert (job.status, job.version, job.attempt, job.retry_count, job.crash_count) == ("pending", 1, 0, 0, 0)
-    assert (job.hinted_at, job.hint_count, job.started_at, job.worker_id) == (None, 0, None, None)
+    assert (job.released_at, job.hint_count, job.started_at, job.worker_id) == (None, 0, None, None)
     assert (job.id, job.celery_task_id, job.owner_id, job.queue) == (new.id, new.id, OWNER, QUEUE)
     assert {name: getattr(job, name) for name in new.values} == dict(new.values)
     assert job.run_at == job.created_at == job.updated_at
@@ -89,7 +89,7 @@ async def test_a_submitted_job_waits_unreleased_with_all_it_was_given(desk: Desk
 async def test_a_submit_that_found_room_is_released_and_hinted(desk: Desk) -> None:
     job = await desk.submit(hint=True)
     assert [hinted.id for hinted in desk.tape.hints] == [job.id]
-    assert job.hint_count == 1 and job.hinted_at == job.created_at
+    assert job.hint_count == 1 and job.released_at == job.created_at
     assert await desk.claim(job.id) is not None
 
 
@@ -107,7 +107,7 @@ async def test_a_claim_takes_the_job_for_one_attempt(desk: Desk) -> None:
     job = await desk.submit()
     job = await desk.run(job.id)
     assert (job.status, job.version, job.attempt) == ("processing", 2, 1)
-    assert (job.worker_id, job.stage, job.progress, job.hinted_at) == (WORKER, "starting", 0, None)
+    assert (job.worker_id, job.stage, job.progress, job.released_at) == (WORKER, "starting", 0, None)
     assert job.hint_count == 0
     assert job.started_at is not None and job.deadline_at is not None and job.worker_id == WORKER
     assert job.deadline_at - job.started_at == timedelta(seconds=330)
@@ -157,7 +157,7 @@ async def test_a_leaving_worker_gives_a_hint_back_to_dispatch(desk: Desk) -> Non
     running = await desk.running()
     for job in (waiting, running):
         await desk.write(desk.jobs.decline, job.id)
-    assert (await desk.job(waiting.id)).hinted_at is None
+    assert (await desk.job(waiting.id)).released_at is None
     assert await desk.job(running.id) == running
 
 
@@ -210,7 +210,7 @@ async def test_a_transient_failure_brings_the_job_back_later(desk: Desk) -> None
     assert settled is not None and settled == await desk.job(job.id)
     assert (settled.status, settled.version, settled.retry_count, settled.crash_count) == ("pending", 3, 1, 0)
     assert settled.run_at == settled.updated_at + timedelta(seconds=20)
-    assert (settled.hinted_at, settled.deadline_at, settled.progress) == (None, None, None)
+    assert (settled.released_at, settled.deadline_at, settled.progress) == (None, None, None)
     assert settled.error is not None and settled.error["code"] == "provider_unavailable"
     assert (settled.provider_job_id, settled.submitting_at) == (None, None)  # that provider's job ended with it
     (attempt,) = await desk.attempts(job.id)

@@ -35,7 +35,7 @@ async def test_only_the_holder_of_the_lease_works(database: Database, database_u
     assert (await lease(first))[0] == first.holder
     job = await first.submit()
     assert await second.round() == []
-    assert (await first.job(job.id)).hinted_at is None
+    assert (await first.job(job.id)).released_at is None
     assert await first.round() == [job.id]
     # The first process dies; its lease runs out.
     await first.write(end_lease)
@@ -70,7 +70,7 @@ async def test_a_leader_that_was_overtaken_does_nothing(office: Office, database
     lost = await office.running()
     await office.orphan(lost.id)
     assert await office.write(office.dispatcher._dispatch, True, {}) is None
-    assert (await office.job(job.id)).hinted_at is None
+    assert (await office.job(job.id)).released_at is None
     assert (await office.job(lost.id)).status == "processing"
     assert (await lease(office))[0] == successor.holder
     assert await successor.round() == [job.id]

@@ -203,7 +203,7 @@ def _steps(tx: Tx, office: Office) -> int:
     done = office.dispatcher._dispatch(tx, True, {})
     driver.set_progress_handler(None, 0)
     assert done is not None and len(done.released) == 5
-    tx.execute(update(jobs).values(hinted_at=None, hint_count=0))
+    tx.execute(update(jobs).values(released_at=None, hint_count=0))
     return counted
 
 

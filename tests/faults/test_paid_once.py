@@ -108,7 +108,9 @@ class Reserving:
 
 def _release(tx: Tx, job_id: str, worker_id: str) -> None:
     hire(tx, worker_id)
-    tx.execute(jobs.update().where(jobs.c.id == job_id, jobs.c.status == "pending").values(hinted_at=jobs.c.created_at))
+    tx.execute(
+        jobs.update().where(jobs.c.id == job_id, jobs.c.status == "pending").values(released_at=jobs.c.created_at)
+    )
 
 
 @pytest.fixture

@@ -215,7 +215,7 @@ class Desk:
 
     async def release(self, job_id: str) -> None:
         """What dispatch does to a job before it sends the hint."""
-        await self.change(job_id, hinted_at=db_now(), hint_count=1)
+        await self.change(job_id, released_at=db_now(), hint_count=1)
 
     async def claim(self, job_id: str, queue: str = QUEUE) -> Job | None:
         await self.write(hire)

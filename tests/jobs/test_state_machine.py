@@ -118,22 +118,24 @@ class Lives(RuleBasedStateMachine):
         assert len(released) <= room
         for job in released:
             before = self.rows[job.id]
-            assert (before.status, before.queue, before.hinted_at) == ("pending", queue, None)
+            assert (before.status, before.queue, before.released_at) == ("pending", queue, None)
             assert job.id not in self.waiting_for_time
             assert not self.is_closed_to(job)
         for name in probing:
             assert sum(job.provider == name for job in released) <= 1
         if cap is not None:
-            busy = [row for row in self.read_all().values() if row.status == "processing" or row.hinted_at is not None]
+            busy = [
+                row for row in self.read_all().values() if row.status == "processing" or row.released_at is not None
+            ]
             assert len(busy) <= cap or not released
 
     @rule()
     def hints_are_lost(self) -> None:
         for job_id, row in self.rows.items():
-            if row.hinted_at is not None:
-                self.write(change_job, job_id, {"hinted_at": db_now(-3600.0)})
+            if row.released_at is not None:
+                self.write(change_job, job_id, {"released_at": db_now(-3600.0)})
         again = {job.id for job in self.write(rehint, QUEUES, 5.0)}
-        assert again == {job_id for job_id, row in self.rows.items() if row.hinted_at is not None}
+        assert again == {job_id for job_id, row in self.rows.items() if row.released_at is not None}
 
     @rule(provider=st.sampled_from(PROVIDERS))
     def its_provider_may_be_tried_again(self, provider: str) -> None:
@@ -153,10 +155,10 @@ class Lives(RuleBasedStateMachine):
         before = self.rows[job_id]
         [job] = self.write(self.jobs.claim, [Claim(job_id, queue, self.worker, "io")])
         is_open = not self.is_closed_to(before)
-        may = before.status == "pending" and before.hinted_at is not None and before.queue == queue
+        may = before.status == "pending" and before.released_at is not None and before.queue == queue
         assert (job is not None) == (may and is_open)
         if may and not is_open:
-            assert self.read_all()[job_id].hinted_at is None  # else it would wait for a hint that was used up
+            assert self.read_all()[job_id].released_at is None  # else it would wait for a hint that was used up
         if job is not None:
             assert job.attempt == before.attempt + 1
         return job or before  # a claim of what never ran is a stranger's: it must not be able to do anything
@@ -167,7 +169,7 @@ class Lives(RuleBasedStateMachine):
         before = self.rows[job_id]
         if before.status != "pending" or self.is_closed_to(before):
             return before
-        self.write(change_job, job_id, {"hinted_at": db_now(), "run_at": db_now(-1.0)})
+        self.write(change_job, job_id, {"released_at": db_now(), "run_at": db_now(-1.0)})
         self.waiting_for_time.discard(job_id)
         [job] = self.write(self.jobs.claim, [Claim(job_id, before.queue, self.worker, "io")])
         assert job is not None and job.attempt == before.attempt + 1
@@ -328,7 +330,7 @@ class Lives(RuleBasedStateMachine):
         assert outline(events_of(tx, row.id))[1:] == outline(told)
         assert (row.status == "processing") == (row.deadline_at is not None)
         assert row.status != "processing" or row.worker_id == self.worker
-        assert row.status == "pending" or (row.hinted_at is None)
+        assert row.status == "pending" or (row.released_at is None)
         made = artifacts_recorded(tx, row.id)
         assert {artifact.attempt for artifact in made} == ({row.attempt} if row.status == "completed" else set())
         tried = attempts_of(tx, row.id)

@@ -218,6 +218,15 @@ def test_sounds_survive_the_way_back(database_url: str, engine: Engine) -> None:
     assert read(engine)["artifacts"] == [row | forgotten for row in sounds]
 
 
+def test_what_was_released_is_so_under_the_older_name(database_url: str, engine: Engine) -> None:
+    fill(engine)
+    released = read(engine)["jobs"]
+    migrate(database_url, REVISIONS[REVISIONS.index("0020_released") - 1])
+    assert [row["hinted_at"] for row in read(engine)["jobs"]] == [row["released_at"] for row in released]
+    migrate(database_url)
+    assert read(engine)["jobs"] == released
+
+
 def test_a_migration_that_fails_leaves_everything_as_it_was(
     database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

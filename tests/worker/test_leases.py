@@ -79,7 +79,7 @@ async def test_a_hint_that_comes_before_the_lease_is_given_back(workshop: Worksh
     workshop.lease.ends = 0.0
     await workshop.runner.run(hinted, "image_generation")
     job = await workshop.job(hinted)
-    assert (job.status, job.hinted_at) == ("pending", None)
+    assert (job.status, job.released_at) == ("pending", None)
 
 
 async def test_a_beat_writes_progress_where_it_changed(workshop: Workshop) -> None:
@@ -123,7 +123,7 @@ async def running(workshop: Workshop) -> RunningAttempt:
 
 
 def release(tx: Tx, job_id: str) -> None:
-    tx.execute(jobs.update().where(jobs.c.id == job_id).values(hinted_at=db_now()))
+    tx.execute(jobs.update().where(jobs.c.id == job_id).values(released_at=db_now()))
 
 
 async def test_a_drain_waits_for_a_claim_under_way(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,7 @@ class Workshop:
 
 def _release(tx: Tx, job_id: str, worker_id: str) -> None:
     hire(tx, worker_id)
-    tx.execute(jobs.update().where(jobs.c.id == job_id, jobs.c.status == "pending").values(hinted_at=db_now()))
+    tx.execute(jobs.update().where(jobs.c.id == job_id, jobs.c.status == "pending").values(released_at=db_now()))
 
 
 def _close_breakers(tx: Tx) -> None:

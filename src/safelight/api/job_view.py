@@ -388,7 +388,7 @@ class Estimator:
         begins = job.run_at if until is None else max(job.run_at, until)
         delay = max(0.0, (begins - datetime.now(UTC)).total_seconds())
         passed = load.blocked if until is None else 0  # those that wait for something else than room
-        before = max(0, load.waiting - passed + load.hinted - 1)
+        before = max(0, load.waiting - passed + load.released - 1)
         free = load.slots - load.running
         rounds = 0 if before < free else math.ceil((before - free + 1) / load.slots)
         return round(delay + rounds * run, 1)

@@ -315,7 +315,9 @@ def withdraw(tx: Tx, closures: Mapping[str, Closure]) -> None:
         .where(RELEASED, jobs.c.provider.in_(list(closures)), is_closed())
         .with_for_update(skip_locked=True)
     )
-    tx.execute(update(jobs).where(jobs.c.id.in_(released), has_status("pending")).values(hinted_at=None, hint_count=0))
+    tx.execute(
+        update(jobs).where(jobs.c.id.in_(released), has_status("pending")).values(released_at=None, hint_count=0)
+    )
 
 
 def concerns(tx: Tx, closures: Mapping[str, Closure]) -> bool:

@@ -1,7 +1,7 @@
 """Who runs next, and what is done for jobs that nobody holds any more.
 
 Every API and io worker process runs a `Dispatcher`; one at a time holds the lease row and leads. It puts jobs whose
-time has come into their lines, releases from the lines (sets `hinted_at` and sends a hint) while workers have room,
+time has come into their lines, releases from the lines (sets `released_at` and sends a hint) while workers have room,
 sends hints again that nobody claimed, and recovers jobs whose worker died. The others read what it publishes. A round
 costs what it does, not what waits. All of it can be repeated or interrupted at any point.
 """
@@ -404,7 +404,7 @@ class _Survey:
         """These wait no longer."""
         for pair, count in Counter((job.queue, job.provider) for job in released).items():
             load = self.loads[pair[0]]
-            self.loads[pair[0]] = replace(load, hinted=load.hinted + count)
+            self.loads[pair[0]] = replace(load, released=load.released + count)
             self.waiting[pair] = max(0, self.waiting[pair] - count)
 
 
@@ -456,7 +456,7 @@ def rehint(tx: Tx, queues: Sequence[str], rehint_seconds: float) -> list[Job]:
     again = (
         update(jobs)
         .where(jobs.c.id.in_(ids), has_status("pending"))
-        .values(hinted_at=db_now(), hint_count=jobs.c.hint_count + 1)
+        .values(released_at=db_now(), hint_count=jobs.c.hint_count + 1)
         .returning(*jobs.c)
     )
     sent = [Job.of(row) for row in tx.execute(again)]
@@ -470,7 +470,7 @@ def _stale_hint(rehint_seconds: float | BindParameter[float]) -> ColumnElement[b
         *((jobs.c.hint_count <= n, rehint_seconds * factor) for n, factor in enumerate(REHINT_FACTORS[:-1], start=1)),
         else_=rehint_seconds * REHINT_FACTORS[-1],
     )
-    return and_(RELEASED, jobs.c.hinted_at < db_now(-waits))
+    return and_(RELEASED, jobs.c.released_at < db_now(-waits))
 
 
 _NEXT_RUN = Prepared(select(func.min(jobs.c.run_at)).where(SCHEDULED))

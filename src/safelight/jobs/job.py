@@ -119,7 +119,7 @@ class Job:
     attempt: int
     retry_count: int
     crash_count: int
-    hinted_at: datetime | None
+    released_at: datetime | None
     hint_count: int
     worker_id: str | None
     deadline_at: datetime | None
@@ -234,7 +234,7 @@ jobs = Table(
     Column("attempt", Integer, nullable=False),
     Column("retry_count", Integer, nullable=False),
     Column("crash_count", Integer, nullable=False),
-    Column("hinted_at", Instant),
+    Column("released_at", Instant),
     Column("hint_count", Integer, nullable=False),
     Column("worker_id", RowId),
     Column("deadline_at", Instant),
@@ -265,8 +265,8 @@ _by_name = itemgetter(*(jobs.c.keys().index(field.name) for field in fields(Job)
 # States of a row in the words of the indexes' conditions, so that those can serve. Without the type Boolean, or SQLite
 # would be asked to compare them with 1.
 PENDING: ColumnElement[Any] = literal_column("(jobs.status = 'pending')")
-WAITING: ColumnElement[Any] = literal_column("(jobs.status = 'pending' AND jobs.hinted_at IS NULL)")
-RELEASED: ColumnElement[Any] = literal_column("(jobs.status = 'pending' AND jobs.hinted_at IS NOT NULL)")
+WAITING: ColumnElement[Any] = literal_column("(jobs.status = 'pending' AND jobs.released_at IS NULL)")
+RELEASED: ColumnElement[Any] = literal_column("(jobs.status = 'pending' AND jobs.released_at IS NOT NULL)")
 PROCESSING: ColumnElement[Any] = literal_column("(jobs.status = 'processing')")
 COMPLETED: ColumnElement[Any] = literal_column("(jobs.status = 'completed')")
 
@@ -279,7 +279,7 @@ def has_status(status: Status | BindParameter[str]) -> ColumnElement[bool]:
     return jobs.c.status + literal_column("''") == status
 
 
-_released = text("status = 'pending' AND hinted_at IS NOT NULL")
+_released = text("status = 'pending' AND released_at IS NOT NULL")
 _processing = text("status = 'processing'")
 _living = text("deleted_at IS NULL")
 
@@ -296,17 +296,17 @@ _partial(
     jobs.c.owner_id,
     jobs.c.line_at,
     jobs.c.id,
-    where=text("status = 'pending' AND hinted_at IS NULL AND line_at IS NOT NULL"),
+    where=text("status = 'pending' AND released_at IS NULL AND line_at IS NOT NULL"),
 )
 _partial("ix_jobs_scheduled", jobs.c.run_at, where=text("status = 'pending' AND line_at IS NULL"))
-_partial("ix_jobs_released", jobs.c.queue, jobs.c.hinted_at, where=_released)
+_partial("ix_jobs_released", jobs.c.queue, jobs.c.released_at, where=_released)
 _partial(
     "ix_jobs_routed",
     jobs.c.provider,
     jobs.c.id,
-    where=text("status = 'pending' AND hinted_at IS NULL AND route IS NOT NULL"),
+    where=text("status = 'pending' AND released_at IS NULL AND route IS NOT NULL"),
 )
-_partial("ix_jobs_waiting", jobs.c.provider, jobs.c.queued_at, where=text("status = 'pending' AND hinted_at IS NULL"))
+_partial("ix_jobs_waiting", jobs.c.provider, jobs.c.queued_at, where=text("status = 'pending' AND released_at IS NULL"))
 _partial(
     "ix_jobs_start_deadline",
     jobs.c.start_deadline_at,

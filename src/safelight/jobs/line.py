@@ -232,8 +232,8 @@ def _mark(tx: Tx, heads: Sequence[Head], capacity: Capacity) -> list[Job]:
         return []
     marked = (
         update(jobs)
-        .where(jobs.c.id.in_(ids), has_status("pending"), jobs.c.hinted_at.is_(None))
-        .values(hinted_at=db_now(), hint_count=1)
+        .where(jobs.c.id.in_(ids), has_status("pending"), jobs.c.released_at.is_(None))
+        .values(released_at=db_now(), hint_count=1)
         .returning(*jobs.c)
     )
     position = {job_id: index for index, job_id in enumerate(ids)}

@@ -203,7 +203,7 @@ class Jobs(Ends):
 
     def decline(self, tx: Tx, job_id: str) -> None:
         """A leaving worker met a hint: let dispatch send another at once."""
-        tx.execute(update(jobs).where(jobs.c.id == job_id, has_status("pending")).values(hinted_at=None))
+        tx.execute(update(jobs).where(jobs.c.id == job_id, has_status("pending")).values(released_at=None))
 
     def record_submitting(self, tx: Tx, job_id: str, attempt: int) -> bool:
         """Write down that money may be spent from here on. False: the job is no longer this attempt's."""

@@ -25,7 +25,7 @@ class QueueLoad:
     workers: int = 0
     slots: int = 0
     running: int = 0
-    hinted: int = 0
+    released: int = 0
     waiting: int = 0
     blocked: int = 0
 
@@ -34,7 +34,7 @@ class QueueLoad:
         """How many more hints may be under way: about twice the free slots."""
         if self.slots == 0:
             return 0
-        return max(0, 2 * max(0, self.slots - self.running) + 1 - self.hinted)
+        return max(0, 2 * max(0, self.slots - self.running) + 1 - self.released)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Situation:
     def as_json(self) -> dict[str, Any]:
         """For the row; `of` reads it again."""
         queues = {
-            name: [load.workers, load.slots, load.running, load.hinted, load.waiting, load.blocked]
+            name: [load.workers, load.slots, load.running, load.released, load.waiting, load.blocked]
             for name, load in self.queues.items()
         }
         return {"queues": queues, "full": dict(self.full), "owner_cap": self.owner_cap}
@@ -131,7 +131,7 @@ def explain(tx: Tx, some: Sequence[Job]) -> list[Job]:
         if state is not None and state.closure is not None and state.probe_job_id != job.id:
             return state.closure.code, state.closure.until
         cap = caps[job.id]
-        if job.hinted_at is not None:
+        if job.released_at is not None:
             return None
         if cap is not None and busy[job.owner_id] >= cap:
             return "owner_limit", None
@@ -146,4 +146,4 @@ def explain(tx: Tx, some: Sequence[Job]) -> list[Job]:
 
 
 def _is_in_line(job: Job) -> bool:
-    return job.status == "pending" and job.line_at is not None and job.hinted_at is None
+    return job.status == "pending" and job.line_at is not None and job.released_at is None

@@ -35,7 +35,7 @@ _BY_THE_CLOCK: Mapping[str, Any] = {
         else_=null(),
     ),
     "start_deadline_at": db_now(bindparam("start_within", type_=Float)),
-    "hinted_at": db_now(bindparam("hint_moved", type_=Float)),  # NULL seconds give NULL
+    "released_at": db_now(bindparam("hint_moved", type_=Float)),  # NULL seconds give NULL
     "created_at": db_now(),
     "updated_at": db_now(),
 }
@@ -55,7 +55,7 @@ _LATER = {
     "run_seconds",
 }
 # What stands in a line, at a queue and provider, and the first of one owner there, as text for larger statements.
-IN_LINE = "jobs.status = 'pending' AND jobs.hinted_at IS NULL AND jobs.line_at IS NOT NULL"
+IN_LINE = "jobs.status = 'pending' AND jobs.released_at IS NULL AND jobs.line_at IS NOT NULL"
 HERE = f"{IN_LINE} AND jobs.queue = :queue AND jobs.provider = :provider"
 FIRST_OF_LINE = f"{HERE} AND jobs.owner_id = {{owner}} ORDER BY jobs.line_at, jobs.id LIMIT :each"
 BLANK: Mapping[str, Any] = dict.fromkeys(jobs.c.keys())
@@ -101,7 +101,7 @@ def _move(*, to: Status, **values: Any) -> Update:
     if to == "pending":
         changes = {name: _unless_cancelled(name, changes) for name in changes.keys() | _CANCELLED.keys()}
     if to != "processing":
-        changes |= {"deadline_at": null(), "hinted_at": null(), "hint_count": 0}
+        changes |= {"deadline_at": null(), "released_at": null(), "hint_count": 0}
     return update(jobs).values(changes | {"version": jobs.c.version + 1, "updated_at": db_now()}).returning(*jobs.c)
 
 
@@ -128,12 +128,12 @@ TAKE = _move(
     message="Starting",
     progress=0,
     error=null(),
-    hinted_at=null(),
+    released_at=null(),
     hint_count=0,
 ).where(
     has_status("pending"),
     jobs.c.queue == bindparam("b_queue"),
-    jobs.c.hinted_at.is_not(None),  # only what dispatch released: old hints cannot get round a cap or a delay
+    jobs.c.released_at.is_not(None),  # only what dispatch released: old hints cannot get round a cap or a delay
     jobs.c.cancel_requested_at.is_(None),
     exists().where(workers.c.id == WORKER),  # who was buried takes nothing
     ~availability.is_closed(),  # which may have come between
@@ -141,7 +141,7 @@ TAKE = _move(
 WITHDRAW = (
     update(jobs)
     .where(has_status("pending"), jobs.c.queue == bindparam("b_queue"), availability.is_closed())
-    .values(hinted_at=None, hint_count=0)
+    .values(released_at=None, hint_count=0)
 )
 COMPLETE = _move(to="completed", stage="completed", message="Completed", progress=100, error=null())
 _FAIL = _move(

@@ -83,7 +83,7 @@ async def ready(request: Request, world: World) -> Response:
             "workers": load.workers,
             "slots": load.slots,
             "running": load.running,
-            "waiting": load.waiting + load.hinted,
+            "waiting": load.waiting + load.released,
         }
         for name in sorted({IMAGE_GENERATION, ISOLATED} | loads.keys())
         for load in (loads.get(name, QueueLoad()),)
