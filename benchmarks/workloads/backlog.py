@@ -28,7 +28,7 @@ class Case:
     name: str
     waiting: int
     owners: int = 0
-    is_closed: bool = False  # their providers are unavailable
+    is_unavailable: bool = False  # their providers are unavailable
     behind: int = 0  # so many more wait before them, of an owner who may run none
 
 
@@ -39,7 +39,7 @@ def cases(bench: Bench) -> list[Case]:
         Case(f"{many:,} jobs", many),
         Case(f"{many:,} jobs of {owners:,} owners", many, owners),
         Case(f"{few:,} jobs, and {many:,} of an owner at the limit", few, behind=many),
-        Case(f"{many:,} jobs, all providers unavailable", many, is_closed=True),
+        Case(f"{many:,} jobs, all providers unavailable", many, is_unavailable=True),
     ]
 
 
@@ -68,7 +68,7 @@ async def _finish(url: str, case: Case) -> None:
 
     def change(tx: Tx) -> None:
         register_worker(tx, new_id(), "bench", ("image_generation",), SLOTS, 3600.0)
-        if case.is_closed:
+        if case.is_unavailable:
             for provider in ("mock", "comfyui"):
                 until = db_now(86_400)
                 row = {"provider": provider, "breaker": "closed", "failures": 0}
@@ -110,7 +110,7 @@ async def _measure(bench: Bench, url: str, case: Case) -> dict[str, list[float]]
             if number:
                 times["round"].append(time.perf_counter() - began)
             await database.write(take_back)
-            assert case.is_closed or released, "nothing was released"
+            assert case.is_unavailable or released, "nothing was released"
             released.clear()
             if time.perf_counter() > deadline:
                 break

@@ -171,7 +171,7 @@ async def test_a_submit_hears_of_a_pause_with_the_next_look(office: Counter) -> 
     assert office.dispatcher.take_room(QUEUE, "mock")
     await office.defer(await office.running(), 30.0)
     await office.round()
-    assert office.dispatcher.closures["mock"].code == "provider_paused"
+    assert office.dispatcher.unavailable["mock"].code == "provider_paused"
     assert not office.dispatcher.take_room(QUEUE, "mock")
 
 
@@ -398,7 +398,7 @@ async def test_the_rate_lets_the_next_through_in_time(database: Database, valkey
 ROUTE = [stop("second", model="b", width=512), stop("third", model="c")]
 
 
-async def test_a_job_leaves_a_closed_provider_for_the_next_of_its_route(office: Counter) -> None:
+async def test_a_job_leaves_an_unavailable_provider_for_the_next_of_its_route(office: Counter) -> None:
     routed, plain = await office.submit(route=ROUTE, model="a"), await office.submit()
     await office.defer(await office.running(), 30.0)
     assert await office.round() == [routed.id]
@@ -419,7 +419,7 @@ async def test_a_short_pause_is_waited_for(office: Counter) -> None:
     assert await office.reason(routed) == "provider_paused"
 
 
-async def test_closed_ways_are_passed_over_and_told(office: Counter) -> None:
+async def test_unavailable_providers_are_passed_over_and_recorded(office: Counter) -> None:
     routed = await office.submit(route=ROUTE)
     await office.open_breaker("mock")
     await office.open_breaker("second")
@@ -429,7 +429,7 @@ async def test_closed_ways_are_passed_over_and_told(office: Counter) -> None:
     assert await office.skips(routed) == [("mock", "breaker_open"), ("second", "breaker_open")]
 
 
-async def test_with_all_ways_closed_a_job_waits_for_the_first_that_opens(office: Counter) -> None:
+async def test_with_no_provider_available_a_job_waits_for_the_first_that_is(office: Counter) -> None:
     routed = await office.submit(route=ROUTE[:1])
     await office.open_breaker("mock")
     await office.open_breaker("second")

@@ -66,7 +66,7 @@ async def test_a_lone_job_waits_in_its_place_at_no_cost(office: Operator) -> Non
     for waiting in (job, later):
         row = await office.job(waiting.id)
         assert (row.blocked_reason, row.blocked_until) == ("provider_unreachable", state.retry_at)
-    assert office.dispatcher.closures["mock"].reason == REASON
+    assert office.dispatcher.unavailable["mock"].reason == REASON
     assert not office.dispatcher.take_room(QUEUE, "mock")
     assert [attempt.outcome for attempt in await office.attempts(job.id)] == ["unreachable"]
     assert outline(await office.history(job.id))[1:] == outline(office.tape.of(job.id))

@@ -120,7 +120,7 @@ class Lives(RuleBasedStateMachine):
             before = self.rows[job.id]
             assert (before.status, before.queue, before.released_at) == ("pending", queue, None)
             assert job.id not in self.waiting_for_time
-            assert not self.is_closed_to(job)
+            assert not self.is_unavailable_to(job)
         for name in probing:
             assert sum(job.provider == name for job in released) <= 1
         if cap is not None:
@@ -154,7 +154,7 @@ class Lives(RuleBasedStateMachine):
     def hint_arrives(self, job_id: str, queue: str) -> Any:
         before = self.rows[job_id]
         [job] = self.write(self.jobs.claim, [Claim(job_id, queue, self.worker, "io")])
-        is_open = not self.is_closed_to(before)
+        is_open = not self.is_unavailable_to(before)
         may = before.status == "pending" and before.released_at is not None and before.queue == queue
         assert (job is not None) == (may and is_open)
         if may and not is_open:
@@ -167,7 +167,7 @@ class Lives(RuleBasedStateMachine):
     def it_runs(self, job_id: str) -> Any:
         """The way a job usually takes, in one step."""
         before = self.rows[job_id]
-        if before.status != "pending" or self.is_closed_to(before):
+        if before.status != "pending" or self.is_unavailable_to(before):
             return before
         self.write(change_job, job_id, {"released_at": db_now(), "run_at": db_now(-1.0)})
         self.waiting_for_time.discard(job_id)
@@ -235,7 +235,7 @@ class Lives(RuleBasedStateMachine):
         if end == "retry later" and job.retry_count > before.retry_count:
             self.waiting_for_time.add(job.id)
         if end in ("defer", "reach nobody") and job.status == "pending":
-            assert self.is_closed_to(job)
+            assert self.is_unavailable_to(job)
         if verdict == "failed" and is_probe:
             assert self.states()[before.provider].breaker == "open"
         if verdict == "worked":
@@ -350,7 +350,7 @@ class Lives(RuleBasedStateMachine):
         with self.transaction() as tx:
             return {state.provider: state for state in read_states(tx)}
 
-    def is_closed_to(self, job: Job) -> bool:
+    def is_unavailable_to(self, job: Job) -> bool:
         state = self.states().get(job.provider)
         if state is None:
             return False
@@ -389,9 +389,9 @@ class Lives(RuleBasedStateMachine):
 def one_round(tx: Tx, queue: str, room: int, caps: Caps) -> list[Job]:
     """What the dispatcher does about providers and releases."""
     availability.half_open(tx)
-    closures = availability.closures_of(read_states(tx))
-    availability.withdraw(tx, closures)
-    availability.leave_closed(tx, closures, {})
+    unavailable = availability.unavailable_of(read_states(tx))
+    availability.withdraw(tx, unavailable)
+    availability.leave_unavailable(tx, unavailable, {})
     ripen(tx)
     providers = [provider for name, provider in count_waiting(tx, 10) if name == queue]
     return release(tx, queue, providers, room, read_capacity(tx, caps, read_states(tx)), Turns())[0]

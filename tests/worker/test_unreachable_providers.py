@@ -36,7 +36,7 @@ async def test_a_lone_job_outlives_a_comfyui_that_is_down_for_a_while(workshop: 
             job = await workshop.attempt(job_id)
             assert (job.status, job.retry_count, job.attempt) == ("pending", 0, tries)
             state = (await workshop.states())["one"]
-            assert state.closure is not None and state.closure.code == "provider_unreachable"
+            assert state.unavailability is not None and state.unavailability.code == "provider_unreachable"
             await workshop.world.database.write(_try, job_id)
         server.revive()
         job = await workshop.attempt(job_id)

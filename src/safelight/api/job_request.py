@@ -26,7 +26,7 @@ from safelight.bounds import Int, Name, Number
 from safelight.config import Settings, Tier
 from safelight.db import new_id
 from safelight.errors import FieldError, Invalid
-from safelight.jobs import Closure, NewJob, as_stop, columns_of, estimate_key, next_open, skip
+from safelight.jobs import NewJob, Unavailability, as_stop, columns_of, estimate_key, next_available, skip
 from safelight.providers.address import FetchRefused, checked_url
 from safelight.providers.base import InvalidParameters, Limits, Lora, Parameters, Provider
 from safelight.providers.parameters import ASKED, Prompt, Seed, asked_fields
@@ -207,11 +207,11 @@ def new_job(
     template: Mapping[str, Any] | None = None,
     idempotency_key: str | None = None,
     origin_job_id: str | None = None,
-    closures: Mapping[str, Closure] | None = None,
+    unavailable: Mapping[str, Unavailability] | None = None,
 ) -> NewJob:
     """The job a request asks for, checked by its providers, with every default filled in. Raises `Invalid`.
 
-    Each provider of a route is asked now; the first that takes the parameters and is not closed gets the job, and those
+    Each provider of a route is asked now; the first that takes the parameters and is available gets the job, and those
     after it are its route. `template` is what stands behind the request's, if that is one of the owner's own.
     """
     try:
@@ -238,10 +238,10 @@ def new_job(
             skips.append(skip(name, error.code, error.message, now))
     if unknown or not candidates:
         raise _invalid(*unknown, *refusals)
-    place = next_open(candidates, closures or {}) or 0
+    place = next_available(candidates, unavailable or {}) or 0
     for passed in candidates[:place]:
-        closure = (closures or {})[passed["provider"]]
-        skips.append(skip(passed["provider"], closure.code, closure.reason, now))
+        unavailability = (unavailable or {})[passed["provider"]]
+        skips.append(skip(passed["provider"], unavailability.code, unavailability.reason, now))
     is_scene = any(value is not None for value in (request.scene_number, request.chapter_id, request.script_id))
     values: Mapping[str, Any] = {
         **candidates[place],

@@ -379,11 +379,11 @@ class Estimator:
         if job.status == "processing":
             return 0.0
         load = self._dispatcher.situation.queues.get(job.queue)
-        closure = self._dispatcher.closures.get(job.provider)
+        unavailability = self._dispatcher.unavailable.get(job.provider)
         if run is None or load is None or load.slots == 0:
             return None
-        until = job.blocked_until if closure is None else closure.until
-        if until is None and (closure is not None or job.blocked_reason in WITHOUT_END):
+        until = job.blocked_until if unavailability is None else unavailability.until
+        if until is None and (unavailability is not None or job.blocked_reason in WITHOUT_END):
             return None
         begins = job.run_at if until is None else max(job.run_at, until)
         delay = max(0.0, (begins - datetime.now(UTC)).total_seconds())

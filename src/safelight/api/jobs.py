@@ -407,7 +407,7 @@ def job_for(
         template=template,
         idempotency_key=key,
         origin_job_id=None if origin is None else origin.id,
-        closures=world.dispatcher.closures,
+        unavailable=world.dispatcher.unavailable,
     )
 
 

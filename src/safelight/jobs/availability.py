@@ -1,16 +1,16 @@
 """Which providers must be left alone for a while, as rows, and the ways on for jobs that need not wait for them.
 
-A provider is *closed* while it is paused (it asked for that) or while its breaker is open (it fails). Both are rows, so
-they survive an emptied Redis and are the same for all processes. A provider without a row never failed.
+A provider is *unavailable* while it is paused (it asked for that) or while its breaker is open (it fails). Both are
+rows, so they survive an emptied Redis and are the same for all processes. A provider without a row never failed.
 
 A breaker opens after some failures in a row, and after its cool-down is half open: one job, the probe, may try. If that
 fails it is open again; any success closes it.
 
-One that cannot be reached is closed at once, by the first who finds that out, and probed ever more rarely until it can
+One that cannot be reached is unavailable as soon as anybody finds that out, and probed ever more rarely until it can
 be; whoever waits for it longer than the service allows fails.
 
-What was closed starts slowly: a few jobs, then twice as many every second. Else the hundreds that waited would all run
-into the same limit again, and those at the end of the line be turned away until their patience is over.
+What is available again starts slowly: a few jobs, then twice as many every second. Else the hundreds that waited would
+all run into the same limit again, and those at the end of the line be turned away until their patience is over.
 """
 
 from collections.abc import Mapping, Sequence
@@ -78,7 +78,7 @@ class BreakerPolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class Closure:
+class Unavailability:
     """Why a provider may start nothing, and until when, if that is known."""
 
     code: ClosedBy
@@ -109,18 +109,18 @@ class ProviderState:
     at: datetime
 
     @property
-    def closure(self) -> Closure | None:
+    def unavailability(self) -> Unavailability | None:
         """Why it may start nothing now; None if it may (half open, without a probe: one job)."""
         if self.paused_until is not None and self.paused_until > self.at:
             is_long = (self.paused_until - self.at).total_seconds() > ROUTE_PATIENCE_SECONDS
             reason = self.pause_reason or "It asked for a pause."
-            return Closure("provider_paused", self.paused_until, reason, is_long)
+            return Unavailability("provider_paused", self.paused_until, reason, is_long)
         if self.breaker == "open":
             reason = self.unreachable_reason or f"It failed {self.failures} times in a row."
-            return Closure(self.breaker_code, self.retry_at, reason, is_long=True)
+            return Unavailability(self.breaker_code, self.retry_at, reason, is_long=True)
         if self.breaker == "half_open" and self.has_probe:
             reason = self.unreachable_reason or "It failed lately, and one job tries whether it works."
-            return Closure(self.breaker_code, None, reason, is_long=True)
+            return Unavailability(self.breaker_code, None, reason, is_long=True)
         return None
 
     @property
@@ -130,7 +130,7 @@ class ProviderState:
 
     @property
     def allowance(self) -> int | None:
-        """How many jobs it may have started since it was closed; None: any number."""
+        """How many jobs it may have started since it is available again; None: any number."""
         if self.paused_until is None:
             return None
         seconds = (self.at - self.paused_until).total_seconds()
@@ -158,12 +158,12 @@ _PROBES = exists().where(jobs.c.id == _states.probe_job_id, or_(PROCESSING, RELE
 _STATES = Prepared(select(*_states, _PROBES, db_now()))
 
 
-def closures_of(states: Sequence[ProviderState]) -> dict[str, Closure]:
-    """The closed providers among them."""
-    return {state.provider: closure for state in states if (closure := state.closure) is not None}
+def unavailable_of(states: Sequence[ProviderState]) -> dict[str, Unavailability]:
+    """The unavailable providers among them."""
+    return {state.provider: unavailability for state in states if (unavailability := state.unavailability) is not None}
 
 
-def is_closed() -> ColumnElement[bool]:
+def is_unavailable() -> ColumnElement[bool]:
     """Of a job, in SQL: whether its provider may not start it now."""
     return exists().where(
         _states.provider == jobs.c.provider,
@@ -306,13 +306,13 @@ def set_probe(tx: Tx, provider: str, job_id: str) -> None:
     )
 
 
-def withdraw(tx: Tx, closures: Mapping[str, Closure]) -> None:
-    """Take back the release of what a provider that was closed meanwhile may not start; its probe may."""
-    if not closures:
+def withdraw(tx: Tx, unavailable: Mapping[str, Unavailability]) -> None:
+    """Take back the release of what a provider that became unavailable meanwhile may not start; its probe may."""
+    if not unavailable:
         return
     released = (
         select(jobs.c.id)
-        .where(RELEASED, jobs.c.provider.in_(list(closures)), is_closed())
+        .where(RELEASED, jobs.c.provider.in_(list(unavailable)), is_unavailable())
         .with_for_update(skip_locked=True)
     )
     tx.execute(
@@ -320,12 +320,12 @@ def withdraw(tx: Tx, closures: Mapping[str, Closure]) -> None:
     )
 
 
-def concerns(tx: Tx, closures: Mapping[str, Closure]) -> bool:
-    """Whether there are jobs to `withdraw`, or that may `leave_closed`."""
-    if not closures:
+def concerns(tx: Tx, unavailable: Mapping[str, Unavailability]) -> bool:
+    """Whether there are jobs to `withdraw`, or that may `leave_unavailable`."""
+    if not unavailable:
         return False
-    released = exists().where(RELEASED, jobs.c.provider.in_(list(closures)), is_closed())
-    long = [provider for provider, closure in closures.items() if closure.is_long]
+    released = exists().where(RELEASED, jobs.c.provider.in_(list(unavailable)), is_unavailable())
+    long = [provider for provider, unavailability in unavailable.items() if unavailability.is_long]
     routed = exists().where(WAITING, jobs.c.route.is_not(None), jobs.c.provider.in_(long))
     return bool(tx.execute(select(or_(released, routed))).scalar_one())
 
@@ -354,16 +354,16 @@ def columns_of(stop: Mapping[str, Any]) -> dict[str, Any]:
     return {**stop, "parameters": Parameters.of(stop["parameters"])}
 
 
-def next_open(route: Sequence[Mapping[str, Any]], closures: Mapping[str, Closure]) -> int | None:
+def next_available(route: Sequence[Mapping[str, Any]], unavailable: Mapping[str, Unavailability]) -> int | None:
     """The place in a route of the first provider that need not be waited for."""
     for place, stop in enumerate(route):
-        closure = closures.get(stop["provider"])
-        if closure is None or not closure.is_long:
+        unavailability = unavailable.get(stop["provider"])
+        if unavailability is None or not unavailability.is_long:
             return place
     return None
 
 
-def move(tx: Tx, job: Job, place: int, code: str, reason: str, closures: Mapping[str, Closure]) -> bool:
+def move(tx: Tx, job: Job, place: int, code: str, reason: str, unavailable: Mapping[str, Unavailability]) -> bool:
     """Give a job to the provider at this place of its route, with what that made of its parameters at the submit.
 
     False: the job is no longer as it was read.
@@ -372,8 +372,8 @@ def move(tx: Tx, job: Job, place: int, code: str, reason: str, closures: Mapping
     now: datetime = tx.execute(select(db_now())).scalar_one()
     skips = [*(job.skips or []), skip(job.provider, code, reason, now, job.retry_count)]
     for stop in route[:place]:
-        closure = closures[stop["provider"]]
-        skips.append(skip(stop["provider"], closure.code, closure.reason, now, job.retry_count))
+        unavailability = unavailable[stop["provider"]]
+        skips.append(skip(stop["provider"], unavailability.code, unavailability.reason, now, job.retry_count))
     as_read = and_(jobs.c.id == job.id, jobs.c.version == job.version, jobs.c.provider == job.provider)
     moved = {
         **columns_of(route[place]),
@@ -384,15 +384,15 @@ def move(tx: Tx, job: Job, place: int, code: str, reason: str, closures: Mapping
     return tx.execute(update(jobs).where(as_read).values(moved)).rowcount == 1
 
 
-def leave_closed(tx: Tx, closures: Mapping[str, Closure], seen: dict[str, str]) -> bool:
-    """Have a bite of the jobs that wait for a closed provider and know another go there. True: there may be more.
+def leave_unavailable(tx: Tx, unavailable: Mapping[str, Unavailability], seen: dict[str, str]) -> bool:
+    """Have a bite of the jobs that wait for an unavailable provider and know another go there. True: there may be more.
 
     Those that the provider may have accepted stay: elsewhere they would be paid twice. `seen` remembers how far the
     look came, by provider: the next one goes on there, and begins again at the end.
     """
     has_more = False
-    for provider, closure in closures.items():
-        if not closure.is_long:
+    for provider, unavailability in unavailable.items():
+        if not unavailability.is_long:
             continue
         stuck = (
             select(*jobs.c)
@@ -411,9 +411,9 @@ def leave_closed(tx: Tx, closures: Mapping[str, Closure], seen: dict[str, str]) 
         found = [Job.of(row) for row in tx.execute(stuck)]
         moved = 0
         for job in found:
-            place = next_open(job.route or [], closures)
+            place = next_available(job.route or [], unavailable)
             if place is not None:
-                moved += move(tx, job, place, closure.code, closure.reason, closures)
+                moved += move(tx, job, place, unavailability.code, unavailability.reason, unavailable)
         if len(found) == MOVE_BATCH:
             seen[provider] = found[-1].id
             has_more = has_more or moved > 0

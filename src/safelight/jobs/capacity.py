@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, and_, func, select, union_all
 
 from safelight.db import Tx
 from safelight.jobs import availability
-from safelight.jobs.availability import Closure, ProviderState
+from safelight.jobs.availability import ProviderState, Unavailability
 from safelight.jobs.job import PROCESSING, RELEASED, jobs
 from safelight.limits import Policy
 
@@ -45,9 +45,14 @@ class Capacity:
     """How many may start: at each provider that is bounded, and of each owner that was counted."""
 
     def __init__(
-        self, caps: Caps, closures: Mapping[str, Closure], free: dict[str, int], why: dict[str, str], unprobed: set[str]
+        self,
+        caps: Caps,
+        unavailable: Mapping[str, Unavailability],
+        free: dict[str, int],
+        why: dict[str, str],
+        unprobed: set[str],
     ) -> None:
-        self.closures = closures
+        self.unavailable = unavailable
         self.unprobed = unprobed  # half open, and nobody tries yet
         self.heaviest = max(caps.weights.values(), default=1)
         self._caps = caps
@@ -58,7 +63,9 @@ class Capacity:
     @property
     def full(self) -> dict[str, str]:
         """The providers of which none may start, though nothing is wrong with them, and why."""
-        return {name: self._why[name] for name, free in self._free.items() if free <= 0 and name not in self.closures}
+        return {
+            name: self._why[name] for name, free in self._free.items() if free <= 0 and name not in self.unavailable
+        }
 
     def left(self, provider: str) -> int:
         """How many more may start there."""
@@ -88,7 +95,7 @@ def read_capacity(
     tx: Tx, caps: Caps, states: Sequence[ProviderState] = (), allowances: Mapping[str, int] | None = None
 ) -> Capacity:
     """`allowances` is how many jobs the rates leave to each provider that has one."""
-    closures = availability.closures_of(states)
+    unavailable = availability.unavailable_of(states)
     free: dict[str, int] = {}
     why: dict[str, str] = {}
 
@@ -108,9 +115,9 @@ def read_capacity(
     trying = [state for state in states if state.breaker == "half_open" and not state.has_probe]
     for state in trying:
         narrow(state.provider, 1, state.breaker_code)
-    for provider in closures:
+    for provider in unavailable:
         free[provider] = 0
-    return Capacity(caps, closures, free, why, {state.provider for state in trying})
+    return Capacity(caps, unavailable, free, why, {state.provider for state in trying})
 
 
 def lower(one: int | None, other: int | None) -> int | None:

@@ -32,7 +32,7 @@ from sqlalchemy import (
 from safelight.db import Database, Prepared, Tx, db_now
 from safelight.errors import Unavailable
 from safelight.jobs import availability
-from safelight.jobs.availability import Closure, ProviderState, closures_of, read_states
+from safelight.jobs.availability import ProviderState, Unavailability, read_states, unavailable_of
 from safelight.jobs.capacity import Capacity, Caps, read_capacity
 from safelight.jobs.ends import is_unstarted
 from safelight.jobs.idempotency import purge_idempotency_keys
@@ -65,7 +65,7 @@ class Snapshot:
     at: datetime
     needs: bool = False
     is_urgent: bool = False
-    next_due_seconds: float | None = None  # a job's time comes, or a closed provider's
+    next_due_seconds: float | None = None  # a job's time comes, or an unavailable provider's
 
 
 class Dispatcher:
@@ -115,15 +115,15 @@ class Dispatcher:
         self._housekeeping_at = time.monotonic() + HOUSEKEEPING_SECONDS
         self._housekeeping_task: asyncio.Task[None] | None = None
         self.situation = Situation()
-        self.closures: Mapping[str, Closure] = {}
-        self._guarded: frozenset[str] = frozenset()  # closed, open to one probe only, or starting slowly
+        self.unavailable: Mapping[str, Unavailability] = {}
+        self._restricted: frozenset[str] = frozenset()  # unavailable, open to one probe only, or starting slowly
 
     def take_room(self, queue: str, provider: str, owner_limit: int | None = None) -> bool:
         """Whether a job submitted now may be hinted at once, by its maker; dispatch decides about all others."""
         caps = self._caps
         if owner_limit is not None or caps.owner is not None or provider in caps.providers or provider in caps.rates:
             return False
-        if provider in self._guarded:
+        if provider in self._restricted:
             return False
         if not self._can_hint():
             return False
@@ -257,11 +257,11 @@ class Dispatcher:
         return _until_due(next_due_seconds)
 
     def _take_in(self, situation: Situation, states: Sequence[ProviderState], *, is_leader: bool) -> None:
-        known, self.closures = self.closures, closures_of(states)
+        known, self.unavailable = self.unavailable, unavailable_of(states)
         if is_leader:
-            _tell_changes(known, self.closures)
+            _log_changes(known, self.unavailable)
         slow = {s.provider for s in states if s.breaker == "half_open" or s.allowance is not None}
-        self._guarded = frozenset(self.closures.keys() | slow)
+        self._restricted = frozenset(self.unavailable.keys() | slow)
         self.situation = situation
         self._room = {
             queue: load.room if load.waiting == load.blocked else 0 for queue, load in situation.queues.items()
@@ -308,7 +308,7 @@ class Dispatcher:
             or any(state.is_due for state in states)
             or (next_run is not None and next_run <= now)
             or bool(tx.run(_IS_STALE, {"rehint": self._rehint_seconds})[0][0])
-            or availability.concerns(tx, survey.capacity.closures)
+            or availability.concerns(tx, survey.capacity.unavailable)
         )
         ahead = [seconds for state in states if (seconds := state.opens_in_seconds) is not None]
         if next_run is not None:
@@ -346,9 +346,9 @@ class Dispatcher:
         if any(state.is_due for state in states):
             availability.half_open(tx)
             states = read_states(tx)
-        closures = closures_of(states)
-        availability.withdraw(tx, closures)
-        more_to_move = availability.leave_closed(tx, closures, self._moves)
+        unavailable = unavailable_of(states)
+        availability.withdraw(tx, unavailable)
+        more_to_move = availability.leave_unavailable(tx, unavailable, self._moves)
         more_to_come = ripen(tx)
         survey = self._survey(tx, states, allowances)
         released: list[Job] = []
@@ -418,12 +418,12 @@ class _Done:
     is_unfinished: bool  # there was more to do than is done in one round
 
 
-def _tell_changes(before: Mapping[str, Closure], now: Mapping[str, Closure]) -> None:
+def _log_changes(before: Mapping[str, Unavailability], now: Mapping[str, Unavailability]) -> None:
     for provider in now.keys() - before.keys():
-        closure = now[provider]
-        log.warning("provider.closed", provider=provider, code=closure.code, until=closure.until, reason=closure.reason)
+        why = now[provider]
+        log.warning("provider.unavailable", provider=provider, code=why.code, until=why.until, reason=why.reason)
     for provider in before.keys() - now.keys():
-        log.info("provider.opened", provider=provider)
+        log.info("provider.available", provider=provider)
 
 
 def _until_due(next_due_seconds: float | None) -> float:

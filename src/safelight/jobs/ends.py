@@ -141,9 +141,9 @@ class Ends:
                 forget=not again.keeps_provider_job,
             )
         if again.may_move and job.route:
-            closures = availability.closures_of(availability.read_states(tx))
-            place = availability.next_open(job.route, closures) or 0
-            if availability.move(tx, job, place, error["code"], error["message"], closures):
+            unavailable = availability.unavailable_of(availability.read_states(tx))
+            place = availability.next_available(job.route, unavailable) or 0
+            if availability.move(tx, job, place, error["code"], error["message"], unavailable):
                 return self._give_back(tx, job, "moved", error)
         return self._fail(tx, job, error)
 

@@ -128,8 +128,8 @@ def explain(tx: Tx, some: Sequence[Job]) -> list[Job]:
         if situation.queues.get(job.queue, QueueLoad()).workers == 0:
             return "no_worker", None
         state = states.get(job.provider)
-        if state is not None and state.closure is not None and state.probe_job_id != job.id:
-            return state.closure.code, state.closure.until
+        if state is not None and state.unavailability is not None and state.probe_job_id != job.id:
+            return state.unavailability.code, state.unavailability.until
         cap = caps[job.id]
         if job.released_at is not None:
             return None

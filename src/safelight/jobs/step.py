@@ -136,11 +136,11 @@ TAKE = _move(
     jobs.c.released_at.is_not(None),  # only what dispatch released: old hints cannot get round a cap or a delay
     jobs.c.cancel_requested_at.is_(None),
     exists().where(workers.c.id == WORKER),  # who was buried takes nothing
-    ~availability.is_closed(),  # which may have come between
+    ~availability.is_unavailable(),  # which may have come between
 )
 WITHDRAW = (
     update(jobs)
-    .where(has_status("pending"), jobs.c.queue == bindparam("b_queue"), availability.is_closed())
+    .where(has_status("pending"), jobs.c.queue == bindparam("b_queue"), availability.is_unavailable())
     .values(released_at=None, hint_count=0)
 )
 COMPLETE = _move(to="completed", stage="completed", message="Completed", progress=100, error=null())
