@@ -67,7 +67,7 @@ async def test_submits(story: Story) -> None:
     assert judge(job, attempts, [3, 3]).double_submits == 1
     adoptable = [replace(attempts[0], provider_job_id="remote"), *attempts[1:]]
     assert judge(job, adoptable, [1, 3]).double_submits == 1
-    paid = replace(job, provider_options={"mock": {"paid": True}})
+    paid = replace(job, parameters=replace(job.parameters, provider_options={"mock": {"paid": True}}))
     assert judge(paid, attempts, [2, 3]).is_clean, "the provider failed"
     assert judge(paid, attempts, [1, 3]).double_submits == 1, "it had to fail as unknown_outcome instead"
     ours = [attempts[0], replace(attempts[1], error={"code": "storage_unavailable"}), attempts[2]]
