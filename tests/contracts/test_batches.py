@@ -18,12 +18,12 @@ from safelight.jobs import (
     BatchDeleted,
     BatchEnded,
     BatchNotFound,
+    BatchState,
     Filter,
     IdempotencyKeyReused,
     Job,
     Member,
     NewBatch,
-    Standing,
     SubmittedBatch,
     find,
     find_batches,
@@ -54,7 +54,7 @@ async def accept(desk: Desk, count: int = 3, **values: Any) -> SubmittedBatch:
     return answer
 
 
-async def standing(desk: Desk, batch_id: str) -> Standing:
+async def state_of(desk: Desk, batch_id: str) -> BatchState:
     found = await desk.database.read(look_at_batch, batch_id, OWNER)
     assert found is not None
     return found[1]
@@ -119,7 +119,7 @@ async def test_those_that_found_room_are_hinted(desk: Desk) -> None:
 
 async def test_a_thousand_jobs_are_one_batch(desk: Desk) -> None:
     answer = await accept(desk, 1000)
-    assert (await standing(desk, answer.batch.id)).counts["pending"] == 1000
+    assert (await state_of(desk, answer.batch.id)).counts["pending"] == 1000
     assert [member.job_id for member in await members(desk, answer.batch.id)] == list(answer.job_ids)
 
 
@@ -149,7 +149,7 @@ async def test_the_same_key_and_body_give_the_first_batch_again(desk: Desk) -> N
     await desk.settle(job := await desk.run(first.job_ids[0]), failed(job))
     again = await accept(desk, idempotency_key="k")
     assert (again.replayed, again.batch, again.job_ids) == (True, first.batch, first.job_ids)
-    assert again.standing == await standing(desk, first.batch.id)
+    assert again.state == await state_of(desk, first.batch.id)
     assert await desk.database.read(rows_left) == [3, 1, 1, 0]
 
 
@@ -188,7 +188,7 @@ COUNTS: list[tuple[Sequence[int], bool, str]] = [
 @pytest.mark.parametrize(("counts", "has_begun", "status"), COUNTS)
 def test_its_status_follows_from_its_counts(counts: Sequence[int], has_begun: bool, status: str) -> None:
     names = ("pending", "processing", "completed", "failed", "cancelled")
-    stands = Standing(dict(zip(names, counts, strict=True)), has_begun=has_begun)
+    stands = BatchState(dict(zip(names, counts, strict=True)), has_begun=has_begun)
     assert stands.status == status
     assert stands.is_terminal == (status in ("completed", "failed", "cancelled"))
     assert (stands.progress == 100) == stands.is_terminal
@@ -200,16 +200,16 @@ async def test_it_is_counted_from_the_rows_of_its_jobs(desk: Desk) -> None:
     batch_id, ids = answer.batch.id, answer.job_ids
     one, two = await desk.run(ids[0]), await desk.run(ids[1])
     await desk.change(one.id, progress=50)
-    stands = await standing(desk, batch_id)
+    stands = await state_of(desk, batch_id)
     assert (stands.status, stands.progress, stands.counts["processing"]) == ("processing", 12, 2)
     await desk.settle(one, completed(one))
     await desk.settle(two, failed(two))
     await desk.cancel(ids[2])
-    stands = await standing(desk, batch_id)
+    stands = await state_of(desk, batch_id)
     assert (stands.status, stands.progress, stands.finished_at) == ("processing", 75, None)
     three = await desk.run(ids[3])
     await desk.settle(three, completed(three))
-    stands = await standing(desk, batch_id)
+    stands = await state_of(desk, batch_id)
     assert (stands.status, stands.progress) == ("failed", 100)
     assert stands.counts == {"pending": 0, "processing": 0, "completed": 2, "failed": 1, "cancelled": 1}
     ends = [(await desk.job(job_id)).finished_at for job_id in ids]
@@ -221,7 +221,7 @@ async def test_its_progress_never_goes_backwards(desk: Desk) -> None:
     seen: list[int] = []
 
     async def look() -> None:
-        seen.append((await standing(desk, answer.batch.id)).progress)
+        seen.append((await state_of(desk, answer.batch.id)).progress)
 
     for reached in (60, 30, 80):
         job = await desk.run(answer.job_ids[0])
@@ -254,7 +254,7 @@ async def test_another_owners_batch_does_not_exist(desk: Desk) -> None:
     assert await desk.database.read(look_at_batch, answer.batch.id, "bob") is None
     assert await desk.database.read(members_of, answer.batch.id, "bob") == []
     assert isinstance(await cancel(desk, answer.batch.id, "bob"), BatchNotFound)
-    assert (await standing(desk, answer.batch.id)).counts["pending"] == 3
+    assert (await state_of(desk, answer.batch.id)).counts["pending"] == 3
 
 
 async def test_the_view_reads_its_jobs_along_an_index(desk: Desk) -> None:
@@ -290,7 +290,7 @@ async def test_a_cancelled_batch_ends_what_waits_and_asks_what_runs(desk: Desk) 
     assert await cancel(desk, batch_id) == 0  # again changes nothing
     assert desk.tape.nudges == [running.id] and len(desk.told(ids[2])) == 1
     await desk.settle(running, try_again(running))  # which is not done any more
-    assert (await standing(desk, batch_id)).status == "cancelled"
+    assert (await state_of(desk, batch_id)).status == "cancelled"
     assert await cancel(desk, batch_id) == 0
 
 
@@ -307,7 +307,7 @@ async def test_a_large_batch_is_cancelled_in_bites(desk: Desk) -> None:
     answer = await accept(desk, 250)
     left = [await cancel(desk, answer.batch.id) for _ in range(3)]
     assert left == [150, 50, 0]
-    assert (await standing(desk, answer.batch.id)).counts["cancelled"] == 250
+    assert (await state_of(desk, answer.batch.id)).counts["cancelled"] == 250
     assert len(desk.tape.events) == 250
 
 
@@ -319,7 +319,7 @@ async def test_a_batch_goes_with_the_last_of_its_jobs(desk: Desk) -> None:
     batch_id, ids = answer.batch.id, answer.job_ids
     await cancel(desk, batch_id)
     await desk.write(delete_job, ids[0], OWNER)
-    stands = await standing(desk, batch_id)
+    stands = await state_of(desk, batch_id)
     assert (stands.status, stands.counts["cancelled"]) == ("cancelled", 2)  # a tombstone still counts
     await desk.write(delete_job, ids[1], OWNER)
     assert await desk.database.read(look_at_batch, batch_id, OWNER) is None
@@ -343,7 +343,7 @@ async def test_jobs_forgotten_for_good_are_not_counted_any_more(desk: Desk) -> N
     await desk.write(delete_job, answer.job_ids[0], OWNER)
     await desk.change(answer.job_ids[0], deleted_at=db_now(-86400.0 * 9))
     assert await desk.write(purge_tombstones, 1, 10) == 1
-    stands = await standing(desk, answer.batch.id)
+    stands = await state_of(desk, answer.batch.id)
     assert (stands.status, stands.progress, sum(stands.counts.values())) == ("cancelled", 100, 1)
 
 

@@ -199,7 +199,7 @@ async def _tell(request: Request, world: Safelight, job_id: str, owner: str, kno
     now = asyncio.get_running_loop().time
     stay = Stay(request, job_id=job_id)
     async with world.stream.watch(job_id) as watch:
-        found = await world.database.read(_standing, job_id, owner, known)
+        found = await world.database.read(_opening, job_id, owner, known)
         if found is None:
             return
         job, first, missed, after = found
@@ -221,7 +221,7 @@ async def _tell(request: Request, world: Safelight, job_id: str, owner: str, kno
                 return
 
 
-def _standing(tx: Tx, job_id: str, owner: str, known: int | None) -> tuple[Job, JobEvent, list[Message], int] | None:
+def _opening(tx: Tx, job_id: str, owner: str, known: int | None) -> tuple[Job, JobEvent, list[Message], int] | None:
     """How the job stands, the state events a watcher who knows `known` has missed, and the id they come after."""
     [found] = with_artifacts(tx, [(job_id, owner)])
     if found is None:

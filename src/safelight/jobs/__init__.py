@@ -19,9 +19,9 @@ from safelight.jobs.batch import (
     BatchEnded,
     BatchNotFound,
     BatchPage,
+    BatchState,
     Member,
     NewBatch,
-    Standing,
     SubmittedBatch,
     find_batches,
     get_batch,
@@ -30,6 +30,7 @@ from safelight.jobs.batch import (
     members_of,
     retryable_of,
 )
+from safelight.jobs.batch_progress import END_ID, LONGEST_POSITION, POSITION, BatchEvent, BatchProgress, Position
 from safelight.jobs.capacity import Caps
 from safelight.jobs.dispatch import Dispatcher
 from safelight.jobs.events import JobEvent, describe_artifact, message_of, snapshot, why_blocked
@@ -90,10 +91,9 @@ from safelight.jobs.settlement import (
     time_limit_error,
 )
 from safelight.jobs.situation import QueueLoad, Situation, explain, read_queues
-from safelight.jobs.tally import ALL_TOLD, LONGEST_POSITION, POSITION, BatchEvent, Position, Tally
 
 __all__ = [
-    "ALL_TOLD",
+    "END_ID",
     "LONGEST_POSITION",
     "MAX_BATCH_JOBS",
     "POSITION",
@@ -107,6 +107,8 @@ __all__ = [
     "BatchEvent",
     "BatchNotFound",
     "BatchPage",
+    "BatchProgress",
+    "BatchState",
     "BreakerPolicy",
     "Cancelled",
     "Caps",
@@ -144,11 +146,9 @@ __all__ = [
     "RunTime",
     "Settlement",
     "Situation",
-    "Standing",
     "Status",
     "Submitted",
     "SubmittedBatch",
-    "Tally",
     "TryAgain",
     "Unavailability",
     "Unreached",

@@ -87,7 +87,7 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class BatchState:
     """How a batch stands, counted from its jobs.
 
     `open_progress` is the sum of the progress of those that have not ended, each 0-100; `has_begun`: some attempt of
@@ -100,7 +100,7 @@ class Standing:
     finished_at: datetime | None = None
 
     @classmethod
-    def fresh(cls, total: int) -> "Standing":
+    def fresh(cls, total: int) -> "BatchState":
         """Of a batch that was accepted just now."""
         return cls({status: total if status == "pending" else 0 for status in STATUSES})
 
@@ -149,7 +149,7 @@ class SubmittedBatch:
     """The batch, how it stands, and the ids of its jobs in the order in which they were asked for."""
 
     batch: Batch
-    standing: Standing
+    state: BatchState
     job_ids: Sequence[str]
     replayed: bool
 
@@ -173,7 +173,7 @@ class Member:
 class BatchPage:
     """Newest first; `more` tells whether another page follows."""
 
-    batches: Sequence[tuple[Batch, Standing]]
+    batches: Sequence[tuple[Batch, BatchState]]
     more: bool
 
 
@@ -183,7 +183,7 @@ _JOB_IDS = select(jobs.c.id).where(_OF_BATCH).order_by(jobs.c.id)
 _MEMBERS = (
     select(jobs.c.id, jobs.c.status, step.FURTHEST, jobs.c.attempt, jobs.c.version).where(_OF_BATCH).order_by(jobs.c.id)
 )
-_STANDINGS = (
+_STATES = (
     select(
         jobs.c.batch_id,
         jobs.c.status,
@@ -203,12 +203,12 @@ def get_batch(tx: Tx, batch_id: str, owner_id: str) -> Batch | None:
     return None if row is None else Batch.of(row)
 
 
-def look_at_batch(tx: Tx, batch_id: str, owner_id: str) -> tuple[Batch, Standing, list[str]] | None:
+def look_at_batch(tx: Tx, batch_id: str, owner_id: str) -> tuple[Batch, BatchState, list[str]] | None:
     """A batch, how it stands, and the ids of its jobs in the order in which they were asked for."""
     batch = get_batch(tx, batch_id, owner_id)
     if batch is None:
         return None
-    return batch, standings(tx, owner_id, [batch_id])[batch_id], job_ids_of(tx, batch_id, owner_id)
+    return batch, states_of(tx, owner_id, [batch_id])[batch_id], job_ids_of(tx, batch_id, owner_id)
 
 
 def job_ids_of(tx: Tx, batch_id: str, owner_id: str) -> list[str]:
@@ -223,17 +223,17 @@ def find_batches(tx: Tx, owner_id: str, before_id: str | None, limit: int) -> Ba
         query = query.where(batches.c.id < before_id)
     rows = tx.execute(query.order_by(batches.c.id.desc()).limit(limit + 1)).all()
     found = [Batch.of(row) for row in rows[:limit]]
-    standing = standings(tx, owner_id, [batch.id for batch in found])
-    return BatchPage([(batch, standing[batch.id]) for batch in found], more=len(rows) > limit)
+    state = states_of(tx, owner_id, [batch.id for batch in found])
+    return BatchPage([(batch, state[batch.id]) for batch in found], more=len(rows) > limit)
 
 
-def standings(tx: Tx, owner_id: str, batch_ids: Sequence[str]) -> dict[str, Standing]:
+def states_of(tx: Tx, owner_id: str, batch_ids: Sequence[str]) -> dict[str, BatchState]:
     """How each of these batches of one owner stands."""
     counts: dict[str, dict[Status, int]] = {batch_id: dict.fromkeys(STATUSES, 0) for batch_id in batch_ids}
     open_progress = dict.fromkeys(batch_ids, 0)
     begun: set[str] = set()
     ends: dict[str, datetime] = {}
-    for row in tx.execute(_STANDINGS, {"b_owner": owner_id, "b_ids": list(batch_ids)}):
+    for row in tx.execute(_STATES, {"b_owner": owner_id, "b_ids": list(batch_ids)}):
         batch_id, status, count, progress, attempts, finished_at = row
         counts[batch_id][status] = count
         if attempts:
@@ -242,12 +242,14 @@ def standings(tx: Tx, owner_id: str, batch_ids: Sequence[str]) -> dict[str, Stan
             ends[batch_id] = max(finished_at, ends.get(batch_id, finished_at))
         else:
             open_progress[batch_id] += int(progress)
-    found = {batch_id: Standing(counts[batch_id], open_progress[batch_id], batch_id in begun) for batch_id in batch_ids}
+    found = {
+        batch_id: BatchState(counts[batch_id], open_progress[batch_id], batch_id in begun) for batch_id in batch_ids
+    }
     return {
-        batch_id: Standing(standing.counts, standing.open_progress, standing.has_begun, ends.get(batch_id))
-        if standing.is_terminal
-        else standing
-        for batch_id, standing in found.items()
+        batch_id: BatchState(state.counts, state.open_progress, state.has_begun, ends.get(batch_id))
+        if state.is_terminal
+        else state
+        for batch_id, state in found.items()
     }
 
 

@@ -16,7 +16,7 @@ from safelight import artifacts as results
 from safelight.db import Tx, db_now
 from safelight.errors import FieldError, SafelightError
 from safelight.jobs import batch, events, idempotency, step
-from safelight.jobs.batch import BatchDeleted, BatchEnded, BatchNotFound, NewBatch, Standing, SubmittedBatch
+from safelight.jobs.batch import BatchDeleted, BatchEnded, BatchNotFound, BatchState, NewBatch, SubmittedBatch
 from safelight.jobs.ends import Ends
 from safelight.jobs.idempotency import IdempotencyKeyReused
 from safelight.jobs.job import (
@@ -93,7 +93,7 @@ class Jobs(Ends):
             return _nothing_made(tx, new.jobs, new, missing)
         self._insert(tx, [replace(each, values={**each.values, "batch_id": new.id}) for each in new.jobs])
         made = batch.insert_batch(tx, new)
-        return SubmittedBatch(made, Standing.fresh(made.total), [each.id for each in new.jobs], replayed=False)
+        return SubmittedBatch(made, BatchState.fresh(made.total), [each.id for each in new.jobs], replayed=False)
 
     def _insert(self, tx: Tx, accepted: Sequence[NewJob], *, is_last: bool = False) -> dict[str, Submitted]:
         if not accepted:
@@ -171,9 +171,9 @@ class Jobs(Ends):
         """
         if batch.get_batch(tx, batch_id, owner_id) is None:
             return BatchNotFound(f"There is no batch {batch_id}.")
-        standing = batch.standings(tx, owner_id, [batch_id])[batch_id]
-        if standing.is_terminal:
-            return 0 if standing.status == "cancelled" else BatchEnded(f"The batch has already {standing.status}.")
+        state = batch.states_of(tx, owner_id, [batch_id])[batch_id]
+        if state.is_terminal:
+            return 0 if state.status == "cancelled" else BatchEnded(f"The batch has already {state.status}.")
         unasked = batch.unasked(batch_id, owner_id)
         bite = tx.execute(unasked.limit(CANCEL_BITE).with_for_update(skip_locked=True)).all()
         waiting = {"b_ids": [row.id for row in bite if row.status == "pending"]}

@@ -19,15 +19,15 @@ from safelight.api.problems import refusals
 from safelight.bootstrap import Safelight
 from safelight.db import Tx
 from safelight.jobs import (
-    ALL_TOLD,
+    END_ID,
     LONGEST_POSITION,
     POSITION,
     BatchEvent,
     BatchNotFound,
+    BatchProgress,
     JobEvent,
     Member,
     Position,
-    Tally,
     get_batch,
     look_at_batch,
     members_of,
@@ -40,7 +40,7 @@ PROGRESS_SECONDS = 0.4  # between two `batch.progress` at least
 
 router = APIRouter(prefix=PREFIX, tags=["events"])
 
-ID_FORM: dict[str, Any] = {"pattern": f"^({ALL_TOLD}|{POSITION})?$", "maxLength": LONGEST_POSITION}
+ID_FORM: dict[str, Any] = {"pattern": f"^({END_ID}|{POSITION})?$", "maxLength": LONGEST_POSITION}
 
 
 async def _last_event_id(
@@ -83,7 +83,7 @@ async def follow(
     found = await world.database.read(look_at_batch, batch_id, owner)
     if found is None:
         raise BatchNotFound(f"There is no batch {batch_id}.")
-    if last_event_id == ALL_TOLD and found[1].is_terminal:
+    if last_event_id == END_ID and found[1].is_terminal:
         return Response(status_code=204)
     return StreamingResponse(
         _events(request, world, batch_id, owner, known), media_type="text/event-stream", headers=HEADERS
@@ -97,26 +97,26 @@ async def _events(
     stay = Stay(request, batch_id=batch_id)
     prefix = current_prefix()
     async with world.stream.watch_batch(batch_id) as watch:
-        found = await world.database.read(_standing, batch_id, owner, known)
+        found = await world.database.read(_opening, batch_id, owner, known)
         if found is None:
             return
-        tally = found.tally
-        await _learn_progress(tally, found.members, world.stream)
+        batch = found.progress
+        await _learn_progress(batch, found.members, world.stream)
         watch.start({member.job_id: member.version for member in found.members if not member.is_terminal})
-        yield f"retry: {RECONNECT_MILLISECONDS}\n".encode() + tally.snapshot().as_frame(found.after)
+        yield f"retry: {RECONNECT_MILLISECONDS}\n".encode() + batch.snapshot().as_frame(found.after)
         yield frames_below(prefix, found.missed)
-        told_at = spoke_at = now()
-        while not tally.standing.is_terminal:
+        sent_at = spoke_at = now()
+        while not batch.state.is_terminal:
             frames = b""
             for job_id, message in await watch.next(PROGRESS_SECONDS):
                 if message.is_state:
-                    tally.take_state(job_id, message.topic, message.version)
-                    frames += _frame(message, tally.position)
+                    batch.take_state(job_id, message.topic, message.version)
+                    frames += _frame(message, batch.position)
                 else:
-                    tally.take_progress(job_id, _progress_in(message))
-            if tally.has_changed and now() - told_at >= PROGRESS_SECONDS and not tally.standing.is_terminal:
-                frames += tally.news().as_frame(tally.position)
-                told_at = now()
+                    batch.take_progress(job_id, _progress_in(message))
+            if batch.has_changed and now() - sent_at >= PROGRESS_SECONDS and not batch.state.is_terminal:
+                frames += batch.news().as_frame(batch.position)
+                sent_at = now()
             if frames:
                 spoke_at = now()
             elif now() - spoke_at >= events.KEEPALIVE_SECONDS:
@@ -125,20 +125,20 @@ async def _events(
                 yield frames_below(prefix, frames)
             if await stay.is_over():
                 return
-        yield tally.end().as_frame(ALL_TOLD)
+        yield batch.end().as_frame(END_ID)
 
 
 @dataclass(frozen=True, slots=True)
-class _Standing:
+class _Opening:
     """How a batch stands, the frames of the state events its watcher has missed, and the id they come after."""
 
-    tally: Tally
+    progress: BatchProgress
     members: Sequence[Member]
     missed: bytes
     after: Position
 
 
-def _standing(tx: Tx, batch_id: str, owner: str, known: Position | None) -> _Standing | None:
+def _opening(tx: Tx, batch_id: str, owner: str, known: Position | None) -> _Opening | None:
     batch = get_batch(tx, batch_id, owner)
     if batch is None:
         return None
@@ -147,30 +147,30 @@ def _standing(tx: Tx, batch_id: str, owner: str, known: Position | None) -> _Sta
     if known is None or len(known.versions) != len(now) or any(a > b for a, b in zip(known.versions, now, strict=True)):
         # Not an id of this batch: nothing is known. Of what has ended, the end is told.
         known = Position([member.version - int(member.is_terminal) for member in members], 0)
-    tally = Tally(batch, members, known.progress)
-    after = Position(known.versions, tally.progress)
+    progress = BatchProgress(batch, members, known.progress)
+    after = Position(known.versions, progress.progress)
     behind = {
         member.job_id: version
         for member, version in zip(members, after.versions, strict=True)
         if version < member.version
     }
     found = missed(tx, behind)
-    told = list(after.versions)
+    versions = list(after.versions)
     frames: list[bytes] = []
     for place, member in enumerate(members):
         for message in found.get(member.job_id, ()):
             if message.is_state:
-                told[place] = message.version
-                frames.append(_frame(message, Position(told, after.progress)))
-    return _Standing(tally, members, b"".join(frames), after)
+                versions[place] = message.version
+                frames.append(_frame(message, Position(versions, after.progress)))
+    return _Opening(progress, members, b"".join(frames), after)
 
 
-async def _learn_progress(tally: Tally, members: Sequence[Member], stream: Stream) -> None:
+async def _learn_progress(progress: BatchProgress, members: Sequence[Member], stream: Stream) -> None:
     """What the rows learn only at the next heartbeat."""
     running = [member.job_id for member in members if member.status == "processing"]
     for job_id, latest in zip(running, await asyncio.gather(*map(stream.latest, running)), strict=True):
         if latest is not None:
-            tally.take_progress(job_id, orjson.loads(latest)["progress"])
+            progress.take_progress(job_id, orjson.loads(latest)["progress"])
 
 
 def _frame(message: Message, position: Position) -> bytes:
@@ -185,7 +185,7 @@ def _progress_in(message: Message) -> int | None:
 
 def _known(event_id: str | None) -> Position | None:
     """What the id of an event says that its watcher knows."""
-    if not event_id or event_id == ALL_TOLD:
+    if not event_id or event_id == END_ID:
         return None
     position = Position.parse(event_id)
     if position is None:

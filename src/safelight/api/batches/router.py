@@ -50,10 +50,10 @@ from safelight.jobs import (
     Batch,
     BatchEnded,
     BatchNotFound,
+    BatchState,
     Job,
     NewBatch,
     NewJob,
-    Standing,
     SubmittedBatch,
     find_batches,
     last_to_end,
@@ -133,7 +133,7 @@ async def list_batches(
 ) -> Response:
     """Your batches, each with its counts and progress."""
     page = await world.database.read(find_batches, owner, read_id_cursor(cursor), limit)
-    items = [summary_of(batch, standing) for batch, standing in page.batches]
+    items = [summary_of(batch, state) for batch, state in page.batches]
     next_cursor = page.batches[-1][0].id if page.more else None
     return await list_response(items, next_cursor=next_cursor)
 
@@ -205,8 +205,8 @@ async def retry(
     found = await world.database.read(_to_retry, batch_id, asker.owner_id)
     if found is None:
         raise BatchNotFound(f"There is no batch {batch_id}.")
-    batch, standing, failed = found
-    if not standing.is_terminal:
+    batch, state, failed = found
+    if not state.is_terminal:
         raise BatchNotEnded
     if not failed:
         raise NothingToRetry
@@ -254,7 +254,7 @@ async def accept_batch(
     outcome = await (submit_imports(world) if submit is None else submit)(new)
     if not isinstance(outcome, SubmittedBatch):
         raise outcome
-    batch, standing = outcome.batch, outcome.standing
+    batch, state = outcome.batch, outcome.state
     headers = {"Location": f"{PREFIX}/{batch.id}", **(verdict.headers if verdict is not None else {})}
     if outcome.replayed:
         headers["Idempotency-Replayed"] = "true"
@@ -266,7 +266,7 @@ async def accept_batch(
             origin_batch_id=batch.origin_batch_id,
             tier=asker.tier,
         )
-    return await _answer(request, world, batch, standing, outcome.job_ids, status=202, headers=headers)
+    return await _answer(request, world, batch, state, outcome.job_ids, status=202, headers=headers)
 
 
 async def _show(
@@ -282,7 +282,7 @@ async def _answer(
     request: Request,
     world: Safelight,
     batch: Batch,
-    standing: Standing,
+    state: BatchState,
     job_ids: Sequence[str],
     *,
     status: int = 200,
@@ -290,19 +290,19 @@ async def _answer(
     if_none_match: str | None = None,
 ) -> Response:
     last: Job | None = None
-    if not standing.is_terminal:
+    if not state.is_terminal:
         with contextlib.suppress(Unavailable):  # what is known already shall be told
             last = await world.database.read(last_to_end, batch.id, batch.owner_id)
     eta = await estimate_end(request.app.state.estimator, last)
-    view = batch_view_of(batch, standing, job_ids, eta)
+    view = batch_view_of(batch, state, job_ids, eta)
     return polled_response(
-        view, is_final=standing.is_terminal, status=status, headers=headers, if_none_match=if_none_match
+        view, is_final=state.is_terminal, status=status, headers=headers, if_none_match=if_none_match
     )
 
 
-def _to_retry(tx: Tx, batch_id: str, owner_id: str) -> tuple[Batch, Standing, list[Job]] | None:
+def _to_retry(tx: Tx, batch_id: str, owner_id: str) -> tuple[Batch, BatchState, list[Job]] | None:
     found = look_at_batch(tx, batch_id, owner_id)
     if found is None:
         return None
-    batch, standing, _ = found
-    return batch, standing, retryable_of(tx, batch_id, owner_id) if standing.is_terminal else []
+    batch, state, _ = found
+    return batch, state, retryable_of(tx, batch_id, owner_id) if state.is_terminal else []

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safelight.api.job_view import PREFIX as JOBS
 from safelight.api.job_view import Estimator
 from safelight.artifacts import ApiPath
-from safelight.jobs import Batch, Job, Standing, Status
+from safelight.jobs import Batch, BatchState, Job, Status
 
 PREFIX = "/api/v1/batches"
 
@@ -99,21 +99,21 @@ class BatchList(BaseModel):
     next_cursor: str | None
 
 
-def summary_of(batch: Batch, standing: Standing) -> dict[str, Any]:
+def summary_of(batch: Batch, state: BatchState) -> dict[str, Any]:
     """The fields of `BatchSummary`, ready to be encoded."""
     url = f"{PREFIX}/{batch.id}"
     return {
         "id": batch.id,
         "name": batch.name,
-        "status": standing.status,
-        "is_terminal": standing.is_terminal,
-        "counts": standing.counts,
+        "status": state.status,
+        "is_terminal": state.is_terminal,
+        "counts": state.counts,
         "total": batch.total,
-        "progress": standing.progress,
+        "progress": state.progress,
         "metadata": batch.metadata,
         "origin_batch_id": batch.origin_batch_id,
         "created_at": batch.created_at,
-        "finished_at": standing.finished_at,
+        "finished_at": state.finished_at,
         "urls": {
             "self": ApiPath(url),
             "events": ApiPath(f"{url}/events"),
@@ -124,10 +124,10 @@ def summary_of(batch: Batch, standing: Standing) -> dict[str, Any]:
     }
 
 
-def batch_view_of(batch: Batch, standing: Standing, job_ids: Sequence[str], eta: BatchEta | None) -> dict[str, Any]:
+def batch_view_of(batch: Batch, state: BatchState, job_ids: Sequence[str], eta: BatchEta | None) -> dict[str, Any]:
     """The fields of `BatchView`, ready to be encoded."""
-    told = None if eta is None else {"seconds": eta.seconds}
-    return {**summary_of(batch, standing), "job_ids": list(job_ids), "eta": told}
+    shown = None if eta is None else {"seconds": eta.seconds}
+    return {**summary_of(batch, state), "job_ids": list(job_ids), "eta": shown}
 
 
 async def estimate_end(estimator: Estimator, last: Job | None) -> BatchEta | None:

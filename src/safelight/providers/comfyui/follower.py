@@ -11,8 +11,8 @@ from collections.abc import AsyncGenerator
 from safelight.providers.base import JobDropped, JobLost, Progress, ProviderCrashed, Update
 from safelight.providers.comfyui.listener import Listener
 from safelight.providers.comfyui.outcome import Run
+from safelight.providers.comfyui.prompt_state import Ended, Queued, Running
 from safelight.providers.comfyui.server import ServerUnreachable
-from safelight.providers.comfyui.standing import Ended, Queued, Running
 
 
 async def is_there(run: Run) -> bool:
@@ -58,16 +58,16 @@ async def follow(run: Run, listener: Listener, *, looks_at_once: bool) -> AsyncG
                 next_look = max(next_look, listener.heard_at + pace.silence)
             continue
         try:
-            standing = await run.server.look(run.prompt_id)
+            state = await run.server.look(run.prompt_id)
         except ServerUnreachable as error:
             given_up.wait(error)
             next_look = now + pace.look
             continue
         given_up.reset()
-        absent = absent + 1 if standing is None else 0
-        match standing:
+        absent = absent + 1 if state is None else 0
+        match state:
             case Ended():
-                run.end = standing
+                run.end = state
                 return
             case None if absent == 2:
                 run.end = _end_of_the_unknown(run, listener, was_here=was_here)
@@ -92,7 +92,7 @@ async def follow(run: Run, listener: Listener, *, looks_at_once: bool) -> AsyncG
             next_look = now + pause
             pause = min(pace.look, pause * 2)
         elif listener.is_connected:
-            next_look = now + (pace.silence if isinstance(standing, Running) else min(3.0, pace.silence))
+            next_look = now + (pace.silence if isinstance(state, Running) else min(3.0, pace.silence))
         else:
             next_look = now + pace.look
 

@@ -22,8 +22,8 @@ from websockets.exceptions import WebSocketException
 from safelight.providers.base import Preview, Progress
 from safelight.providers.comfyui.graph import Graph
 from safelight.providers.comfyui.progress import Tracker
+from safelight.providers.comfyui.prompt_state import Ended, files_of
 from safelight.providers.comfyui.server import Server, read_json
-from safelight.providers.comfyui.standing import Ended, files_of
 
 FEATURES = orjson.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}).decode()
 PREVIEW, PREVIEW_WITH_METADATA = 1, 4

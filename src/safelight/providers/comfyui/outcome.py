@@ -7,8 +7,8 @@ from pathlib import Path
 
 from safelight.providers.base import BadOutput, Output, ProviderError, ProviderUnavailable
 from safelight.providers.comfyui.graph import Plan, checkpoints_of, title_of
+from safelight.providers.comfyui.prompt_state import Ended, File
 from safelight.providers.comfyui.server import FileGone, Server, ServerUnreachable
-from safelight.providers.comfyui.standing import Ended, File
 from safelight.providers.fetch import HEAD_BYTES, content_type_of
 
 DOWNLOAD_TRIES = 4

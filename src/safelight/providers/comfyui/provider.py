@@ -72,8 +72,8 @@ from safelight.providers.comfyui.outcome import (
 )
 from safelight.providers.comfyui.pool import Place, Pool, problems_of, refuse_everywhere
 from safelight.providers.comfyui.progress import Meter
+from safelight.providers.comfyui.prompt_state import Queued, Running
 from safelight.providers.comfyui.server import Pace, Server, ServerUnreachable
-from safelight.providers.comfyui.standing import Queued, Running
 from safelight.providers.comfyui.template import InvalidTemplate, Template, builtin_templates, check_template
 from safelight.suggestion import did_you_mean, listed
 
@@ -248,10 +248,10 @@ class ComfyUI(Provider):
         for server in await self._pool.alive() if ids else ():
             for prompt_id in ids:
                 try:
-                    standing = await server.look(prompt_id)
+                    state = await server.look(prompt_id)
                 except ServerUnreachable:
                     break
-                if isinstance(standing, Queued | Running) or (standing is not None and standing.files):
+                if isinstance(state, Queued | Running) or (state is not None and state.files):
                     return Run(server, prompt_id, plan)
         return None
 

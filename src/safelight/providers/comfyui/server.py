@@ -24,8 +24,8 @@ import structlog
 from safelight.providers.base import BadOutput, InvalidParameters
 from safelight.providers.comfyui.catalogue import Catalogue
 from safelight.providers.comfyui.graph import Graph, Plan
+from safelight.providers.comfyui.prompt_state import Ended, File, PromptState, Queued, Running, end_of
 from safelight.providers.comfyui.refusal import reject
-from safelight.providers.comfyui.standing import Ended, File, Queued, Running, Standing, end_of
 
 log = structlog.get_logger()
 
@@ -245,7 +245,7 @@ class Server:
                 await self.cancel(prompt_id)
             reject(plan, None, node_errors)
 
-    async def look(self, prompt_id: str) -> Standing:
+    async def look(self, prompt_id: str) -> PromptState:
         """How a job stands, and None if it is nowhere. Raises `ServerUnreachable`."""
         if await self._is_since(JOBS_SINCE):
             return await self._look_at_job(prompt_id)
@@ -262,7 +262,7 @@ class Server:
         ran: Any = entry.get("prompt")
         return end_of(entry.get("outputs"), entry.get("status"), ran[2] if isinstance(ran, list) else None)
 
-    async def _look_at_job(self, prompt_id: str) -> Standing:
+    async def _look_at_job(self, prompt_id: str) -> PromptState:
         response = await self._ask("GET", f"/api/jobs/{prompt_id}")
         if response.status_code == 404:
             return None

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from safelight.jobs import Batch, Member, Position, Tally
+from safelight.jobs import Batch, BatchProgress, Member, Position
 from safelight.watch import BatchWatch, Message
 
 pytestmark = pytest.mark.anyio
@@ -39,24 +39,33 @@ def test_of_more_jobs_than_a_batch_may_have_nothing_is_known(text: str) -> None:
 
 
 def test_states_and_progress_are_counted() -> None:
-    tally = Tally(BATCH, WAITING)
-    assert (tally.standing.status, str(tally.position), tally.has_changed) == ("pending", "1x3~0", False)
-    tally.take_state("b", "job.started", 2)
-    tally.take_progress("b", 50)
-    told = tally.news()
-    assert (told.status, told.progress, told.counts["processing"]) == ("processing", 16, 1)
-    assert told.jobs == [{"job_id": "b", "status": "processing", "progress": 50, "version": 2}]
-    assert not tally.has_changed and tally.news().jobs == []
+    batch = BatchProgress(BATCH, WAITING)
+    assert (batch.state.status, str(batch.position), batch.has_changed) == (
+        "pending",
+        "1x3~0",
+        False,
+    )
+    batch.take_state("b", "job.started", 2)
+    batch.take_progress("b", 50)
+    news = batch.news()
+    assert (news.status, news.progress, news.counts["processing"]) == ("processing", 16, 1)
+    assert news.jobs == [{"job_id": "b", "status": "processing", "progress": 50, "version": 2}]
+    assert not batch.has_changed and batch.news().jobs == []
     for job_id, end, version in (("b", "job.completed", 3), ("a", "job.cancelled", 2), ("c", "job.failed", 4)):
-        tally.take_state(job_id, end, version)
-    assert tally.standing.is_terminal
-    end = tally.end()
-    assert (end.type, end.status, end.progress, str(tally.position)) == ("batch.failed", "failed", 100, "2.3.4~100")
+        batch.take_state(job_id, end, version)
+    assert batch.state.is_terminal
+    end = batch.end()
+    assert (end.type, end.status, end.progress, str(batch.position)) == (
+        "batch.failed",
+        "failed",
+        100,
+        "2.3.4~100",
+    )
 
 
 def test_progress_never_goes_backwards() -> None:
-    tally = Tally(BATCH, [Member("a", "processing", 90, 2, 4), Member("b", "completed", 100, 1, 3), WAITING[2]])
-    seen = [tally.standing.progress]
+    batch = BatchProgress(BATCH, [Member("a", "processing", 90, 2, 4), Member("b", "completed", 100, 1, 3), WAITING[2]])
+    seen = [batch.state.progress]
     for event, version, progress in (
         ("", 4, 30),
         ("job.pending", 5, None),
@@ -65,18 +74,18 @@ def test_progress_never_goes_backwards() -> None:
         ("job.failed", 7, None),
     ):
         if event:
-            tally.take_state("a", event, version)
+            batch.take_state("a", event, version)
         else:
-            tally.take_progress("a", progress)
-        seen.append(tally.standing.progress)
+            batch.take_progress("a", progress)
+        seen.append(batch.state.progress)
     assert seen == [63, 63, 63, 63, 65, 66]
-    assert tally.standing.status == "processing"
-    assert Tally(BATCH, WAITING, told=40).progress == 40
+    assert batch.state.status == "processing"
+    assert BatchProgress(BATCH, WAITING, shown=40).progress == 40
 
 
 def test_a_frame_is_an_event() -> None:
-    tally = Tally(BATCH, WAITING)
-    frame = tally.snapshot().as_frame(tally.position)
+    batch = BatchProgress(BATCH, WAITING)
+    frame = batch.snapshot().as_frame(batch.position)
     assert frame.startswith(b'id: 1x3~0\nevent: batch.snapshot\ndata: {"type":"batch.snapshot","batch_id":"b",')
     assert frame.endswith(b"\n\n") and frame.count(b"\n") == 4
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
-from safelight.jobs.batch import MAX_BATCH_JOBS, Batch, Member, Standing
+from safelight.jobs.batch import MAX_BATCH_JOBS, Batch, BatchState, Member
 from safelight.jobs.job import STATUSES, TERMINAL, Status
 
 BatchEventType = Literal["batch.snapshot", "batch.progress", "batch.completed", "batch.failed", "batch.cancelled"]
@@ -31,7 +31,7 @@ STATUS_OF: dict[str, Status] = {
     "job.failed": "failed",
     "job.cancelled": "cancelled",
 }
-ALL_TOLD = "end"  # the id of the terminal event
+END_ID = "end"  # the id of the terminal event
 _RUN = r"[0-9]{1,9}(x[0-9]{1,4})?"
 POSITION = rf"{_RUN}(\.{_RUN})*~[0-9]{{1,3}}"  # the form of every other id
 LONGEST_POSITION = 16 * MAX_BATCH_JOBS  # characters
@@ -45,8 +45,8 @@ class Position(NamedTuple):
 
     def __str__(self) -> str:
         runs = ((version, len(list(run))) for version, run in groupby(self.versions))
-        told = ".".join(f"{version}x{length}" if length > 1 else str(version) for version, length in runs)
-        return f"{told}~{self.progress}"
+        text = ".".join(f"{version}x{length}" if length > 1 else str(version) for version, length in runs)
+        return f"{text}~{self.progress}"
 
     @classmethod
     def parse(cls, text: str) -> "Position | None":
@@ -88,13 +88,15 @@ class BatchEvent:
         )
 
 
-class Tally:
-    """One watcher's count. Progress never goes backwards: a job counts as far as it ever came, an ended one as 100."""
+class BatchProgress:
+    """How far a batch came, for one watcher. It never goes backwards: a job counts as far as it ever came, an ended one
+    as 100.
+    """
 
-    def __init__(self, batch: Batch, members: Sequence[Member], told: int = 0) -> None:
-        """`told` is the progress that the watcher was told before."""
+    def __init__(self, batch: Batch, members: Sequence[Member], shown: int = 0) -> None:
+        """`shown` is the progress that the watcher has seen."""
         self._batch = batch
-        self._told = told
+        self._shown = shown
         self._status: dict[str, Status] = {member.job_id: member.status for member in members}
         self._version = {member.job_id: member.version for member in members}
         self._progress = {member.job_id: 100 if member.is_terminal else member.progress for member in members}
@@ -107,14 +109,14 @@ class Tally:
         self._has_changed = False
 
     @property
-    def standing(self) -> Standing:
-        return Standing(self._counts, self._open_progress, self._has_begun)
+    def state(self) -> BatchState:
+        return BatchState(self._counts, self._open_progress, self._has_begun)
 
     @property
     def progress(self) -> int:
         """0-100, and never less than it was."""
-        self._told = max(self._told, self.standing.progress)
-        return self._told
+        self._shown = max(self._shown, self.state.progress)
+        return self._shown
 
     @property
     def position(self) -> Position:
@@ -150,24 +152,24 @@ class Tally:
 
     def snapshot(self) -> BatchEvent:
         """How it stands, with all of its jobs."""
-        return self._tell("batch.snapshot", self._status)
+        return self._event("batch.snapshot", self._status)
 
     def news(self) -> BatchEvent:
         """How it stands, with the jobs that came further since this was last told."""
         further, self._came_further, self._has_changed = self._came_further, {}, False
-        return self._tell("batch.progress", further)
+        return self._event("batch.progress", further)
 
     def end(self) -> BatchEvent:
         """The terminal event, once the last job has ended."""
-        return self._tell(BATCH_ENDS[self.standing.status], ())
+        return self._event(BATCH_ENDS[self.state.status], ())
 
-    def _tell(self, kind: BatchEventType, job_ids: Iterable[str]) -> BatchEvent:
-        standing = self.standing
+    def _event(self, kind: BatchEventType, job_ids: Iterable[str]) -> BatchEvent:
+        state = self.state
         return BatchEvent(
             type=kind,
             batch_id=self._batch.id,
-            status=standing.status,
-            is_terminal=standing.is_terminal,
+            status=state.status,
+            is_terminal=state.is_terminal,
             counts=dict(self._counts),
             total=self._batch.total,
             progress=self.progress,

@@ -38,7 +38,7 @@ class Ended:
     checkpoints: tuple[str, ...] = ()
 
 
-Standing = Queued | Running | Ended | None  # None: the server knows no such job
+PromptState = Queued | Running | Ended | None  # None: the server knows no such job
 
 
 def end_of(outputs: Any, status: Any, graph: Any = None) -> Ended:
