@@ -31,7 +31,7 @@ from safelight.jobs import Dispatcher, Jobs, dispatch
 from safelight.providers import mock
 from safelight.providers.base import Accepted, Preview, Progress, Reserved, Submitting
 from safelight.queue import HintQueue
-from safelight.worker.attempt import Attempt
+from safelight.worker.attempt import RunningAttempt
 from safelight.worker.process import run_worker
 from safelight.worker.runner import Runner
 
@@ -91,7 +91,7 @@ def _is_accepted(runner: object, attempt: object, update: object, made: object) 
     return isinstance(update, Accepted | Reserved)
 
 
-def _is_news(runner: object, attempt: Attempt, update: object, made: object) -> bool:
+def _is_news(runner: object, attempt: RunningAttempt, update: object, made: object) -> bool:
     """That the provider works on it."""
     return isinstance(update, Preview) or (isinstance(update, Progress) and attempt.remote_id is not None)
 
