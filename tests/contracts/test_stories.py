@@ -229,6 +229,14 @@ async def test_the_order_of_scenes_takes_their_jobs_along(shelf: Shelf) -> None:
     assert (await shelf.look(made[1])).image.job_id == running.id
 
 
+async def test_no_scene_gets_a_number_that_nobody_can_name(shelf: Shelf) -> None:
+    highest = await shelf.scene(stories.MAX_SCENE_NUMBER)
+    assert highest.scene_number == stories.MAX_SCENE_NUMBER
+    refused = await shelf.write(stories.create_scene, NewScene(new_id(), OWNER, shelf.chapter, None, "dusk", ()))
+    assert isinstance(refused, SceneNumberTaken) and "`scene_number`" in refused.detail
+    assert (await shelf.scene(7)).scene_number == 7
+
+
 async def test_one_of_two_scenes_with_one_number(shelf: Shelf, other_database: Database) -> None:
     news = [NewScene(new_id(), OWNER, shelf.chapter, 5, "dusk", ()) for _ in range(2)]
     databases = (shelf.desk.database, other_database)

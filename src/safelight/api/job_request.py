@@ -31,6 +31,7 @@ from safelight.providers.address import FetchRefused, checked_url
 from safelight.providers.base import InvalidParameters, Limits, Lora, Parameters, Provider
 from safelight.providers.parameters import ASKED, Prompt, Seed, asked_fields
 from safelight.providers.registry import NoDefault, Registry, UnknownProvider
+from safelight.stories import MAX_SCENE_NUMBER
 
 KIND = "image.generate"
 PAST_TOLERANCE = timedelta(seconds=5)
@@ -180,7 +181,7 @@ class GenerationRequest(PictureRequest):
     prompt: Prompt = Field(description="What to draw")
     project_id: OpaqueId | None = None
     chapter_id: OpaqueId | None = None
-    scene_number: Int | None = Field(None, ge=0, le=1_000_000)
+    scene_number: Int | None = Field(None, ge=0, le=MAX_SCENE_NUMBER)
     character_id: OpaqueId | None = None
 
     @cached_property

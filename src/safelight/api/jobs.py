@@ -62,6 +62,7 @@ from safelight.jobs import (
     get,
     with_artifacts,
 )
+from safelight.stories import MAX_SCENE_NUMBER
 
 
 class JobNotEnded(SafelightError):
@@ -127,7 +128,7 @@ async def list_jobs(
     ] = None,
     project_id: Text | None = None,
     chapter_id: Text | None = None,
-    scene_number: Annotated[int | None, Query(ge=0, le=1_000_000)] = None,
+    scene_number: Annotated[int | None, Query(ge=0, le=MAX_SCENE_NUMBER)] = None,
     character_id: Text | None = None,
     text: Annotated[Text | None, Query(max_length=200, description="Part of the prompt")] = None,
     younger_than_seconds: Annotated[float | None, Query(ge=0, le=1e9, allow_inf_nan=False)] = None,

@@ -29,6 +29,7 @@ from safelight.stories.project import (
     list_projects,
 )
 from safelight.stories.scene import (
+    MAX_SCENE_NUMBER,
     MAX_SCENES,
     NewScene,
     Scene,
@@ -67,6 +68,7 @@ from safelight.stories.subject import (
 
 __all__ = [
     "MAX_SCENES",
+    "MAX_SCENE_NUMBER",
     "PICTURE",
     "Chapter",
     "ChapterNotFound",

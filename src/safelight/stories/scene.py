@@ -29,6 +29,7 @@ from safelight.stories.character import characters
 from safelight.stories.picture import Pictures, ShownPicture, columns
 
 MAX_SCENES = 1000  # what one batch takes
+MAX_SCENE_NUMBER = 1_000_000
 
 scenes = Table(
     "scenes",
@@ -136,6 +137,9 @@ def create_scene(tx: Tx, new: NewScene) -> Scene | ChapterNotFound | SceneNumber
     number = max(numbers, default=0) + 1 if new.scene_number is None else new.scene_number
     if number in numbers:
         return SceneNumberTaken(f"The chapter has another scene with the number {number}.")
+    if number > MAX_SCENE_NUMBER:
+        highest = f"The chapter has a scene with the highest number there is, {MAX_SCENE_NUMBER}"
+        return SceneNumberTaken(f"{highest}: give the new one a `scene_number`, or number the scenes anew.")
     values = {
         "id": new.id,
         "owner_id": new.owner_id,

@@ -69,7 +69,7 @@ ChapterId = Annotated[
     StringConstraints(min_length=1, max_length=200),
     Path(alias="chapter_id", description="Of a chapter kept here, or an id of your own for one kept elsewhere"),
 ]
-SceneNumber = Annotated[int, Path(ge=0, le=1_000_000)]
+SceneNumber = Annotated[int, Path(ge=0, le=stories.MAX_SCENE_NUMBER)]
 
 
 class SceneImageNotFound(SafelightError):
@@ -253,7 +253,7 @@ async def list_images(
     chapter_id: ChapterId,
     world: World,
     owner: Owner,
-    scene_number: Annotated[int | None, Query(ge=0, le=1_000_000)] = None,
+    scene_number: Annotated[int | None, Query(ge=0, le=stories.MAX_SCENE_NUMBER)] = None,
     cursor: IdCursor = None,
     limit: Limit = 50,
 ) -> Response:

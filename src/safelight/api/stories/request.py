@@ -11,6 +11,7 @@ from safelight.api.fields import Body
 from safelight.api.job_request import PictureRequest
 from safelight.bounds import HasWords, Int
 from safelight.providers.parameters import Prompt
+from safelight.stories import MAX_SCENE_NUMBER
 
 Images = Literal["keep", "delete"]
 WithImages = Annotated[Images, Query(alias="images", description="What becomes of the pictures that were made")]
@@ -30,7 +31,7 @@ ScriptText = Annotated[str, StringConstraints(max_length=100_000)]
 Description = Annotated[str, StringConstraints(max_length=2000)]
 Id = Annotated[str, AfterValidator(_a_uuid), Field(json_schema_extra={"format": "uuid"})]
 Ids = Annotated[list[Id], Field(json_schema_extra={"uniqueItems": True})]
-Number = Annotated[Int, Field(ge=0, le=1_000_000)]
+Number = Annotated[Int, Field(ge=0, le=MAX_SCENE_NUMBER)]
 
 
 class ProjectRequest(Body):
