@@ -232,7 +232,7 @@ async def test_the_order_of_scenes_takes_their_jobs_along(shelf: Shelf) -> None:
 async def test_no_scene_gets_a_number_that_nobody_can_name(shelf: Shelf) -> None:
     highest = await shelf.scene(stories.MAX_SCENE_NUMBER)
     assert highest.scene_number == stories.MAX_SCENE_NUMBER
-    refused = await shelf.write(stories.create_scene, NewScene(new_id(), OWNER, shelf.chapter, None, "dusk", ()))
+    refused = await shelf.desk.write(stories.create_scene, NewScene(new_id(), OWNER, shelf.chapter, None, "dusk", ()))
     assert isinstance(refused, SceneNumberTaken) and "`scene_number`" in refused.detail
     assert (await shelf.scene(7)).scene_number == 7
 
