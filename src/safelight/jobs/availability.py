@@ -40,7 +40,7 @@ from safelight.jobs.job import PROCESSING, RELEASED, WAITING, Job, has_status, j
 from safelight.providers.parameters import Parameters
 
 Breaker = Literal["closed", "open", "half_open"]
-ClosedBy = Literal["provider_paused", "breaker_open", "provider_unreachable"]
+UnavailableBy = Literal["provider_paused", "breaker_open", "provider_unreachable"]
 Verdict = Literal["worked", "failed"]
 
 ROUTE_PATIENCE_SECONDS = 5.0  # a pause shorter than this is waited for, whatever else the route offers
@@ -81,7 +81,7 @@ class BreakerPolicy:
 class Unavailability:
     """Why a provider may start nothing, and until when, if that is known."""
 
-    code: ClosedBy
+    code: UnavailableBy
     until: datetime | None
     reason: str
     is_long: bool  # not worth waiting for while there is another way
